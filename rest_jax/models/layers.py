@@ -1,0 +1,269 @@
+"""Building blocks shared by the models: NHWC, parameters in float32, PyTorch's semantics.
+
+A layer computes in `dtype` (its input's where None); statistics of norms are always float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+from rest_jax import ops
+from rest_jax.errors import UserError
+
+Dtype = Any
+MIN_SIZE = 32
+
+# The authors' initialisation: truncated at two (PyTorch: absolute) units, which at a deviation of
+# 0.02 never cuts, so it is the plain normal to float32.
+init_weight = nn.initializers.normal(0.02)
+
+
+def check_images(x, in_channels: int, model: str) -> None:
+  """Refuses what no model here can read.
+
+  Args:
+    x: the model's input.
+    in_channels: channels that the model was built for.
+    model: its name, for the message.
+
+  Raises:
+    UserError: not (B, H, W, C), another channel count, or a side under 32 px.
+  """
+  if x.ndim != 4:
+    raise UserError(f'{model} takes images (B, H, W, C), got shape {tuple(x.shape)}')
+  if x.shape[-1] != in_channels:
+    raise UserError(
+      f'{model} takes {in_channels} channels in the last axis, got shape {tuple(x.shape)}; '
+      'convert the images or build the model with in_channels'
+    )
+  if min(x.shape[1:3]) < MIN_SIZE:
+    raise UserError(
+      f'{model} takes images of {MIN_SIZE} px or more a side, got {x.shape[1]}x{x.shape[2]}; '
+      'enlarge them first'
+    )
+
+
+class Dense(nn.Module):
+  """A linear layer over the last axis, computed on flattened rows.
+
+  XLA:CPU's weight gradient of a matrix product over (B, H, W, C) is up to four times slower than
+  over (B*H*W, C).
+
+  Attributes:
+    features: output width.
+    use_bias: adds a bias.
+    dtype: computing dtype.
+  """
+
+  features: int
+  use_bias: bool = True
+  dtype: Dtype | None = None
+
+  @nn.compact
+  def __call__(self, x):
+    kernel = self.param('kernel', init_weight, (x.shape[-1], self.features))
+    dtype = self.dtype or x.dtype
+    out = x.reshape(-1, x.shape[-1]).astype(dtype) @ kernel.astype(dtype)
+    if self.use_bias:
+      bias = self.param('bias', nn.initializers.zeros, (self.features,))
+      out += bias.astype(dtype)[None]
+    return out.reshape(*x.shape[:-1], self.features)
+
+
+class Conv(nn.Module):
+  """A square convolution with the same zero padding on all sides; depthwise where asked.
+
+  Attributes:
+    features: output channels.
+    kernel_size: side of the kernel.
+    stride: step in both directions.
+    padding: zeros added to every side.
+    use_bias: adds a bias.
+    depthwise: one kernel plane for each output channel.
+    kernel_init: initialiser of the kernel.
+    dtype: computing dtype.
+  """
+
+  features: int
+  kernel_size: int
+  stride: int = 1
+  padding: int = 0
+  use_bias: bool = True
+  depthwise: bool = False
+  kernel_init: Callable = init_weight
+  dtype: Dtype | None = None
+
+  @nn.compact
+  def __call__(self, x):
+    inputs = 1 if self.depthwise else x.shape[-1]
+    shape = (self.kernel_size, self.kernel_size, inputs, self.features)
+    dtype = self.dtype or x.dtype
+    kernel = self.param('kernel', self.kernel_init, shape).astype(dtype)
+    x = x.astype(dtype)
+    if self.depthwise:
+      out = ops.depthwise_conv(x, kernel, stride=self.stride, padding=self.padding)
+    else:
+      out = lax.conv_general_dilated(
+        x,
+        kernel,
+        (self.stride, self.stride),
+        ((self.padding, self.padding),) * 2,
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+      )
+    if self.use_bias:
+      out += self.param('bias', nn.initializers.zeros, (self.features,)).astype(dtype)[
+        None, None, None
+      ]
+    return out
+
+
+class LayerNorm(nn.Module):
+  """Normalises the last axis; statistics in float32.
+
+  Attributes:
+    epsilon: added to the variance.
+    dtype: dtype of the result.
+  """
+
+  epsilon: float = 1e-5
+  dtype: Dtype | None = None
+
+  @nn.compact
+  def __call__(self, x):
+    lead = (1,) * (x.ndim - 1)
+    scale = self.param('scale', nn.initializers.ones, (x.shape[-1],)).reshape(*lead, -1)
+    bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],)).reshape(*lead, -1)
+    wide = x.astype(jnp.float32)
+    mean = jnp.mean(wide, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True)
+    out = (wide - mean) * lax.rsqrt(variance + self.epsilon) * scale + bias
+    return out.astype(self.dtype or x.dtype)
+
+
+class BatchNorm(nn.Module):
+  """Batch normalisation with PyTorch's bookkeeping.
+
+  Normalises by the biased variance and keeps the *unbiased* one as the running statistic, which
+  Flax's own layer does not; `count` is PyTorch's num_batches_tracked.
+
+  Attributes:
+    epsilon: added to the variance.
+    momentum: weight of the old running statistic (PyTorch's 1 - momentum).
+    axis_name: mapped axis over which the statistics are synchronised; None: per device.
+    scale_init: initialiser of the scale.
+    dtype: dtype of the result.
+  """
+
+  epsilon: float = 1e-5
+  momentum: float = 0.9
+  axis_name: str | None = None
+  scale_init: Callable = nn.initializers.ones
+  dtype: Dtype | None = None
+
+  @nn.compact
+  def __call__(self, x, train: bool):
+    channels = x.shape[-1]
+    scale = self.param('scale', self.scale_init, (channels,))
+    bias = self.param('bias', nn.initializers.zeros, (channels,))
+    ra_mean = self.variable('batch_stats', 'mean', jnp.zeros, (channels,), jnp.float32)
+    ra_var = self.variable('batch_stats', 'var', jnp.ones, (channels,), jnp.float32)
+    count = self.variable('batch_stats', 'count', jnp.zeros, (), jnp.int32)
+    mean, variance = ra_mean.value, ra_var.value
+    if train:
+      mean, variance, samples = self._statistics(x)
+      if not self.is_initializing():
+        keep, unbiased = self.momentum, variance * (samples / max(samples - 1, 1))
+        ra_mean.value = keep * ra_mean.value + (1 - keep) * mean
+        ra_var.value = keep * ra_var.value + (1 - keep) * unbiased
+        count.value = count.value + 1
+    factor = scale * lax.rsqrt(variance + self.epsilon)
+    offset = bias - mean * factor
+    lead = (1,) * (x.ndim - 1)
+    out = x.astype(jnp.float32) * factor.reshape(*lead, -1) + offset.reshape(*lead, -1)
+    return out.astype(self.dtype or x.dtype)
+
+  def _statistics(self, x):
+    """Mean and biased variance of every channel, (C,) each, and how many values they are from."""
+    axes = tuple(range(x.ndim - 1))
+    samples = x.size // x.shape[-1]
+    wide = x.astype(jnp.float32)
+    mean = jnp.mean(wide, axis=axes)
+    if self.axis_name is not None and not self.is_initializing():
+      mean = lax.pmean(mean, self.axis_name)
+      samples *= lax.axis_size(self.axis_name)
+    variance = jnp.mean(jnp.square(wide - mean.reshape(*(1,) * len(axes), -1)), axis=axes)
+    if self.axis_name is not None and not self.is_initializing():
+      variance = lax.pmean(variance, self.axis_name)
+    return mean, variance, samples
+
+
+class DropPath(nn.Module):
+  """Stochastic depth: drops a whole residual branch for a sample, and scales the others up.
+
+  Attributes:
+    rate: probability of dropping, in [0, 1).
+
+  References:
+    Huang et al., Deep Networks with Stochastic Depth, ECCV 2016.
+  """
+
+  rate: float
+
+  @nn.compact
+  def __call__(self, x, train: bool):
+    if not train or self.rate == 0.0:
+      return x
+    keep = 1.0 - self.rate
+    shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+    mask = jax.random.bernoulli(self.make_rng('dropout'), keep, shape)
+    return x * (mask.astype(x.dtype) / jnp.asarray(keep, x.dtype))
+
+
+class Mlp(nn.Module):
+  """Two linear layers with an exact GELU between them.
+
+  Attributes:
+    ratio: hidden width over input width.
+    drop_rate: dropout after the activation and after the second layer.
+    dtype: computing dtype.
+  """
+
+  ratio: float = 4.0
+  drop_rate: float = 0.0
+  dtype: Dtype | None = None
+
+  @nn.compact
+  def __call__(self, x, train: bool):
+    width = x.shape[-1]
+    x = ops.gelu(Dense(int(width * self.ratio), dtype=self.dtype, name='fc1')(x))
+    x = nn.Dropout(self.drop_rate, deterministic=not train)(x)
+    x = Dense(width, dtype=self.dtype, name='fc2')(x)
+    return nn.Dropout(self.drop_rate, deterministic=not train)(x)
+
+
+class Position(nn.Module):
+  """Position encoding from a depthwise 3x3 convolution of the map itself.
+
+  Attributes:
+    kind: 'pa' (x * sigmoid(conv(x)), pixel attention), 'gl' (x + conv(x)) or 'none'.
+    dtype: computing dtype.
+
+  References:
+    ResT, arXiv 2105.13677, section 3.3 (position encoding as spatial attention).
+  """
+
+  kind: str = 'pa'
+  dtype: Dtype | None = None
+
+  @nn.compact
+  def __call__(self, x):
+    if self.kind == 'none':
+      return x
+    local = Conv(x.shape[-1], 3, padding=1, depthwise=True, dtype=self.dtype, name='conv')(x)
+    return x * jax.nn.sigmoid(local) if self.kind == 'pa' else x + local

@@ -1,0 +1,74 @@
+"""Models by name."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import importlib
+import importlib.util
+from collections.abc import Callable
+
+from flax import linen as nn
+
+from rest_jax.errors import UserError
+
+_BUILDERS: dict[str, Callable[..., nn.Module]] = {}
+_MODULES = ('rest_jax.models.rest', 'rest_jax.models.resnet')
+
+
+def register(name: str) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
+  """Decorator: makes `builder(**overrides) -> module` known as `name`."""
+
+  def add(builder):
+    if name in _BUILDERS:
+      raise ValueError(f'two models are called {name!r}')
+    _BUILDERS[name] = builder
+    return builder
+
+  return add
+
+
+def _builders() -> dict[str, Callable[..., nn.Module]]:
+  for module in _MODULES:
+    if importlib.util.find_spec(module):
+      importlib.import_module(module)
+  return _BUILDERS
+
+
+def list_models(pattern: str = '*') -> list[str]:
+  """Names that `create_model` takes, sorted.
+
+  Args:
+    pattern: shell pattern, such as 'restv2*'.
+  """
+  return sorted(fnmatch.filter(_builders(), pattern))
+
+
+def create_model(name: str, num_classes: int = 1000, **overrides) -> nn.Module:
+  """Builds a model without parameters; `model.init` makes those.
+
+  Args:
+    name: one of `list_models()`.
+    num_classes: outputs; 0 for no head, then the model gives the pooled features (B, C).
+    **overrides: attributes of the module that differ from the published model, such as
+      `dtype=jnp.bfloat16`, `drop_path_rate=0.1`, `widths=(32, 64, 128, 256)`.
+
+  Returns:
+    A Linen module: `model.apply(variables, images, train=False)` gives logits (B, K) for
+    normalised float NHWC images; `method='features'` the maps of the four stages.
+
+  Raises:
+    UserError: an unknown name or override.
+  """
+  builders = _builders()
+  if name not in builders:
+    near = difflib.get_close_matches(name, builders, 3) or sorted(builders)
+    raise UserError(f'unknown model {name!r}; did you mean {" or ".join(near)}?')
+  model = builders[name]()
+  fields = [f for f in type(model).__dataclass_fields__ if f not in ('parent', 'name')]
+  for key in overrides:
+    if key not in fields:
+      near = difflib.get_close_matches(key, fields, 3) or fields
+      raise UserError(f'{name} has no option {key!r}; did you mean {" or ".join(near)}?')
+  frozen = {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
+  return model.clone(num_classes=num_classes, **frozen)

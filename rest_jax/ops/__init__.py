@@ -1,0 +1,8 @@
+"""Pure array functions: float arrays in NHWC or (B, n, heads, d), no parameters, no state."""
+
+from rest_jax.ops.activation import gelu
+from rest_jax.ops.attention import attend, emsa
+from rest_jax.ops.depthwise import depthwise_conv
+from rest_jax.ops.platform import form, use_form
+
+__all__ = ['attend', 'depthwise_conv', 'emsa', 'form', 'gelu', 'use_form']

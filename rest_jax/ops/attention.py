@@ -1,0 +1,91 @@
+"""Efficient multi-head self-attention's inner product, without the normalised map.
+
+Shapes: B images, h heads, n queries, m keys (m = n / s^2), d channels a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+INSTANCE_NORM_EPS = 1e-5
+
+
+def attend(
+  q: Float[Array, 'B n h d'],
+  k: Float[Array, 'B m h d'],
+  v: Float[Array, 'B m h d'],
+  dropout: Callable | None = None,
+) -> Float[Array, 'B n h d']:
+  """softmax(q k^T / sqrt(d)) v.
+
+  Args:
+    q: queries.
+    k: keys.
+    v: values.
+    dropout: applied to the attention map (B, h, n, m); None for none.
+
+  Returns:
+    One row for each query, in the dtype of v.
+
+  References:
+    ResTv2, arXiv 2204.07366, equation 4 (without the up-sampling branch).
+  """
+  scores = _scores(q, k)
+  weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+  if dropout is not None:
+    weights = dropout(weights)
+  return jnp.einsum('bhnm,bmhd->bnhd', weights, v)
+
+
+def emsa(
+  q: Float[Array, 'B n h d'],
+  k: Float[Array, 'B m h d'],
+  v: Float[Array, 'B m h d'],
+  head_mix: Float[Array, 'h h'],
+  dropout: Callable | None = None,
+) -> Float[Array, 'B n h d']:
+  """IN(softmax(Conv1x1_heads(q k^T / sqrt(d)))) v, for more than one head.
+
+  The instance norm (no affine, over the n x m plane of each head) is never applied to the map:
+  the rows of a softmax sum to 1, so the plane's mean is exactly 1/m, and
+  IN(P) v = (P v - mean_rows(v)) / sqrt(mean(P^2) - 1/m^2 + eps).
+  The 1x1 convolution's bias is the same for a whole plane and a softmax does not see it, so it is
+  no argument here.
+
+  Args:
+    q: queries.
+    k: keys.
+    v: values.
+    head_mix: the 1x1 convolution over heads, (in, out).
+    dropout: applied to the normalised map (B, h, n, m); None for none. With it the map has to be
+      stored after all.
+
+  Returns:
+    One row for each query, in the dtype of v.
+
+  References:
+    ResT, arXiv 2105.13677, equations 2-4.
+  """
+  m = k.shape[1]
+  weights = jax.nn.softmax(_mix(_scores(q, k), head_mix), axis=-1)
+  second_moment = jnp.mean(jnp.square(weights), axis=(2, 3))
+  scale = jax.lax.rsqrt(second_moment - 1.0 / m**2 + INSTANCE_NORM_EPS)
+  if dropout is not None:
+    normed = dropout((weights - 1.0 / m) * scale[:, :, None, None])
+    return jnp.einsum('bhnm,bmhd->bnhd', normed.astype(v.dtype), v)
+  mixed = jnp.einsum('bhnm,bmhd->bnhd', weights.astype(v.dtype), v)
+  centred = mixed - jnp.mean(v, axis=1, keepdims=True)
+  return centred * scale[:, None, :, None].astype(v.dtype)
+
+
+def _scores(q, k):
+  scale = q.shape[-1] ** -0.5
+  return jnp.einsum('bnhd,bmhd->bhnm', q * scale, k, preferred_element_type=jnp.float32)
+
+
+def _mix(scores, head_mix):
+  return jnp.einsum('bhnm,hg->bgnm', scores, head_mix.astype(scores.dtype))

@@ -1,0 +1,171 @@
+"""Depthwise convolution in NHWC, written for the platform it runs on.
+
+A depthwise convolution has so little arithmetic per element that a general convolution routine is
+lost in its own overhead on a CPU. There it is written as one multiply-add of a shifted image for
+each kernel tap, which XLA fuses into a single pass; its gradient is written by hand in the same
+way, because the transposed slices that autodiff makes of it cost seven times as much.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+from rest_jax.ops.platform import form
+
+
+def depthwise_conv(
+  x: Float[Array, 'B H W C'],
+  kernel: Float[Array, 'kh kw 1 CM'],
+  *,
+  stride: int = 1,
+  padding: int = 0,
+) -> Float[Array, 'B Ho Wo CM']:
+  """Convolves every channel with its own kernel(s): cross-correlation, as PyTorch's `groups=C`.
+
+  Args:
+    x: images or feature maps.
+    kernel: one plane for each output channel; output channel c reads input channel
+      c // (CM / C).
+    stride: step in both directions.
+    padding: zeros added on all four sides.
+
+  Returns:
+    The maps, Ho = (H + 2 padding - kh) // stride + 1 and the same for Wo, in the dtype of x.
+
+  Raises:
+    ValueError: if CM is no multiple of C, or the kernel is larger than the padded image.
+  """
+  channels, out_channels = x.shape[-1], kernel.shape[-1]
+  if kernel.ndim != 4 or kernel.shape[2] != 1 or out_channels % channels:
+    raise ValueError(
+      f'kernel {kernel.shape} does not fit {channels} channels: want (kh, kw, 1, m*C)'
+    )
+  if min(_out_size(x.shape, kernel.shape, stride, padding)) < 1:
+    raise ValueError(
+      f'kernel {kernel.shape[:2]} exceeds the image {x.shape[1:3]} padded by {padding}'
+    )
+  kernel = kernel.astype(x.dtype)
+  if form() == 'plain':
+    return _conv(x, kernel, stride, padding)
+  return _shifted(x, kernel, stride, padding)
+
+
+def _out_size(x_shape, k_shape, stride: int, padding: int) -> tuple[int, int]:
+  return tuple((x_shape[i + 1] + 2 * padding - k_shape[i]) // stride + 1 for i in (0, 1))
+
+
+def _conv(x, kernel, stride: int, padding: int):
+  return lax.conv_general_dilated(
+    x,
+    kernel,
+    (stride, stride),
+    ((padding, padding), (padding, padding)),
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    feature_group_count=x.shape[-1],
+  )
+
+
+def _pad(x, padding: int):
+  return jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+
+
+def _tap(padded, i: int, j: int, size: tuple[int, int], stride: int):
+  """The padded image as the kernel's tap (i, j) sees it, (B, Ho, Wo, C)."""
+  b, _, _, c = padded.shape
+  stop = (b, i + stride * (size[0] - 1) + 1, j + stride * (size[1] - 1) + 1, c)
+  return lax.slice(padded, (0, i, j, 0), stop, (1, stride, stride, 1))
+
+
+def _weight(kernel, i: int, j: int):
+  return kernel[i : i + 1, j : j + 1]
+
+
+def _repeat(x, times: int):
+  return x if times == 1 else jnp.repeat(x, times, axis=-1)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _shifted(x, kernel, stride: int, padding: int):
+  size = _out_size(x.shape, kernel.shape, stride, padding)
+  multiplier = kernel.shape[-1] // x.shape[-1]
+  padded = _pad(x, padding)
+  out = jnp.zeros((x.shape[0], *size, kernel.shape[-1]), jnp.promote_types(x.dtype, jnp.float32))
+  for i in range(kernel.shape[0]):
+    for j in range(kernel.shape[1]):
+      tap = _repeat(_tap(padded, i, j, size, stride), multiplier)
+      out += tap.astype(out.dtype) * _weight(kernel, i, j).astype(out.dtype)
+  return out.astype(x.dtype)
+
+
+def _shifted_fwd(x, kernel, stride: int, padding: int):
+  return _shifted(x, kernel, stride, padding), (x, kernel)
+
+
+def _shifted_bwd(stride: int, padding: int, residuals, grad):
+  x, kernel = residuals
+  return (
+    _input_gradient(grad, kernel, x.shape, stride, padding),
+    _kernel_gradient(grad, x, kernel, stride, padding),
+  )
+
+
+def _input_gradient(grad, kernel, x_shape, stride: int, padding: int):
+  """Gather form: phase (r, s) of the input only meets the taps r + stride*q, s + stride*p."""
+  (b, height, width, c), (kh, kw) = x_shape, kernel.shape[:2]
+  multiplier = kernel.shape[-1] // c
+  reach = (-(-kh // stride), -(-kw // stride))
+  rows, cols = grad.shape[1] + reach[0] - 1, grad.shape[2] + reach[1] - 1
+  padded = jnp.pad(
+    grad, ((0, 0), (reach[0] - 1, reach[0] - 1), (reach[1] - 1, reach[1] - 1), (0, 0))
+  )
+  phases = []
+  for r in range(stride):
+    for s in range(stride):
+      total = jnp.zeros((b, rows, cols, grad.shape[-1]), jnp.promote_types(grad.dtype, jnp.float32))
+      for q in range(reach[0]):
+        for p in range(reach[1]):
+          if r + stride * q < kh and s + stride * p < kw:
+            tap = _tap(padded, reach[0] - 1 - q, reach[1] - 1 - p, (rows, cols), 1)
+            weight = _weight(kernel, r + stride * q, s + stride * p)
+            total += tap.astype(total.dtype) * weight.astype(total.dtype)
+      if multiplier > 1:
+        total = total.reshape(b, rows, cols, c, multiplier).sum(-1)
+      phases.append(total.astype(grad.dtype))
+  return _interleave(phases, stride, (height, width), padding)
+
+
+def _interleave(phases, stride: int, size: tuple[int, int], padding: int):
+  """Puts the stride^2 phases side by side and cuts the padding off, (B, H, W, C)."""
+  if stride == 1:
+    full = phases[0]
+  else:
+    b, rows, cols, c = phases[0].shape
+    full = jnp.stack(phases, axis=3).reshape(b, rows, cols, stride, stride, c)
+    full = full.transpose(0, 1, 3, 2, 4, 5).reshape(b, rows * stride, cols * stride, c)
+  # Rows that no window reached (the stride left them over) have no gradient.
+  short = [max(0, padding + size[i] - full.shape[i + 1]) for i in (0, 1)]
+  full = jnp.pad(full, ((0, 0), (0, short[0]), (0, short[1]), (0, 0)))
+  return full[:, padding : padding + size[0], padding : padding + size[1]]
+
+
+def _kernel_gradient(grad, x, kernel, stride: int, padding: int):
+  size, multiplier = grad.shape[1:3], kernel.shape[-1] // x.shape[-1]
+  padded = _pad(x, padding)
+  wide = jnp.promote_types(grad.dtype, jnp.float32)
+  taps = [
+    jnp.sum(
+      _repeat(_tap(padded, i, j, size, stride), multiplier).astype(wide) * grad.astype(wide),
+      axis=(0, 1, 2),
+    )
+    for i in range(kernel.shape[0])
+    for j in range(kernel.shape[1])
+  ]
+  return jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)
+
+
+_shifted.defvjp(_shifted_fwd, _shifted_bwd)
