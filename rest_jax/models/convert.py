@@ -1,0 +1,229 @@
+"""Official PyTorch weights in and out, exactly.
+
+`python -m rest_jax.models.convert rest_small.pth --model rest_small --out DIRECTORY` writes a model
+directory that `Classifier.load` and every script takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from rest_jax.errors import UserError, run_script
+from rest_jax.models import model_dir, registry
+from rest_jax.models.classifier import Classifier
+from rest_jax.models.convert_tables import Target, table_for, target
+from rest_jax.models.state_dict import load_state_dict
+
+__all__ = ['from_pytorch', 'load_state_dict', 'main', 'to_pytorch']
+
+_HEAD = 'params/head/'
+_log = logging.getLogger(__name__)
+
+
+def from_pytorch(
+  state_dict: Mapping[str, Any],
+  model: nn.Module,
+  *,
+  drop_head: bool = False,
+  key: jax.Array | None = None,
+) -> dict[str, Any]:
+  """Turns a PyTorch state dict into a model's variables.
+
+  Args:
+    state_dict: {PyTorch name: array} under the names of the authors' checkpoints (ResT, ResTv2) or
+      torchvision's (ResNet); num_batches_tracked may be absent, it becomes 0.
+    model: a model of the registry.
+    drop_head: leave the file's classifier out and initialise the model's own; a notice is logged.
+    key: for that initialisation; `jax.random.key(0)` by default.
+
+  Returns:
+    {'params': ..., 'batch_stats': ...}, float32, batch counts int32.
+
+  Raises:
+    UserError: names are missing, unexpected or misshapen; all are listed.
+  """
+  expected = model_dir.abstract_tensors(model)
+  targets = _targets(expected, model)
+  head = [path for path in expected if path.startswith(_HEAD)] if drop_head else []
+  if drop_head:
+    state_dict = _without_head(state_dict, model)
+  wanted = {path: spec for path, spec in expected.items() if path not in head}
+  _check(state_dict, wanted, targets, model)
+  leaves = {path: _convert(state_dict, targets[path], spec) for path, spec in wanted.items()}
+  if head:
+    leaves |= _fresh(model, head, jax.random.key(0) if key is None else key)
+  return model_dir.unflatten({path: leaves[path] for path in expected})
+
+
+def to_pytorch(variables: Mapping[str, Any], model: nn.Module) -> dict[str, np.ndarray]:
+  """The inverse of `from_pytorch`.
+
+  Args:
+    variables: the model's variables.
+    model: the model they belong to.
+
+  Returns:
+    {PyTorch name: contiguous array}; batch counts are int64 scalars.
+
+  Raises:
+    UserError: the variables are not the model's.
+  """
+  expected, flat = model_dir.abstract_tensors(model), model_dir.flatten(variables)
+  wrong = model_dir.misfits(_shapes(expected), _shapes(flat))
+  if wrong:
+    raise UserError(f'the variables do not fit {type(model).__name__}: {wrong}')
+  targets = _targets(expected, model)
+  return {
+    targets[path].torch_name: np.require(
+      targets[path].transform.to_torch(np.asarray(flat[path])), requirements='C'
+    )
+    for path in expected
+  }
+
+
+def _shapes(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+  return {name: tuple(np.shape(array)) for name, array in arrays.items()}
+
+
+def _targets(paths: Mapping[str, Any], model: nn.Module) -> dict[str, Target]:
+  """The PyTorch name and change of layout of every tensor of a model."""
+  table, position = table_for(model), getattr(model, 'position', '')
+  return {path: target(path, table, position) for path in paths}
+
+
+def _head_prefix(model: nn.Module) -> str:
+  """'head.' or 'fc.': what the classifier's tensors begin with in PyTorch."""
+  return target(f'{_HEAD}bias', table_for(model)).torch_name.removesuffix('bias')
+
+
+def _without_head(state_dict: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+  prefix = _head_prefix(model)
+  dropped = [name for name in state_dict if name.startswith(prefix)]
+  classes = getattr(model, 'num_classes', 0)
+  fresh = f'a new one for {classes} classes was initialised and has to be trained'
+  _log.warning(
+    'left out of the file: %s; %s',
+    ', '.join(dropped) or 'nothing, it has no head',
+    fresh if classes else 'the model has no head',
+  )
+  return {name: array for name, array in state_dict.items() if name not in dropped}
+
+
+def _check(
+  state_dict: Mapping[str, Any],
+  wanted: Mapping[str, jax.ShapeDtypeStruct],
+  targets: Mapping[str, Target],
+  model: nn.Module,
+) -> None:
+  """Raises one error that lists everything that does not fit, in PyTorch's names and layouts."""
+  found, expected = _shapes(state_dict), {}
+  for path, spec in wanted.items():
+    name, transform, optional = targets[path]
+    if name in found or not optional:
+      # A broadcast scalar has the tensor's shape and no memory.
+      expected[name] = transform.to_torch(np.broadcast_to(np.int32(0), spec.shape)).shape
+  wrong = model_dir.misfits(expected, found)
+  if not wrong:
+    return
+  bias = f'{_head_prefix(model)}bias'
+  hint = ''
+  if bias in found and found[bias] != expected.get(bias):
+    hint = (
+      f"; the file's head has {found[bias][0] if found[bias] else 'no'} classes, the model's "
+      f'{getattr(model, "num_classes", 0)}: drop_head=True (--drop_head) leaves it out'
+    )
+  raise UserError(f'the state dict does not fit {type(model).__name__}{hint}; {wrong}')
+
+
+def _convert(state_dict: Mapping[str, Any], to: Target, spec: jax.ShapeDtypeStruct) -> jax.Array:
+  """One tensor of ours; what older files lack is zero."""
+  array = np.asarray(state_dict.get(to.torch_name, np.zeros(spec.shape, spec.dtype)))
+  if array.size and spec.dtype == jnp.int32 and array.max() > np.iinfo(np.int32).max:
+    raise UserError(f'{to.torch_name} is {array}, more than a 32-bit count holds')
+  return jnp.asarray(np.require(to.transform.from_torch(array), spec.dtype, 'C'))
+
+
+def _fresh(model: nn.Module, paths: list[str], key: jax.Array) -> dict[str, jax.Array]:
+  """Initial values of some tensors; the compiler leaves the rest of the model out."""
+
+  @jax.jit
+  def initialise(key):
+    images = jnp.zeros((1, 64, 64, getattr(model, 'in_channels', 3)))
+    flat = model_dir.flatten(model.init({'params': key}, images, train=False))
+    return {path: flat[path] for path in paths}
+
+  return initialise(key)
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    prog='python -m rest_jax.models.convert',
+    description='Turns a PyTorch checkpoint into a model directory.',
+  )
+  parser.add_argument('checkpoint', help='.safetensors, or .pth/.pt/.bin (needs PyTorch)')
+  parser.add_argument('--model', required=True, help='name of the model, such as rest_small')
+  parser.add_argument('--out', required=True, help='model directory to write')
+  parser.add_argument('--num_classes', type=int, default=1000, help='classes (default: 1000)')
+  parser.add_argument(
+    '--drop_head', action='store_true', help="leave the file's classifier out, start a new one"
+  )
+  parser.add_argument('--ema', action='store_true', help='take the averaged weights (model_ema)')
+  parser.add_argument('--labels', help='text file with a class name a line')
+  return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+  """The command: reads a checkpoint, writes a model directory.
+
+  Args:
+    argv: the command line's words; `sys.argv` by default.
+
+  Raises:
+    UserError: a bad file, model or label list.
+  """
+  args = _parser().parse_args(argv)
+  if args.num_classes < 0:
+    raise UserError(f'--num_classes is 0 or more, not {args.num_classes}')
+  registry.create_model(args.model)
+  names = _labels(args.labels, args.num_classes) if args.labels else None
+  classifier = Classifier.from_pytorch(
+    args.checkpoint,
+    model=args.model,
+    num_classes=args.num_classes,
+    drop_head=args.drop_head,
+    ema=args.ema,
+    class_names=names,
+  )
+  classifier.save(args.out, card=_card(args))
+  print(f'wrote {args.out}: {args.model}, {args.num_classes} classes')
+
+
+def _labels(path: str, num_classes: int) -> tuple[str, ...]:
+  try:
+    names = tuple(Path(path).read_text(encoding='utf-8').splitlines())
+  except (OSError, UnicodeDecodeError) as error:
+    raise UserError(f'the label file {path} cannot be read: {error}') from error
+  if len(names) != num_classes:
+    raise UserError(f'{path} has {len(names)} lines, --num_classes says {num_classes}')
+  return names
+
+
+def _card(args: argparse.Namespace) -> str:
+  head = 'The head is newly initialised.' if args.drop_head else "The head is the checkpoint's."
+  return (
+    f'# {args.model}\n\nConverted from `{Path(args.checkpoint).name}`, every tensor exactly. '
+    f'{head} Not measured here.\n'
+  )
+
+
+if __name__ == '__main__':
+  run_script(main)

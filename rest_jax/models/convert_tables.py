@@ -1,0 +1,168 @@
+"""The names of PyTorch's state dicts, as regex tables: one row a module, one transform a tensor.
+
+Layouts: PyTorch keeps linear weights as (out, in) and convolution weights as (out, in/groups, kh,
+kw); here they are (in, out) and (kh, kw, in/groups, out). Vectors are the same on both sides.
+Names on our side are Linen paths with their collection, 'params/stem/conv1/kernel'.
+
+Sources: for ResT and ResTv2 the names of the authors' published checkpoints
+(github.com/wofmanaf/ResT), for ResNet those of torchvision.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from flax import linen as nn
+
+from rest_jax.errors import UserError
+
+
+class Transform(NamedTuple):
+  """A change of layout and its inverse; both return views of their argument where they can."""
+
+  from_torch: Callable[[np.ndarray], np.ndarray]
+  to_torch: Callable[[np.ndarray], np.ndarray]
+
+
+class Leaf(NamedTuple):
+  """One tensor of a module: where it is on our side, its PyTorch name, the change of layout."""
+
+  collection: str
+  name: str
+  torch_name: str
+  transform: Transform
+  optional: bool = False
+
+
+class Row(NamedTuple):
+  """One kind of module: a pattern over our paths, the PyTorch name it becomes, its tensors."""
+
+  pattern: str
+  torch_name: str
+  leaves: tuple[Leaf, ...]
+
+
+class Target(NamedTuple):
+  """What a row says about one of our tensors."""
+
+  torch_name: str
+  transform: Transform
+  optional: bool
+
+
+SAME = Transform(lambda x: x, lambda x: x)
+MATRIX = Transform(lambda x: x.transpose(1, 0), lambda x: x.transpose(1, 0))
+KERNEL = Transform(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))
+# A 1x1 convolution over the heads is a matrix on our side.
+HEADS = Transform(
+  lambda x: x[:, :, 0, 0].transpose(1, 0), lambda x: x.transpose(1, 0)[..., None, None]
+)
+# PyTorch counts batches in int64, which JAX has only in its 64-bit mode.
+COUNT = Transform(lambda x: x.astype(np.int32), lambda x: x.astype(np.int64))
+
+_BIAS = Leaf('params', 'bias', 'bias', SAME)
+_NORM = (Leaf('params', 'scale', 'weight', SAME), _BIAS)
+_BATCH_NORM = (
+  *_NORM,
+  Leaf('batch_stats', 'mean', 'running_mean', SAME),
+  Leaf('batch_stats', 'var', 'running_var', SAME),
+  # PyTorch before 0.4.1 kept no count.
+  Leaf('batch_stats', 'count', 'num_batches_tracked', COUNT, optional=True),
+)
+_DENSE = (Leaf('params', 'kernel', 'weight', MATRIX), _BIAS)
+_CONV = (Leaf('params', 'kernel', 'weight', KERNEL), _BIAS)
+_HEAD_CONV = (Leaf('params', 'kernel', 'weight', HEADS), _BIAS)
+
+_BLOCKS = (
+  Row(r'stage(\d)/block(\d+)/norm(\d)', r'stage\1.\2.norm\3', _NORM),
+  Row(r'stage(\d)/block(\d+)/attn/(q|kv|proj)', r'stage\1.\2.attn.\3', _DENSE),
+  Row(r'stage(\d)/block(\d+)/attn/sr', r'stage\1.\2.attn.sr', _CONV),
+  Row(r'stage(\d)/block(\d+)/attn/sr_norm', r'stage\1.\2.attn.sr_norm', _NORM),
+  Row(r'stage(\d)/block(\d+)/mlp/fc(\d)', r'stage\1.\2.mlp.fc\3', _DENSE),
+  Row(r'norm', r'norm', _NORM),
+  Row(r'head', r'head', _DENSE),
+)
+
+# '{position}' is the model's position encoding, 'pa' or 'gl', which is part of PyTorch's name.
+REST = (
+  Row(r'stem/conv(\d)', r'stem.conv\1', _CONV),
+  Row(r'stem/norm(\d)', r'stem.norm\1', _BATCH_NORM),
+  Row(r'stem/pos/conv', r'stem.pos.{position}_conv', _CONV),
+  Row(r'patch_embed(\d)/conv', r'patch_embed_\1.conv', _CONV),
+  Row(r'patch_embed(\d)/norm', r'patch_embed_\1.norm', _BATCH_NORM),
+  Row(r'patch_embed(\d)/pos/conv', r'patch_embed_\1.pos.{position}_conv', _CONV),
+  Row(r'stage(\d)/block(\d+)/attn/head_conv', r'stage\1.\2.attn.transform_conv', _HEAD_CONV),
+  *_BLOCKS,
+)
+
+REST_V2 = (
+  Row(r'stem/conv1', r'stem.proj.0', _CONV),
+  Row(r'stem/norm1', r'stem.proj.1', _BATCH_NORM),
+  Row(r'stem/conv2', r'stem.proj.3', _CONV),
+  Row(r'stem/norm2', r'stem.proj.4', _BATCH_NORM),
+  Row(r'stem/conv3', r'stem.proj.6', _CONV),
+  Row(r'stem/pos/conv', r'stem.pos.{position}_conv', _CONV),
+  Row(r'stem/norm', r'stem.norm', _NORM),
+  Row(r'patch_embed(\d)/conv', r'patch_\1.proj', _CONV),
+  Row(r'patch_embed(\d)/norm', r'patch_\1.norm', _NORM),
+  Row(r'patch_embed(\d)/pos/conv', r'patch_\1.pos.{position}_conv', _CONV),
+  Row(r'stage(\d)/block(\d+)/attn/up', r'stage\1.\2.attn.up.0', _CONV),
+  Row(r'stage(\d)/block(\d+)/attn/up_norm', r'stage\1.\2.attn.up_norm', _NORM),
+  *_BLOCKS,
+)
+
+RESNET = (
+  Row(r'stem/conv', r'conv1', _CONV),
+  Row(r'stem/norm', r'bn1', _BATCH_NORM),
+  Row(r'stage(\d)/block(\d+)/conv(\d)', r'layer\1.\2.conv\3', _CONV),
+  Row(r'stage(\d)/block(\d+)/norm(\d)', r'layer\1.\2.bn\3', _BATCH_NORM),
+  Row(r'stage(\d)/block(\d+)/shortcut_conv', r'layer\1.\2.downsample.0', _CONV),
+  Row(r'stage(\d)/block(\d+)/shortcut_norm', r'layer\1.\2.downsample.1', _BATCH_NORM),
+  Row(r'head', r'fc', _DENSE),
+)
+
+# By the class and, where it has several, the version of a model.
+TABLES = {('ResT', 1): REST, ('ResT', 2): REST_V2, ('ResNet', 1): RESNET}
+
+
+def table_for(model: nn.Module) -> tuple[Row, ...]:
+  """The table of a model's family.
+
+  Raises:
+    UserError: the model's class has no table.
+  """
+  family = (type(model).__name__, getattr(model, 'version', 1))
+  if family not in TABLES:
+    known = ', '.join(sorted({name for name, _ in TABLES}))
+    raise UserError(f'{family[0]} has no table of PyTorch names; there is one for {known}')
+  return TABLES[family]
+
+
+def target(path: str, table: tuple[Row, ...], position: str = 'pa') -> Target:
+  """Looks one of our tensors up.
+
+  Args:
+    path: '<collection>/<module path>/<leaf>'.
+    table: the rows of the model's family.
+    position: the model's position encoding, 'pa' or 'gl'.
+
+  Returns:
+    Its PyTorch name, the change of layout, and whether older files may lack it.
+
+  Raises:
+    UserError: no row matches.
+  """
+  collection, _, rest = path.partition('/')
+  module, _, name = rest.rpartition('/')
+  for row in table:
+    match = re.fullmatch(row.pattern, module)
+    if match is None:
+      continue
+    for leaf in row.leaves:
+      if (leaf.collection, leaf.name) == (collection, name):
+        prefix = match.expand(row.torch_name).replace('{position}', position)
+        return Target(f'{prefix}.{leaf.torch_name}', leaf.transform, leaf.optional)
+  raise UserError(f'the table of PyTorch names has no row for {path}')
