@@ -6,6 +6,7 @@ import argparse
 import importlib
 import os
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,9 @@ def _read_torch(path: Path) -> Any:
     ) from error
   try:
     # Training scripts keep their flags beside the weights; a Namespace holds plain values only.
-    with torch.serialization.safe_globals([argparse.Namespace]):
+    with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+      # What it warns of (another pickle protocol) it then reads or refuses, which is enough.
+      warnings.simplefilter('ignore')
       return torch.load(path, map_location='cpu', weights_only=True)
   except pickle.UnpicklingError as error:
     reason = 'it is damaged, no PyTorch checkpoint, or holds Python objects beside its tensors'
