@@ -1,0 +1,233 @@
+"""The experiment configuration: every key, its default and what it means.
+
+A config file in `configs/` starts from `default_config()` and changes what it wants; the command
+line changes single values (`--config.optim.lr=1e-3`). `check_config` refuses keys and types that
+are not in the table below, so a misspelt key is never silently ignored.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from typing import Any, TypeAlias
+
+from ml_collections import config_dict
+
+from rest_jax.errors import UserError
+
+# A ConfigDict, or a group of one. Not its real type: a checker would take every value of it for any
+# of the types that a ConfigDict can hold.
+Config: TypeAlias = Any
+
+# group -> key -> (default, meaning). A default that is a type is an optional value: None unless
+# set. An empty tuple, 0 and 0.0 switch a part off where the meaning says so.
+FIELDS: dict[str, dict[str, tuple[Any, str]]] = {
+  'model': {
+    'name': ('rest_lite', 'a name of rest_jax.list_models()'),
+    'overrides': ({}, 'arguments for create_model, for example widths or drop_path_rate'),
+    'dtype': ('float32', "computing type, 'float32' or 'bfloat16'; parameters stay float32"),
+  },
+  'data': {
+    'name': ('digit_scenes', 'digit_scenes, a TFDS name, or a folder of images'),
+    'dir': (str, 'where TFDS data sets are prepared; TFDS decides when not set'),
+    'train_split': ('train', 'TFDS split to train on'),
+    'test_split': ('test', 'TFDS split to evaluate on'),
+    'image_size': (64, 'side of the square training and test images, pixels'),
+    'cache': (False, 'decode the training images once and keep them in memory'),
+    'workers': (0, 'processes that read and augment; 0 reads in this process'),
+    'eval_batch_size': (0, 'global batch of the evaluation; 0 is the training batch'),
+    'eval_resize': ('squash', "test images: 'squash', or 'resize_crop' (keeps proportions)"),
+    'eval_crop_pct': (0.875, 'resize_crop: crop side / side of the resized image'),
+    'mean': ((0.485, 0.456, 0.406), 'channel means of images in [0, 1]'),
+    'std': ((0.229, 0.224, 0.225), 'channel standard deviations of images in [0, 1]'),
+  },
+  'augment': {
+    'crop_scale': ((), 'random resized crop: least and largest area fraction; () is off'),
+    'crop_ratio': ((3 / 4, 4 / 3), 'random resized crop: least and largest width/height'),
+    'interpolation': ('bilinear', "resizing: 'bilinear' or 'bicubic'"),
+    'flip': (False, 'mirror half of the images'),
+    'color_jitter': ((), 'strengths of brightness, contrast, saturation; () is off'),
+    'mixup': (0.0, 'alpha of mixup; 0 is off'),
+    'cutmix': (0.0, 'alpha of cutmix; 0 is off'),
+    'switch_prob': (0.5, 'chance of cutmix where mixup and cutmix are both on'),
+    'mix_prob': (1.0, 'chance that a batch is mixed at all'),
+    'erasing': (0.0, 'chance that a rectangle of an image is replaced by noise'),
+    'label_smoothing': (0.0, 'probability mass spread over all classes'),
+  },
+  'optim': {
+    'name': ('adamw', "'adamw' or 'sgd'"),
+    'lr': (1e-3, 'highest learning rate, reached after the warm-up'),
+    'lr_batch': (0, 'lr is for this batch and scales with batch_size; 0: lr as it is'),
+    'weight_decay': (0.05, 'on matrices and kernels; never on vectors (norms, biases)'),
+    'b1': (0.9, 'AdamW: decay of the first moment'),
+    'b2': (0.999, 'AdamW: decay of the second moment'),
+    'eps': (1e-8, 'AdamW: added to the root of the second moment'),
+    'momentum': (0.9, 'SGD: momentum'),
+    'clip_norm': (0.0, 'largest global norm of the gradient; 0 is off'),
+    'schedule': ('cosine', "after the warm-up: 'cosine' or 'constant'"),
+    'warmup_epochs': (0.0, 'epochs of linear warm-up'),
+    'warmup_lr': (1e-6, 'learning rate of the very first step'),
+    'min_lr': (0.0, 'learning rate the cosine ends at'),
+  },
+  'train': {
+    'epochs': (10.0, 'passes over the training images'),
+    'batch_size': (128, 'images a step, over all devices and processes'),
+    'accumulate': (1, 'micro-batches a step; divides the memory, not the result'),
+    'ema': (0.0, 'decay of the moving average of the weights; 0 is off'),
+    'sync_bn': (False, 'batch norm over all devices instead of each device by itself'),
+    'eval_every': (1.0, 'epochs between evaluations on the test split'),
+    'checkpoint_every_steps': (0, 'steps between checkpoints; 0: at evaluations only'),
+    'checkpoint_every_seconds': (300.0, 'and after so many seconds; 0 is off'),
+  },
+  'log': {
+    'every': (20, 'steps between lines of metrics.jsonl'),
+    'tensorboard': (False, 'write TensorBoard files too (needs tensorboardX)'),
+    'wandb': ('', 'Weights & Biases project to log to; empty is off (needs wandb)'),
+  },
+}
+SEED_HELP = 'of the weights, the order of the images and every augmentation'
+# What may differ when a run is continued: it changes no bit of the result.
+FREE_KEYS = ('data.dir', 'data.cache', 'data.workers', 'log.', 'train.checkpoint_every_')
+
+
+def default_config() -> Config:
+  """Returns a ConfigDict with every key at its default; keys can be changed, not added.
+
+  Groups: model, data, augment, optim, train, log; and `seed`. `describe()` prints the meaning
+  of each key.
+  """
+  config = config_dict.ConfigDict({'seed': 0})
+  for group, fields in FIELDS.items():
+    values = {key: config_dict.placeholder(v) if v is str else v for key, (v, _) in fields.items()}
+    config[group] = config_dict.ConfigDict(values)
+  return config
+
+
+def describe() -> str:
+  """Returns one line a key: name, default, meaning; the `--help` of train.py shows it."""
+  lines = [f'  --config.seed=0\n      {SEED_HELP}']
+  for group, fields in FIELDS.items():
+    for key, (value, meaning) in fields.items():
+      shown = None if value is str else value
+      lines.append(f'  --config.{group}.{key}={shown}\n      {meaning}')
+  return '\n'.join(lines)
+
+
+def known_keys() -> list[str]:
+  """Returns all dotted keys, for example 'optim.lr'."""
+  return ['seed'] + [f'{group}.{key}' for group, fields in FIELDS.items() for key in fields]
+
+
+def check_key(name: str) -> None:
+  """Refuses a dotted key that the table does not have.
+
+  Raises:
+    UserError: names the nearest known keys.
+  """
+  known = known_keys()
+  if name in known or name in FIELDS or name.startswith('model.overrides.'):
+    return
+  by_leaf = [key for key in known if key.split('.')[-1] == name.split('.')[-1]]
+  near = by_leaf or difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+  advice = f'did you mean {" or ".join(near)}?' if near else 'train.py --help lists all keys'
+  raise UserError(f'unknown config key {name!r}; {advice}')
+
+
+def check_config(config: Config) -> None:
+  """Refuses unknown keys, wrong types and values that make no sense.
+
+  Args:
+    config: as from a config file's `get_config()`.
+
+  Raises:
+    UserError: names the key, what it has and what it needs.
+  """
+  if not isinstance(config, config_dict.ConfigDict):
+    raise UserError(f'get_config() returned {type(config).__name__}, not a ConfigDict')
+  flat = flatten(config.to_dict())
+  for name in flat:
+    check_key(name)
+  for name in known_keys():
+    if name not in flat:
+      raise UserError(f'config key {name!r} is missing; start from default_config()')
+    _check_type(name, flat[name])
+  _check_values(flat)
+
+
+def _check_type(name: str, value: Any) -> None:
+  group, _, key = name.rpartition('.')
+  default = FIELDS[group][key][0] if group else 0
+  optional = default is str
+  wanted = str if optional else type(default)
+  fits = isinstance(value, wanted) and not (wanted is int and isinstance(value, bool))
+  fits = fits or (wanted is float and type(value) is int) or (optional and value is None)
+  fits = fits or (wanted is tuple and isinstance(value, list))
+  if not fits:
+    raise UserError(
+      f'config key {name!r} is {value!r} ({type(value).__name__}); '
+      f'it takes {wanted.__name__}, for example {None if optional else default!r}'
+    )
+
+
+_CHOICES = {
+  'model.dtype': ('float32', 'bfloat16'),
+  'data.eval_resize': ('squash', 'resize_crop'),
+  'augment.interpolation': ('bilinear', 'bicubic'),
+  'optim.name': ('adamw', 'sgd'),
+  'optim.schedule': ('cosine', 'constant'),
+}
+_POSITIVE = (
+    'data.image_size', 'data.eval_crop_pct', 'optim.lr', 'train.epochs', 'train.batch_size',
+    'train.accumulate', 'train.eval_every', 'log.every',
+)  # fmt: skip
+_FRACTIONS = ('augment.switch_prob', 'augment.mix_prob', 'augment.erasing')
+_BELOW_ONE = ('augment.label_smoothing', 'train.ema', 'optim.b1', 'optim.b2', 'optim.momentum')
+_LENGTHS = {
+    'data.mean': (3,), 'data.std': (3,), 'augment.crop_scale': (0, 2), 'augment.crop_ratio': (2,),
+    'augment.color_jitter': (0, 3),
+}  # fmt: skip
+
+
+def _check_values(flat: dict[str, Any]) -> None:
+  for name, value in flat.items():
+    problem = None
+    if name in _CHOICES and value not in _CHOICES[name]:
+      problem = f'one of {", ".join(_CHOICES[name])}'
+    elif name in _POSITIVE and not value > 0:
+      problem = 'a number above 0'
+    elif name in _FRACTIONS and not 0 <= value <= 1:
+      problem = 'a number from 0 to 1'
+    elif name in _BELOW_ONE and not 0 <= value < 1:
+      problem = 'a number from 0 to below 1'
+    elif name in _LENGTHS and len(value) not in _LENGTHS[name]:
+      problem = f'{" or ".join(map(str, _LENGTHS[name]))} numbers'
+    elif name == 'seed' and not 0 <= value < 2**31:
+      problem = 'a whole number from 0 to 2147483647'
+    elif type(value) in (int, float) and not value >= 0:
+      problem = 'a number of 0 or more'
+    if problem:
+      raise UserError(f'config key {name!r} is {value!r}; it takes {problem}')
+
+
+def flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+  """Returns {dotted key: value}; `model.overrides` stays one value."""
+  flat: dict[str, Any] = {}
+  for key, value in tree.items():
+    name = prefix + key
+    if isinstance(value, dict) and name != 'model.overrides':
+      flat |= flatten(value, name + '.')
+    else:
+      flat[name] = value
+  return flat
+
+
+def differing_keys(config: dict[str, Any], saved: dict[str, Any]) -> list[str]:
+  """Returns the dotted keys in which two resolved configs differ, logging and speed apart."""
+  mine, theirs = flatten(json.loads(json.dumps(config))), flatten(saved)
+  names = sorted(mine.keys() | theirs.keys())
+  missing = object()
+  return [
+    name
+    for name in names
+    if mine.get(name, missing) != theirs.get(name, missing) and not name.startswith(FREE_KEYS)
+  ]

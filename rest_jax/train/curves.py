@@ -1,0 +1,51 @@
+"""`curves.png`: loss, accuracy and learning rate of a run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from rest_jax.train.metrics import read_metrics
+from rest_jax.train.workdir import writing
+
+_PANELS = (
+  ('loss', (('train/loss', 'train'), ('test/loss', 'test'), ('ema/loss', 'test, average'))),
+  ('top-1 accuracy', (('train/top1', 'train'), ('test/top1', 'test'), ('ema/top1', 'average'))),
+  ('learning rate', (('train/lr', 'learning rate'),)),
+)
+
+
+def _series(lines: list[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:
+  points = [(line['epoch'], line[name]) for line in lines if line.get(name) is not None]
+  return [x for x, _ in points], [y for _, y in points]
+
+
+def draw_curves(workdir: Path) -> None:
+  """Draws `metrics.jsonl` of a work directory into `curves.png` beside it.
+
+  Raises:
+    UserError: the directory cannot be written.
+  """
+  # Without pyplot there is no global state and no window system to ask for.
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  source = workdir / 'metrics.jsonl'
+  lines = read_metrics(source) if source.exists() else []
+  figure = Figure(figsize=(12, 3.4), layout='constrained')
+  FigureCanvasAgg(figure)
+  for axes, (title, names) in zip(figure.subplots(1, 3), _PANELS, strict=True):
+    for name, label in names:
+      x, y = _series(lines, name)
+      if x:
+        axes.plot(x, y, label=label, marker='.' if len(x) < 60 else None)
+    axes.set_title(title)
+    axes.set_xlabel('epoch')
+    axes.grid(alpha=0.3)
+    if len(names) > 1 and axes.lines:
+      axes.legend()
+  temporary = workdir / 'curves.tmp.png'
+  with writing(workdir):
+    figure.savefig(temporary, dpi=100)
+    os.replace(temporary, workdir / 'curves.png')

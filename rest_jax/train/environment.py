@@ -1,0 +1,54 @@
+"""Where a run took place: versions, devices, command."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import sys
+from typing import Any
+
+import jax
+
+_PACKAGES = (
+    'rest-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain',
+    'tensorflow-datasets', 'numpy', 'ml-collections',
+)  # fmt: skip
+
+
+def _version(package: str) -> str | None:
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return None
+
+
+def command_line() -> str:
+  """Returns the command that started this process, as a user would type it."""
+  return ' '.join(['python', os.path.basename(sys.argv[0]), *sys.argv[1:]])
+
+
+def describe_devices() -> str:
+  """Returns the devices in words, for example '4 x NVIDIA H200' or 'CPU (2 cores, x86_64)'."""
+  devices = jax.devices()
+  kind = devices[0].device_kind
+  if devices[0].platform == 'cpu':
+    count = f'{len(devices)} devices, ' if len(devices) > 1 else ''
+    return f'CPU ({count}{os.cpu_count()} cores, {platform.machine()})'
+  return f'{len(devices)} x {kind}'
+
+
+def environment() -> dict[str, Any]:
+  """Returns what `environment.json` holds; all values are JSON."""
+  return {
+    'command': command_line(),
+    'python': platform.python_version(),
+    'system': platform.platform(),
+    'packages': {name: _version(name) for name in _PACKAGES},
+    'devices': describe_devices(),
+    'backend': jax.default_backend(),
+    'device_count': jax.device_count(),
+    'process_count': jax.process_count(),
+    'cpu_count': os.cpu_count(),
+    'xla_flags': os.environ.get('XLA_FLAGS', ''),
+  }

@@ -1,0 +1,73 @@
+"""The training loop: `train(config, workdir)` is the main path of the library."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rest_jax.train import pipeline
+from rest_jax.train.config import Config, check_config
+from rest_jax.train.distributed import any_process, is_main
+from rest_jax.train.interrupt import StopRequest
+from rest_jax.train.metrics import StepMetrics
+from rest_jax.train.parallel import make_mesh, to_global
+from rest_jax.train.run import Run
+from rest_jax.train.task import build_task
+from rest_jax.train.workdir import open_workdir
+
+
+def train(config: Config, workdir: str | Path) -> dict[str, Any]:
+  """Trains a classifier, or goes on with a run that was interrupted.
+
+  Args:
+    config: as from `default_config()`, changed by a config file.
+    workdir: everything is written there: `config.json`, `environment.json`, `metrics.jsonl`,
+      `curves.png`, `checkpoints/` and, for the best evaluation, the model directory `model/`.
+
+  Returns:
+    step, finished (False after SIGTERM or Ctrl-C), best and last: the measured values of the
+    best and the last evaluation (top1 and top5 as fractions, loss, count, step, epoch).
+
+  Raises:
+    UserError: bad config, data or work directory, or a loss that is not finite.
+  """
+  # ---- Work directory ------------------------------------------------------------------------
+  check_config(config)
+  workdir = open_workdir(workdir, config.to_dict(), write=is_main())
+
+  # ---- Data ----------------------------------------------------------------------------------
+  mesh = make_mesh()
+  sources = pipeline.load_sources(config)
+  plan = pipeline.make_plan(config, len(sources.train), mesh)
+  batches = pipeline.train_batches(config, sources.train)
+
+  # ---- Model, optimizer, steps; from the start or from the last checkpoint -------------------
+  task = build_task(config, plan, mesh, len(sources.class_names))
+  run = Run(config, workdir, plan, sources, task, batches)
+  window = StepMetrics(config.log.every)
+
+  # ---- Train ---------------------------------------------------------------------------------
+  with StopRequest() as stop:
+    try:
+      if run.needs_evaluation():  # it was stopped just before
+        run.evaluate()
+      while not run.done:
+        batch = next(batches)
+        run.state, metrics = task.train_step(run.state, to_global(batch, mesh))
+        run.step += 1
+        means = window.add(run.step, metrics, batch['label'])
+        run.recorder.step_done(run.step, means)
+
+        stopping = plan.may_agree(run.step) and any_process(stop.requested)
+        if stopping or run.checkpoint_is_due() or run.needs_evaluation():
+          # Nothing is saved before every loss up to here is known to be finite.
+          run.recorder.step_done(run.step, window.flush())
+          if run.needs_evaluation() and not stopping:
+            run.evaluate()
+          run.save()
+        if stopping:
+          break
+      # ---- Results -----------------------------------------------------------------------
+      return run.finish()
+    finally:
+      run.close()

@@ -1,0 +1,136 @@
+"""Measured values: JSON lines always, TensorBoard and Weights & Biases where asked, curves."""
+
+from __future__ import annotations
+
+import collections
+import importlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from rest_jax.errors import UserError
+from rest_jax.train.workdir import write_text, writing
+
+_SHOWN_LABELS = 8
+
+
+class MetricsWriter:
+  """Appends measured values to `metrics.jsonl` and hands them to the other loggers."""
+
+  def __init__(self, workdir: Path, step: int, log: Any, config: dict[str, Any]):
+    """Opens the log of a run that stands at `step`.
+
+    Args:
+      workdir: where `metrics.jsonl` is; lines after `step` are dropped, they come again.
+      step: number of steps done.
+      log: the config's `log` group.
+      config: the resolved config, for Weights & Biases.
+
+    Raises:
+      UserError: a logger was asked for that is not installed.
+    """
+    self.path = workdir / 'metrics.jsonl'
+    if self.path.exists():
+      kept = [line for line in read_metrics(self.path) if line['step'] <= step]
+      write_text(self.path, ''.join(json.dumps(line) + '\n' for line in kept))
+    self._board = self._wandb = None
+    if log.tensorboard:
+      board = _optional('tensorboardX', 'log.tensorboard')
+      self._board = board.SummaryWriter(str(workdir / 'tensorboard'))
+    if log.wandb:
+      wandb = _optional('wandb', 'log.wandb')
+      self._wandb = wandb.init(
+        project=log.wandb, name=workdir.name, dir=str(workdir), config=config
+      )
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    """Logs values of one step; `None` and NaN are written as null."""
+    clean = {k: v if v is not None and math.isfinite(v) else None for k, v in values.items()}
+    with writing(self.path.parent), self.path.open('a', encoding='utf-8') as file:
+      file.write(json.dumps({'step': step, **clean}) + '\n')
+    if self._board is not None:
+      for name, value in values.items():
+        self._board.add_scalar(name, value, step)
+    if self._wandb is not None:
+      self._wandb.log(clean, step=step)
+
+  def close(self) -> None:
+    """Ends the other loggers."""
+    if self._board is not None:
+      self._board.close()
+    if self._wandb is not None:
+      self._wandb.finish()
+
+
+def _optional(module: str, key: str) -> Any:
+  try:
+    return importlib.import_module(module)
+  except ImportError as error:
+    raise UserError(
+      f'{key} needs {module}, which is not installed: pip install {module}'
+    ) from error
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+  """Returns the lines of a `metrics.jsonl`; a last line that a kill cut off is left out."""
+  lines = []
+  for line in path.read_text(encoding='utf-8').splitlines():
+    try:
+      lines.append(json.loads(line))
+    except json.JSONDecodeError:
+      break
+  return lines
+
+
+class StepMetrics:
+  """Metrics of the steps under way, read some steps late so that the device never waits.
+
+  Two windows of `every` steps may be under way; the older one is fetched at once when the
+  younger is full.
+  """
+
+  def __init__(self, every: int):
+    """Reads after every `every` steps."""
+    self._every = every
+    self._pending: collections.deque[tuple[int, Any, np.ndarray]] = collections.deque()
+
+  def add(self, step: int, metrics: Any, labels: np.ndarray) -> dict[str, float] | None:
+    """Takes the metrics of a step; returns means over an older window when one is done.
+
+    Raises:
+      UserError: the loss or the gradient of a step was not finite.
+    """
+    self._pending.append((step, metrics, np.array(labels[:_SHOWN_LABELS])))
+    return self._read(self._every) if len(self._pending) >= 2 * self._every else None
+
+  def flush(self) -> dict[str, float] | None:
+    """Waits for all steps under way; means over them, None where there are none.
+
+    Raises:
+      UserError: the loss or the gradient of a step was not finite.
+    """
+    return self._read(len(self._pending)) if self._pending else None
+
+  def _read(self, count: int) -> dict[str, float]:
+    window = [self._pending.popleft() for _ in range(count)]
+    values = jax.device_get([metrics for _, metrics, _ in window])
+    for (step, _, labels), metrics in zip(window, values, strict=True):
+      _check_finite(step, metrics, labels)
+    means = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
+    return {'step': window[-1][0], **means, 'lr': float(values[-1]['lr'])}
+
+
+def _check_finite(step: int, metrics: dict[str, Any], labels: np.ndarray) -> None:
+  for name in ('loss', 'grad_norm'):
+    if not np.isfinite(metrics[name]):
+      what = 'loss' if name == 'loss' else 'gradient'
+      raise UserError(
+        f'the {what} is not finite ({float(metrics[name])}) at step {step}, whose batch '
+        f'starts with the labels {labels.tolist()}; the last good checkpoint is kept. '
+        'Lower optim.lr, lengthen optim.warmup_epochs, set optim.clip_norm=1.0, or use '
+        'model.dtype=float32, with another --output'
+      )

@@ -1,0 +1,86 @@
+"""The one place where steps are mapped over devices: jit(shard_map) on a 1-D mesh 'batch'.
+
+The state is replicated and donated, the batch is split along its first axis. With several
+processes each holds its own rows of the global batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rest_jax.errors import UserError
+from rest_jax.train.step import AXIS
+
+_REPLICATED, _SPLIT = PartitionSpec(), PartitionSpec(AXIS)
+
+
+def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
+  """Returns the 1-D mesh over the given devices, over all devices of all processes otherwise."""
+  return Mesh(np.asarray(jax.devices() if devices is None else devices), (AXIS,))
+
+
+def map_train_step(step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+  """Maps and compiles (state, batch) -> (state, metrics); the given state is used up."""
+  # check_vma is off: the step is written in pmap's form, with its own pmean of the gradients.
+  mapped = jax.shard_map(
+    step,
+    mesh=mesh,
+    in_specs=(_REPLICATED, _SPLIT),
+    out_specs=(_REPLICATED, _REPLICATED),
+    check_vma=False,
+  )
+  return jax.jit(mapped, donate_argnums=0)
+
+
+def map_eval_step(step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+  """Maps and compiles (variables, batch, totals) -> totals; the given totals are used up."""
+  mapped = jax.shard_map(
+    step,
+    mesh=mesh,
+    in_specs=(_REPLICATED, _SPLIT, _REPLICATED),
+    out_specs=_REPLICATED,
+    check_vma=False,
+  )
+  return jax.jit(mapped, donate_argnums=2)
+
+
+def replicate(create: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+  """Compiles `create` so that its results lie on every device of the mesh."""
+  return jax.jit(create, out_shardings=NamedSharding(mesh, _REPLICATED))
+
+
+def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+  """Builds global arrays, split over the mesh, from this process's rows of the batch.
+
+  Args:
+    batch: arrays whose first axis is global batch / number of processes.
+    mesh: from `make_mesh`.
+
+  Returns:
+    Arrays whose first axis is the global batch.
+  """
+  sharding = NamedSharding(mesh, _SPLIT)
+  return {
+    name: jax.make_array_from_process_local_data(sharding, np.asarray(rows))
+    for name, rows in batch.items()
+  }
+
+
+def check_batch(batch_size: int, accumulate: int, mesh: Mesh, name: str = 'batch_size') -> None:
+  """Refuses a global batch that does not divide over devices and micro-batches.
+
+  Raises:
+    UserError: names the numbers and the nearest batch that divides.
+  """
+  pieces = mesh.size * accumulate
+  if batch_size % pieces:
+    nearest = max(round(batch_size / pieces), 1) * pieces
+    raise UserError(
+      f'{name} {batch_size} does not divide over {mesh.size} device(s) times '
+      f'{accumulate} micro-batch(es); use a multiple of {pieces}, for example {nearest}'
+    )

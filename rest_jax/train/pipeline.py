@@ -1,0 +1,122 @@
+"""From a config to data sources, batches and the plan of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from rest_jax import data
+from rest_jax.train.config import Config
+from rest_jax.train.parallel import check_batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """When what happens in a run.
+
+  Attributes:
+    total: number of training steps.
+    steps_per_epoch: training images / batch size; batches run on over the end of an epoch.
+    evaluations: steps after which the model is evaluated; the last one always is.
+    agree_every: with several processes, steps between questions whether one wants to stop.
+  """
+
+  total: int
+  steps_per_epoch: float
+  evaluations: frozenset[int]
+  agree_every: int
+
+  def may_agree(self, step: int) -> bool:
+    """Whether the processes may exchange decisions after this step."""
+    return step % self.agree_every == 0 or step in self.evaluations
+
+  def epoch(self, step: int) -> float:
+    """Returns the number of passes over the training images after `step` steps."""
+    return step / self.steps_per_epoch
+
+
+def make_plan(config: Config, train_examples: int, mesh: Mesh) -> Plan:
+  """Counts steps, and checks that the batches divide over the devices.
+
+  Args:
+    config: the whole experiment configuration.
+    train_examples: images in the training split.
+    mesh: the devices.
+
+  Returns:
+    The plan.
+
+  Raises:
+    UserError: a batch that does not divide.
+  """
+  train, batch = config.train, config.train.batch_size
+  check_batch(batch, train.accumulate, mesh, 'train.batch_size')
+  check_batch(eval_batch_size(config), 1, mesh, 'data.eval_batch_size')
+  steps_per_epoch = train_examples / batch
+  total = max(round(train.epochs * steps_per_epoch), 1)
+  count = int(train.epochs / train.eval_every + 1e-6)
+  marks = {round(i * train.eval_every * steps_per_epoch) for i in range(1, count + 1)}
+  several = jax.process_count() > 1
+  return Plan(
+    total=total,
+    steps_per_epoch=steps_per_epoch,
+    evaluations=frozenset({mark for mark in marks if 0 < mark < total} | {total}),
+    agree_every=config.log.every if several else 1,
+  )
+
+
+def eval_batch_size(config: Config) -> int:
+  """Returns the global batch of the evaluation."""
+  return config.data.eval_batch_size or config.train.batch_size
+
+
+def load_sources(config: Config) -> data.DataSources:
+  """Opens the data set of a config.
+
+  Raises:
+    UserError: it is missing or damaged; the line says how to get it.
+  """
+  return data.load(
+    config.data.name,
+    data_dir=config.data.dir,
+    train_split=config.data.train_split,
+    test_split=config.data.test_split,
+    cache=config.data.cache,
+  )
+
+
+def train_batches(config: Config, source: Any) -> Any:
+  """Returns the endless iterator over this process's rows of augmented training batches."""
+  augment = config.augment
+  return data.train_iterator(
+    source,
+    batch_size=config.train.batch_size,
+    image_size=config.data.image_size,
+    augment=data.AugmentConfig(
+      crop_scale=tuple(augment.crop_scale) or None,
+      crop_ratio=tuple(augment.crop_ratio),
+      flip=augment.flip,
+      color_jitter=tuple(augment.color_jitter) or (0.0, 0.0, 0.0),
+      interpolation=augment.interpolation,
+    ),
+    seed=config.seed,
+    workers=config.data.workers,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+
+
+def test_batches(config: Config, source: Any) -> Any:
+  """Returns this process's rows of all test batches, padded and masked."""
+  return data.eval_batches(
+    source,
+    batch_size=eval_batch_size(config),
+    image_size=config.data.image_size,
+    resize=config.data.eval_resize,
+    crop_pct=config.data.eval_crop_pct,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )

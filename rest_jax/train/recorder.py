@@ -1,0 +1,96 @@
+"""What a run tells: the progress on the terminal, `metrics.jsonl`, `curves.png`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rest_jax.train.config import Config
+from rest_jax.train.curves import draw_curves
+from rest_jax.train.distributed import is_main
+from rest_jax.train.environment import environment
+from rest_jax.train.metrics import MetricsWriter
+from rest_jax.train.pipeline import Plan
+from rest_jax.train.progress import Progress
+from rest_jax.train.workdir import write_json
+
+_CURVES_SECONDS = 60.0
+
+
+class Recorder:
+  """Shows and logs a run; silent in all processes but the first."""
+
+  def __init__(self, config: Config, workdir: Path, plan: Plan, step: int):
+    """Opens the logs of a run that stands at `step`.
+
+    Raises:
+      UserError: the directory cannot be written, or a logger is not installed.
+    """
+    self._workdir, self._plan = workdir, plan
+    self._batch_size = config.train.batch_size
+    self._main = is_main()
+    self._writer = None
+    if self._main:
+      write_json(workdir / 'environment.json', environment())
+      self._writer = MetricsWriter(workdir, step, config.log, config.to_dict())
+    self._progress = Progress(plan.total, step, self._batch_size, active=self._main)
+    self._drawn = time.monotonic()
+    self._mark: tuple[int, float] | None = None
+    self._train: dict[str, float] = {}
+
+  def say(self, text: str) -> None:
+    """Prints a line."""
+    self._progress.say(text)
+
+  def step_done(self, step: int, means: dict[str, float] | None) -> None:
+    """Takes note of a step.
+
+    Args:
+      step: number of steps dispatched so far.
+      means: from `StepMetrics`, when a window of steps is done.
+    """
+    if self._mark is None:  # the first step compiled; the speed counts from its end
+      self._progress.start_clock(step)
+      self._mark = step, time.monotonic()
+    self._progress.update(step)
+    if means is None or self._writer is None:
+      return
+    at = int(means['step'])
+    self._train = {f'train/{k}': v for k, v in means.items() if k != 'step'}
+    values = dict(self._train)
+    images = (step - self._mark[0]) * self._batch_size
+    if images:
+      values['train/images_per_second'] = images / (time.monotonic() - self._mark[1])
+    self.restart_clock(step)
+    self._writer.write(at, {'epoch': self._plan.epoch(at), **values})
+
+  def restart_clock(self, step: int) -> None:
+    """Leaves out of the speed what was done since the last step."""
+    self._mark = step, time.monotonic()
+
+  def evaluation(self, plain: dict[str, Any], ema: dict[str, Any] | None) -> None:
+    """Logs and shows an evaluation of the weights and, where there is one, of their average."""
+    step, epoch = plain['step'], plain['epoch']
+    values = {f'test/{name}': plain[name] for name in ('loss', 'top1', 'top5')}
+    shown = f'test loss {plain["loss"]:.4f}, top-1 {plain["top1"]:.2%}'
+    if ema is not None:
+      values |= {f'ema/{name}': ema[name] for name in ('loss', 'top1', 'top5')}
+      shown += f' (average {ema["top1"]:.2%})'
+    if self._writer is not None:
+      self._writer.write(step, {'epoch': epoch, **values})
+    if self._train:
+      shown = f'train loss {self._train["train/loss"]:.4f}, ' + shown
+    self.say(f'epoch {epoch:5.1f}: {shown}; {self._progress.state()}')
+
+  def draw(self, at_most_every: float = _CURVES_SECONDS) -> None:
+    """Draws the curves anew, unless that was done less than so many seconds ago."""
+    if self._main and time.monotonic() - self._drawn >= at_most_every:
+      draw_curves(self._workdir)
+      self._drawn = time.monotonic()
+
+  def close(self) -> None:
+    """Ends bar and loggers."""
+    self._progress.close()
+    if self._writer is not None:
+      self._writer.close()

@@ -1,0 +1,108 @@
+"""The model directory that a run leaves behind, and its card of measured results."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from rest_jax.models.classifier import Classifier
+from rest_jax.train.config import Config
+from rest_jax.train.environment import command_line, describe_devices
+from rest_jax.train.progress import clock
+from rest_jax.train.workdir import writing
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+  """What the card says.
+
+  Attributes:
+    best: values measured with the released weights: step, epoch, top1, top5, loss, count.
+    last: the same at the last evaluation.
+    seconds: time of training so far, evaluations included.
+    finished: False while the training still goes on.
+    source: name of the data set, with its split.
+  """
+
+  best: dict[str, Any]
+  last: dict[str, Any]
+  seconds: float
+  finished: bool
+  source: str
+
+
+def release(
+  workdir: Path,
+  config: Config,
+  variables: Any,
+  class_names: tuple[str, ...],
+  results: Results,
+) -> Path:
+  """Writes `<workdir>/model`, replacing an older one.
+
+  Args:
+    workdir: of the run.
+    config: the resolved config.
+    variables: {'params', 'batch_stats'} that `results.best` was measured with.
+    class_names: one a class.
+    results: for the card.
+
+  Returns:
+    The model directory, which `Classifier.load` reads.
+  """
+  classifier = Classifier.create(
+    config.model.name,
+    jax.device_get(variables),
+    num_classes=len(class_names),
+    overrides=config.model.overrides.to_dict(),
+    class_names=class_names,
+    mean=tuple(config.data.mean),
+    std=tuple(config.data.std),
+    input_size=config.data.image_size,
+    resize=config.data.eval_resize,
+    crop_pct=config.data.eval_crop_pct,
+    interpolation=config.augment.interpolation,
+  )
+  directory = workdir / 'model'
+  with writing(workdir):
+    classifier.save(directory, card=card(config, results, workdir.name), overwrite=True)
+  return directory
+
+
+def card(config: Config, results: Results, name: str) -> str:
+  """Returns the model card in Markdown: what was trained, how, and what was measured."""
+  state = 'finished' if results.finished else 'still going on when this was written'
+  weights = 'moving average of the weights' if config.train.ema else 'weights'
+  rows = [
+    f'| {title} | {r["top1"]:.2%} | {r["top5"]:.2%} | {r["loss"]:.4f} | {r["epoch"]:.1f} |'
+    for title, r in (('best (these weights)', results.best), ('last', results.last))
+  ]
+  overrides = config.model.overrides.to_dict()
+  return '\n'.join(
+    [
+      f'# {name}',
+      '',
+      f'{config.model.name} {overrides or ""} trained on `{results.source}` '
+      f'at {config.data.image_size} px.',
+      '',
+      f'| {results.best["count"]} test images | top-1 | top-5 | loss | epoch |',
+      '| --- | --- | --- | --- | --- |',
+      *rows,
+      '',
+      'The best evaluation was chosen on the same test split, so it is slightly optimistic; '
+      'the last one is not chosen.',
+      '',
+      f'- Command: `{command_line()}`',
+      f'- Training: {config.train.epochs:g} epochs, batch {config.train.batch_size}, '
+      f'seed {config.seed}, {weights}; {state}',
+      f'- Time: {clock(results.seconds)} on {describe_devices()}',
+      '',
+      '```yaml',
+      config.to_yaml().strip(),
+      '```',
+      '',
+    ]
+  )

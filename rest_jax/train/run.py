@@ -1,0 +1,166 @@
+"""A run in its work directory: resuming, evaluating, saving, the best model."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rest_jax import data
+from rest_jax.train import pipeline
+from rest_jax.train.checkpoints import Checkpoints
+from rest_jax.train.config import Config
+from rest_jax.train.distributed import any_process, is_main
+from rest_jax.train.environment import command_line
+from rest_jax.train.evaluate import evaluate
+from rest_jax.train.progress import clock
+from rest_jax.train.recorder import Recorder
+from rest_jax.train.release import Results, release
+from rest_jax.train.state import TrainState
+from rest_jax.train.task import Task
+
+
+class Run:
+  """Everything the loop needs beside the training step itself."""
+
+  def __init__(
+    self,
+    config: Config,
+    workdir: Path,
+    plan: pipeline.Plan,
+    sources: data.DataSources,
+    task: Task,
+    batches: Any,
+  ):
+    """Opens the work directory, and resumes from its last checkpoint where there is one.
+
+    Args:
+      config: the resolved config.
+      workdir: from `workdir.open_workdir`.
+      plan: from `pipeline.make_plan`.
+      sources: the data set.
+      task: the compiled functions.
+      batches: training iterator; set to where the checkpoint was taken.
+
+    Raises:
+      UserError: a checkpoint of another model, or none that can be read.
+    """
+    self._config, self._workdir, self._plan = config, workdir, plan
+    self._sources, self._task, self._batches = sources, task, batches
+    self._checkpoints = Checkpoints(workdir)
+    self._meta: dict[str, Any] = {'step': 0, 'seconds': 0.0, 'evaluated': 0, 'last': None}
+    found = self._checkpoints.restore_last(task.template, task.mesh)
+    if found is None:
+      self.state: TrainState = task.create()
+    else:
+      self.state, self._meta = found
+      batches.set_state(self._meta['iterator'])
+    self.step: int = self._meta['step']
+    self._first = self.step
+    self._best = self._checkpoints.best_meta()
+    self._began = self._saved = time.monotonic()
+    self.recorder = Recorder(config, workdir, plan, self.step)
+    if self.step < plan.total:
+      verb = f'Resuming at step {self.step} of' if self.step else 'Training for'
+      self.recorder.say(f'{verb} {plan.total} steps in {workdir}')
+
+  @property
+  def done(self) -> bool:
+    """Whether all steps are done."""
+    return self.step >= self._plan.total
+
+  def needs_evaluation(self) -> bool:
+    """Whether the plan has an evaluation here that is not done yet."""
+    return self.step in self._plan.evaluations and self._meta['evaluated'] != self.step
+
+  def evaluate(self) -> None:
+    """Measures the model on the whole test split, and keeps it where it is the best so far."""
+    where = {'step': self.step, 'epoch': self._plan.epoch(self.step)}
+    plain = where | self._measure(averaged=False)
+    averaged = where | self._measure(averaged=True) if self.state.ema is not None else None
+    result = averaged or plain
+    self._meta |= {'evaluated': self.step, 'last': result}
+    self.recorder.evaluation(plain, averaged)
+    if self._best is None or result['top1'] > self._best['result']['top1']:
+      self._best = {'step': self.step, 'result': result}
+      self._checkpoints.save_best(self.state, self._best)
+      self._release(self.state)
+    self.recorder.restart_clock(self.step)
+
+  def _measure(self, averaged: bool) -> dict[str, float]:
+    batches = pipeline.test_batches(self._config, self._sources.test)
+    variables = self.state.variables(averaged)
+    return evaluate(self._task.eval_step, variables, batches, self._task.mesh)
+
+  def checkpoint_is_due(self) -> bool:
+    """Whether steps or time ask for a checkpoint; all processes get the same answer."""
+    train = self._config.train
+    if train.checkpoint_every_steps and self.step % train.checkpoint_every_steps == 0:
+      return True
+    if not train.checkpoint_every_seconds or not self._plan.may_agree(self.step):
+      return False
+    return any_process(time.monotonic() - self._saved > train.checkpoint_every_seconds)
+
+  def save(self) -> None:
+    """Saves what is needed to go on from here, to the bit."""
+    self._meta |= {
+      'step': self.step,
+      'iterator': self._batches.get_state(),
+      'seconds': self._seconds(),
+    }
+    self._checkpoints.save_last(self.state, self._meta)
+    self._saved = time.monotonic()
+    self.recorder.draw()
+    self.recorder.restart_clock(self.step)
+
+  def finish(self) -> dict[str, Any]:
+    """Says how the run ended, completes the model directory and returns the results."""
+    if not self.done:
+      self.recorder.say(
+        f'Stopped at step {self.step} of {self._plan.total} and saved; '
+        f'to go on, run the same command again: {command_line()}'
+      )
+    else:
+      self._finish_model()
+      last = self._meta['last']
+      best = self._best['result'] if self._best else last
+      ended = 'Finished' if self.step > self._first else 'This run is finished already:'
+      self.recorder.say(
+        f'{ended} {self.step} steps in {clock(self._meta["seconds"])}, test top-1 '
+        f'{last["top1"]:.2%}, best {best["top1"]:.2%} at epoch {best["epoch"]:.1f}; '
+        f'model in {self._workdir / "model"}'
+      )
+    self.recorder.draw(at_most_every=0.0)
+    best = self._best['result'] if self._best else None
+    return {'step': self.step, 'finished': self.done, 'best': best, 'last': self._meta['last']}
+
+  def close(self) -> None:
+    """Ends bar, loggers and Orbax."""
+    self.recorder.close()
+    self._checkpoints.close()
+
+  def _seconds(self) -> float:
+    now = time.monotonic()
+    seconds, self._began = self._meta['seconds'] + now - self._began, now
+    return seconds
+
+  def _finish_model(self) -> None:
+    """Writes the card again, now that the last results are known."""
+    if self.step == self._first and (self._workdir / 'model').exists():
+      return
+    found = self._checkpoints.restore_best(self._task.template, self._task.mesh)
+    if found is not None:
+      self._release(found[0])
+
+  def _release(self, state: TrainState) -> None:
+    if not is_main() or self._best is None:
+      return
+    results = Results(
+      best=self._best['result'],
+      last=self._meta['last'],
+      seconds=self._meta['seconds'] + time.monotonic() - self._began,
+      finished=self.done,
+      source=self._sources.name,
+    )
+    variables = state.variables(averaged=state.ema is not None)
+    release(self._workdir, self._config, variables, self._sources.class_names, results)

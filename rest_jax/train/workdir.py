@@ -1,0 +1,95 @@
+"""The work directory of a run: what is written there, and through which errors."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rest_jax.errors import UserError
+from rest_jax.train.config import differing_keys
+
+_DISK_SIGNS = ('No space left', 'Permission denied', 'Read-only file system', 'quota exceeded')
+
+
+@contextlib.contextmanager
+def writing(directory: Path) -> Iterator[None]:
+  """Turns a failed write below `directory` into one line; other errors pass.
+
+  Raises:
+    UserError: the disk is full, the directory is read-only, or no directory.
+  """
+  try:
+    yield
+  except OSError as error:
+    raise _write_error(directory, error.strerror or str(error)) from error
+  except Exception as error:
+    # Tensor stores report the operating system's message inside errors of their own.
+    sign = next((sign for sign in _DISK_SIGNS if sign in str(error)), None)
+    if sign is None:
+      raise
+    raise _write_error(directory, sign) from error
+
+
+def _write_error(directory: Path, reason: str) -> UserError:
+  return UserError(
+    f'cannot write to the work directory {directory}: {reason}; '
+    'free some space or give another one with --output, then run the same command again'
+  )
+
+
+def write_text(path: Path, text: str) -> None:
+  """Writes a file through a temporary name, so that a kill leaves the old or the new one."""
+  temporary = path.with_name(path.name + '.tmp')
+  with writing(path.parent):
+    temporary.write_text(text, encoding='utf-8')
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+  """Writes indented JSON through a temporary name."""
+  write_text(path, json.dumps(value, indent=2) + '\n')
+
+
+def open_workdir(directory: str | Path, config: dict[str, Any], write: bool = True) -> Path:
+  """Creates the work directory, or checks that it belongs to the same experiment.
+
+  Args:
+    directory: where the run lives; created with its parents.
+    config: the resolved config as plain dictionaries.
+    write: False on all processes but the first.
+
+  Returns:
+    The absolute path. `config.json` is there.
+
+  Raises:
+    UserError: not writable, or it holds a run of another config (the keys are named).
+  """
+  path = Path(directory).absolute()
+  saved_path = path / 'config.json'
+  with writing(path):
+    path.mkdir(parents=True, exist_ok=True)
+    probe = path / f'.write_test_{os.getpid()}'
+    probe.write_text('x')
+    probe.unlink()
+  if saved_path.exists():
+    _check_same(path, saved_path, config)
+  if write:
+    write_json(saved_path, config)
+  return path
+
+
+def _check_same(path: Path, saved_path: Path, config: dict[str, Any]) -> None:
+  try:
+    saved = json.loads(saved_path.read_text(encoding='utf-8'))
+    names = differing_keys(config, saved)
+  except (OSError, ValueError, AttributeError) as error:
+    raise UserError(f'{saved_path} cannot be read ({error}); remove {path}') from error
+  if names:
+    raise UserError(
+      f'{path} holds a run with another config; it differs in {", ".join(names)}; '
+      'give another --output, or remove the directory'
+    )
