@@ -132,11 +132,15 @@ def _config_name(argv: list[str]) -> str:
 
 def _flag_error(error: BaseException, name: str) -> UserError:
   """Makes one line of what went wrong while flags were parsed or the config file was run."""
-  cause = error
-  while cause.__context__ is not None and not isinstance(cause, UserError):
-    cause = cause.__context__
-  if isinstance(cause, UserError):
-    return cause
+  chain = [error]
+  while chain[-1].__context__ is not None:
+    chain.append(chain[-1].__context__)
+  for cause in reversed(chain):
+    if isinstance(cause, UserError):
+      return cause
+  cause = chain[-1]
+  if isinstance(cause, KeyError) and not isinstance(error, flags.Error):
+    return UserError(f'config {name} has no key {cause}; give the group above it as a whole')
   if isinstance(error, flags.Error) and 'Error whilst parsing config' not in str(error):
     return UserError(f'{str(error).splitlines()[0]}; train.py --help lists the flags')
   file = name.split(':')[0]

@@ -7,10 +7,10 @@ from typing import Any
 
 from rest_jax.train import pipeline
 from rest_jax.train.config import Config, check_config
-from rest_jax.train.distributed import any_process, is_main
+from rest_jax.train.distributed import any_process
 from rest_jax.train.interrupt import StopRequest
 from rest_jax.train.metrics import StepMetrics
-from rest_jax.train.parallel import make_mesh, to_global
+from rest_jax.train.parallel import make_mesh, memory_advice, to_global
 from rest_jax.train.run import Run
 from rest_jax.train.task import build_task
 from rest_jax.train.workdir import open_workdir
@@ -33,7 +33,7 @@ def train(config: Config, workdir: str | Path) -> dict[str, Any]:
   """
   # ---- Work directory ------------------------------------------------------------------------
   check_config(config)
-  workdir = open_workdir(workdir, config.to_dict(), write=is_main())
+  workdir = open_workdir(workdir, config.to_dict())
 
   # ---- Data ----------------------------------------------------------------------------------
   mesh = make_mesh()
@@ -47,7 +47,7 @@ def train(config: Config, workdir: str | Path) -> dict[str, Any]:
   window = StepMetrics(config.log.every)
 
   # ---- Train ---------------------------------------------------------------------------------
-  with StopRequest() as stop:
+  with StopRequest() as stop, memory_advice():
     try:
       if run.needs_evaluation():  # it was stopped just before
         run.evaluate()

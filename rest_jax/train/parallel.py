@@ -6,7 +6,8 @@ processes each holds its own rows of the global batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -69,6 +70,24 @@ def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     name: jax.make_array_from_process_local_data(sharding, np.asarray(rows))
     for name, rows in batch.items()
   }
+
+
+@contextlib.contextmanager
+def memory_advice() -> Iterator[None]:
+  """Turns running out of device memory into advice.
+
+  Raises:
+    UserError: instead of XLA's error.
+  """
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    if 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    raise UserError(
+      'the device has not enough memory for this batch; lower --batch_size, raise '
+      'train.accumulate, set model.dtype=bfloat16, or add remat=True to model.overrides'
+    ) from error
 
 
 def check_batch(batch_size: int, accumulate: int, mesh: Mesh, name: str = 'batch_size') -> None:

@@ -32,6 +32,7 @@ class Recorder:
     self._main = is_main()
     self._writer = None
     if self._main:
+      write_json(workdir / 'config.json', config.to_dict())
       write_json(workdir / 'environment.json', environment())
       self._writer = MetricsWriter(workdir, step, config.log, config.to_dict())
     self._progress = Progress(plan.total, step, self._batch_size, active=self._main)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +101,8 @@ def card(config: Config, results: Results, name: str) -> str:
       f'seed {config.seed}, {weights}; {state}',
       f'- Time: {clock(results.seconds)} on {describe_devices()}',
       '',
-      '```yaml',
-      config.to_yaml().strip(),
+      '```json',
+      json.dumps(config.to_dict(), indent=2),
       '```',
       '',
     ]

@@ -13,6 +13,7 @@ from rest_jax.errors import UserError
 from rest_jax.train.config import differing_keys
 
 _DISK_SIGNS = ('No space left', 'Permission denied', 'Read-only file system', 'quota exceeded')
+_SHOWN_KEYS = 8
 
 
 @contextlib.contextmanager
@@ -54,42 +55,44 @@ def write_json(path: Path, value: Any) -> None:
   write_text(path, json.dumps(value, indent=2) + '\n')
 
 
-def open_workdir(directory: str | Path, config: dict[str, Any], write: bool = True) -> Path:
+def open_workdir(directory: str | Path, config: dict[str, Any]) -> Path:
   """Creates the work directory, or checks that it belongs to the same experiment.
 
   Args:
     directory: where the run lives; created with its parents.
     config: the resolved config as plain dictionaries.
-    write: False on all processes but the first.
 
   Returns:
-    The absolute path. `config.json` is there.
+    The absolute path.
 
   Raises:
-    UserError: not writable, or it holds a run of another config (the keys are named).
+    UserError: not writable, or it holds checkpoints of another config (the keys are named).
   """
   path = Path(directory).absolute()
-  saved_path = path / 'config.json'
   with writing(path):
     path.mkdir(parents=True, exist_ok=True)
     probe = path / f'.write_test_{os.getpid()}'
     probe.write_text('x')
     probe.unlink()
-  if saved_path.exists():
-    _check_same(path, saved_path, config)
-  if write:
-    write_json(saved_path, config)
+  # Without checkpoints there is nothing to go on with, so another config may take over.
+  if any((path / 'checkpoints').glob('*/[0-9]*')):
+    _check_same(path, config)
   return path
 
 
-def _check_same(path: Path, saved_path: Path, config: dict[str, Any]) -> None:
+def _check_same(path: Path, config: dict[str, Any]) -> None:
+  saved_path = path / 'config.json'
   try:
     saved = json.loads(saved_path.read_text(encoding='utf-8'))
     names = differing_keys(config, saved)
   except (OSError, ValueError, AttributeError) as error:
-    raise UserError(f'{saved_path} cannot be read ({error}); remove {path}') from error
-  if names:
     raise UserError(
-      f'{path} holds a run with another config; it differs in {", ".join(names)}; '
-      'give another --output, or remove the directory'
+      f'{saved_path}, the config of the checkpoints there, cannot be read ({error}); '
+      f'remove {path} or give another --output'
+    ) from error
+  if names:
+    more = f' and {len(names) - _SHOWN_KEYS} more' if len(names) > _SHOWN_KEYS else ''
+    raise UserError(
+      f'{path} holds a run with another config; it differs in '
+      f'{", ".join(names[:_SHOWN_KEYS])}{more}; give another --output, or remove the directory'
     )

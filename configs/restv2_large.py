@@ -1,0 +1,14 @@
+"""ResTv2-Large (86.5 M parameters) on ImageNet-1k at 224 px.
+
+Source: arXiv 2204.07366 and the authors' code; recipe in configs/common/imagenet.py.
+Command: python train.py --config configs/restv2_large.py
+Published result: top-1 84.2 on the validation split. Not measured here, and
+neither are time and devices; RandAugment is not applied yet.
+"""
+
+from configs.common.imagenet import recipe_v2
+
+
+def get_config():
+  """Returns the config."""
+  return recipe_v2('restv2_large', drop_path=0.5)
