@@ -16,7 +16,7 @@ from PIL import Image
 
 from rest_jax.errors import UserError
 from rest_jax.models import model_dir, preprocess, registry
-from rest_jax.models.model_dir import ModelConfig
+from rest_jax.models.model_config import ModelConfig, freeze, freeze_overrides
 
 # Options that say how a model runs, not which it is: a model directory does not keep them.
 _RUNTIME = ('dtype', 'bn_axis_name', 'remat')
@@ -72,8 +72,8 @@ class Classifier:
     """
     kept = {k: v for k, v in (overrides or {}).items() if k not in _RUNTIME}
     module = registry.create_model(model, num_classes, **kept)
-    config |= {'overrides': model_dir.freeze_overrides(kept)}
-    frozen = {name: model_dir.freeze(value) for name, value in config.items()}
+    config |= {'overrides': freeze_overrides(kept)}
+    frozen = {name: freeze(value) for name, value in config.items()}
     names = tuple(map(str, range(num_classes))) if class_names is None else tuple(class_names)
     _check_names(names, num_classes)
     return cls(module, variables, ModelConfig(model, num_classes, **frozen), names)
@@ -95,10 +95,12 @@ class Classifier:
     config = model_dir.read_config(directory)
     try:
       module = registry.create_model(config.model, config.num_classes, **dict(config.overrides))
-    except UserError as error:
-      raise UserError(f'{directory / model_dir.CONFIG}: {error}') from error
+      expected = model_dir.abstract_tensors(module)
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+      # UserError, and whatever else a module makes of options that are nonsense.
+      raise UserError(f'{directory / model_dir.CONFIG} describes no model: {error}') from error
     names = model_dir.read_labels(directory, config.num_classes)
-    return cls(module, model_dir.read_variables(directory, module), config, names)
+    return cls(module, model_dir.read_variables(directory, expected), config, names)
 
   @classmethod
   def from_pytorch(
@@ -164,10 +166,17 @@ class Classifier:
       overwrite: whether an existing model directory may be replaced.
 
     Raises:
-      UserError: the model is not in the registry, or the place cannot be written.
+      UserError: the model is not in the registry, the variables are another model's, or the place
+        cannot be written.
     """
     if self.config.model not in registry.list_models():
       raise UserError(f'{self.config.model!r} is not in the registry, so it could not be loaded')
+    wrong = model_dir.misfits(
+      model_dir.shapes(model_dir.abstract_tensors(self.module)),
+      model_dir.shapes(model_dir.flatten(self.variables)),
+    )
+    if wrong:
+      raise UserError(f'the variables are not those of {self.config.model}: {wrong}')
     model_dir.write(
       directory,
       self.config,

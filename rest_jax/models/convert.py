@@ -78,7 +78,7 @@ def to_pytorch(variables: Mapping[str, Any], model: nn.Module) -> dict[str, np.n
     UserError: the variables are not the model's.
   """
   expected, flat = model_dir.abstract_tensors(model), model_dir.flatten(variables)
-  wrong = model_dir.misfits(_shapes(expected), _shapes(flat))
+  wrong = model_dir.misfits(model_dir.shapes(expected), model_dir.shapes(flat))
   if wrong:
     raise UserError(f'the variables do not fit {type(model).__name__}: {wrong}')
   targets = _targets(expected, model)
@@ -88,10 +88,6 @@ def to_pytorch(variables: Mapping[str, Any], model: nn.Module) -> dict[str, np.n
     )
     for path in expected
   }
-
-
-def _shapes(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-  return {name: tuple(np.shape(array)) for name, array in arrays.items()}
 
 
 def _targets(paths: Mapping[str, Any], model: nn.Module) -> dict[str, Target]:
@@ -125,7 +121,7 @@ def _check(
   model: nn.Module,
 ) -> None:
   """Raises one error that lists everything that does not fit, in PyTorch's names and layouts."""
-  found, expected = _shapes(state_dict), {}
+  found, expected = model_dir.shapes(state_dict), {}
   for path, spec in wanted.items():
     name, transform, optional = targets[path]
     if name in found or not optional:

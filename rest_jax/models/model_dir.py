@@ -6,8 +6,6 @@ is ever unpickled. `rest_jax.models.classifier` puts the parts together.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -24,97 +22,10 @@ from flax import linen as nn
 from flax import traverse_util
 
 from rest_jax.errors import UserError
+from rest_jax.models.model_config import ModelConfig
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 CONFIG, WEIGHTS, LABELS, CARD = 'config.json', 'model.safetensors', 'labels.txt', 'README.md'
 DTYPES = ('float32', 'bfloat16')
-RESIZE_POLICIES = ('squash', 'resize_crop')
-INTERPOLATIONS = ('bicubic', 'bilinear')
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-  """What config.json says: which model, and how an image becomes its input. Hashable.
-
-  Attributes:
-    model: a name of the registry.
-    num_classes: 0 for a model without head.
-    overrides: (name, value) pairs that `create_model` gets, sequences as tuples.
-    mean: a value a channel, in units of [0, 1].
-    std: likewise, above 0.
-    input_size: pixels a side that `preprocess` makes.
-    resize: 'squash' to input_size, or 'resize_crop': shorter side to input_size / crop_pct, then
-      the centre.
-    crop_pct: in (0, 1].
-    interpolation: 'bicubic' or 'bilinear'.
-
-  Raises:
-    UserError: a value is not one of those.
-  """
-
-  model: str
-  num_classes: int
-  overrides: tuple[tuple[str, Any], ...] = ()
-  mean: tuple[float, ...] = IMAGENET_MEAN
-  std: tuple[float, ...] = IMAGENET_STD
-  input_size: int = 224
-  resize: str = 'resize_crop'
-  crop_pct: float = 0.875
-  interpolation: str = 'bicubic'
-
-  def __post_init__(self):
-    whole = (self.num_classes, self.input_size)
-    if any(isinstance(n, bool) or not isinstance(n, int) for n in whole):
-      raise UserError(f'num_classes and input_size are whole numbers, not {whole}')
-    if self.num_classes < 0 or self.input_size < 1:
-      raise UserError(f'num_classes is at least 0 and input_size at least 1, not {whole}')
-    numbers = (*self.mean, *self.std, self.crop_pct)
-    if any(isinstance(n, bool) or not isinstance(n, int | float) for n in numbers):
-      raise UserError(f'mean, std and crop_pct are numbers, not {numbers}')
-    if not self.mean or len(self.mean) != len(self.std) or min(self.std) <= 0:
-      raise UserError(f'mean {self.mean} and std {self.std}: a pair a channel, each std above 0')
-    if not 0 < self.crop_pct <= 1:
-      raise UserError(f'crop_pct is in (0, 1], not {self.crop_pct}')
-    if self.resize not in RESIZE_POLICIES or self.interpolation not in INTERPOLATIONS:
-      raise UserError(
-        f'resize is one of {RESIZE_POLICIES} and interpolation one of {INTERPOLATIONS}, '
-        f'not {self.resize!r} and {self.interpolation!r}'
-      )
-
-  def to_json(self) -> str:
-    """The text of config.json."""
-    fields = dataclasses.asdict(self) | {'overrides': dict(self.overrides)}
-    return json.dumps(fields, indent=2) + '\n'
-
-  @classmethod
-  def from_json(cls, text: str) -> ModelConfig:
-    """Reads `to_json`'s text.
-
-    Raises:
-      UserError: not JSON, an unknown or missing key, or a value out of its range.
-    """
-    try:
-      fields = json.loads(text)
-    except json.JSONDecodeError as error:
-      raise UserError(f'not JSON ({error})') from error
-    if not isinstance(fields, dict) or not isinstance(fields.get('overrides', {}), dict):
-      raise UserError('not an object with an object of overrides')
-    fields['overrides'] = freeze_overrides(fields.get('overrides', {}))
-    try:
-      return cls(**{name: freeze(value) for name, value in fields.items()})
-    except TypeError as error:
-      raise UserError(str(error).replace('ModelConfig.__init__() ', '')) from error
-
-
-def freeze(value: Any) -> Any:
-  """Lists, at any depth, as tuples: hashable, and the same before and after JSON."""
-  return tuple(freeze(v) for v in value) if isinstance(value, list | tuple) else value
-
-
-def freeze_overrides(overrides: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-  """Overrides as sorted pairs, hashable."""
-  return tuple((name, freeze(overrides[name])) for name in sorted(overrides))
 
 
 def flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -133,6 +44,11 @@ def abstract_tensors(module: nn.Module) -> dict[str, jax.ShapeDtypeStruct]:
   images = jax.ShapeDtypeStruct((1, 64, 64, channels), jnp.float32)
   keys = {'params': jax.random.key(0)}
   return flatten(jax.eval_shape(lambda x: module.init(keys, x, train=False), images))
+
+
+def shapes(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+  """{name: shape} of arrays, or of what stands for them."""
+  return {name: tuple(np.shape(tensor)) for name, tensor in tensors.items()}
 
 
 def misfits(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> str:
@@ -206,10 +122,12 @@ def write(
   if dtype not in DTYPES:
     raise UserError(f'a model directory stores {" or ".join(DTYPES)}, not {dtype}')
   place = Path(directory).resolve()
-  _check_place(place, overwrite)
-  partial = place.with_name(f'.{place.name}.partial-{os.getpid()}')
+  partial = place.with_name(f'.{place.name}.partial')
   try:
-    partial.mkdir(parents=True, exist_ok=True)
+    _settle(place)
+    _check_place(place, overwrite)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
     (partial / CONFIG).write_text(config.to_json(), encoding='utf-8')
     safetensors.numpy.save_file(_stored(variables, dtype), partial / WEIGHTS)
     (partial / LABELS).write_text(''.join(f'{n}\n' for n in class_names), encoding='utf-8')
@@ -244,17 +162,27 @@ def _stored(variables: Mapping[str, Any], dtype: str) -> dict[str, np.ndarray]:
 
 
 def _swap(new: Path, place: Path) -> None:
-  """Puts `new` in the place of a directory that may exist; what only the old one had moves over."""
-  if not place.exists():
-    new.rename(place)
-    return
-  old = place.with_name(f'.{place.name}.old-{os.getpid()}')
-  place.rename(old)
+  """Puts `new` in the place of a directory that may exist."""
+  if place.exists():
+    place.rename(_old(place))
   try:
     new.rename(place)
-  except OSError:
+  finally:
+    _settle(place)
+
+
+def _old(place: Path) -> Path:
+  return place.with_name(f'.{place.name}.old')
+
+
+def _settle(place: Path) -> None:
+  """Ends a swap, of now or of a process that was killed: what only the old one had moves over."""
+  old = _old(place)
+  if not old.exists():
+    return
+  if not place.exists():
     old.rename(place)
-    raise
+    return
   for extra in old.iterdir():
     if not (place / extra.name).exists():
       extra.rename(place / extra.name)
@@ -290,21 +218,25 @@ def read_labels(directory: Path, num_classes: int) -> tuple[str, ...]:
   return names
 
 
-def read_variables(directory: Path, module: nn.Module) -> dict[str, Any]:
-  """Reads model.safetensors into the variables of a module, in the module's dtypes.
+def read_variables(directory: Path, expected: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, Any]:
+  """Reads model.safetensors.
+
+  Args:
+    directory: the model directory.
+    expected: the module's `abstract_tensors`.
+
+  Returns:
+    The variables tree, in the expected dtypes.
 
   Raises:
-    UserError: the file cannot be read or does not fit the module; the message names the file.
+    UserError: the file cannot be read or does not fit; the message names the file.
   """
   path = directory / WEIGHTS
   try:
     tensors = safetensors.numpy.load_file(path)
   except (OSError, safetensors.SafetensorError) as error:
     raise UserError(f'{path}: {error}') from error
-  expected = abstract_tensors(module)
-  wrong = misfits(
-    {n: s.shape for n, s in expected.items()}, {n: t.shape for n, t in tensors.items()}
-  )
+  wrong = misfits(shapes(expected), shapes(tensors))
   if wrong:
     raise UserError(f'{path} does not fit its {CONFIG}: {wrong}')
   return unflatten({n: jnp.asarray(tensors[n].astype(s.dtype)) for n, s in expected.items()})

@@ -1,0 +1,109 @@
+"""What config.json of a model directory says."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rest_jax.errors import UserError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+RESIZE_POLICIES = ('squash', 'resize_crop')
+INTERPOLATIONS = ('bicubic', 'bilinear')
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """What config.json says: which model, and how an image becomes its input. Hashable.
+
+  Attributes:
+    model: a name of the registry.
+    num_classes: 0 for a model without head.
+    overrides: (name, value) pairs that `create_model` gets, sequences as tuples.
+    mean: a value a channel, in units of [0, 1].
+    std: likewise, above 0.
+    input_size: pixels a side that `preprocess` makes.
+    resize: 'squash' to input_size, or 'resize_crop': shorter side to input_size / crop_pct, then
+      the centre.
+    crop_pct: in (0, 1].
+    interpolation: 'bicubic' or 'bilinear'.
+
+  Raises:
+    UserError: a value is not one of those.
+  """
+
+  model: str
+  num_classes: int
+  overrides: tuple[tuple[str, Any], ...] = ()
+  mean: tuple[float, ...] = IMAGENET_MEAN
+  std: tuple[float, ...] = IMAGENET_STD
+  input_size: int = 224
+  resize: str = 'resize_crop'
+  crop_pct: float = 0.875
+  interpolation: str = 'bicubic'
+
+  def __post_init__(self):
+    if not isinstance(self.model, str):
+      raise UserError(f'model is a name, not {self.model!r}')
+    whole = (self.num_classes, self.input_size)
+    if not all(_is_number(n, int) for n in whole):
+      raise UserError(f'num_classes and input_size are whole numbers, not {whole}')
+    if self.num_classes < 0 or self.input_size < 1:
+      raise UserError(f'num_classes is at least 0 and input_size at least 1, not {whole}')
+    self._check_statistics()
+    if not _is_number(self.crop_pct) or not 0 < self.crop_pct <= 1:
+      raise UserError(f'crop_pct is a number in (0, 1], not {self.crop_pct!r}')
+    if self.resize not in RESIZE_POLICIES or self.interpolation not in INTERPOLATIONS:
+      raise UserError(
+        f'resize is one of {RESIZE_POLICIES} and interpolation one of {INTERPOLATIONS}, '
+        f'not {self.resize!r} and {self.interpolation!r}'
+      )
+
+  def _check_statistics(self) -> None:
+    for values in (self.mean, self.std):
+      if not isinstance(values, tuple) or not all(_is_number(n) for n in values):
+        raise UserError(f'mean and std are lists of numbers, not {values!r}')
+    if not self.mean or len(self.mean) != len(self.std) or min(self.std) <= 0:
+      raise UserError(f'mean {self.mean} and std {self.std}: a pair a channel, each std above 0')
+
+  def to_json(self) -> str:
+    """The text of config.json."""
+    fields = dataclasses.asdict(self) | {'overrides': dict(self.overrides)}
+    return json.dumps(fields, indent=2) + '\n'
+
+  @classmethod
+  def from_json(cls, text: str) -> ModelConfig:
+    """Reads `to_json`'s text.
+
+    Raises:
+      UserError: not JSON, an unknown or missing key, or a value out of its range.
+    """
+    try:
+      fields = json.loads(text)
+    except json.JSONDecodeError as error:
+      raise UserError(f'not JSON ({error})') from error
+    if not isinstance(fields, dict) or not isinstance(fields.get('overrides', {}), dict):
+      raise UserError('not an object with an object of overrides')
+    fields['overrides'] = freeze_overrides(fields.get('overrides', {}))
+    try:
+      return cls(**{name: freeze(value) for name, value in fields.items()})
+    except TypeError as error:
+      raise UserError(str(error).replace('ModelConfig.__init__() ', '')) from error
+
+
+def _is_number(value: Any, kind: Any = int | float) -> bool:
+  return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def freeze(value: Any) -> Any:
+  """Lists, at any depth, as tuples: hashable, and the same before and after JSON."""
+  return tuple(freeze(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def freeze_overrides(overrides: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+  """Overrides as sorted pairs, hashable."""
+  return tuple((name, freeze(overrides[name])) for name in sorted(overrides))

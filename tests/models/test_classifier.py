@@ -1,0 +1,171 @@
+"""Classifier: a function of pixels, a pytree."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from rest_jax.errors import UserError
+from rest_jax.models import model_dir
+from rest_jax.models.classifier import Classifier
+from rest_jax.models.model_config import ModelConfig
+from rest_jax.models.registry import create_model
+
+OPTIONS = dict(width=4, depths=(1, 1, 1, 1))
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
+
+
+@pytest.fixture(scope='module')
+def classifier():
+  rng = np.random.default_rng(0)
+  specs = model_dir.abstract_tensors(create_model('resnet18', 5, **OPTIONS))
+  tensors = {n: jnp.asarray(rng.uniform(0, 1, s.shape), s.dtype) for n, s in specs.items()}
+  variables = model_dir.unflatten(tensors)
+  return Classifier.create(
+    'resnet18', variables, num_classes=5, overrides=OPTIONS, mean=MEAN, std=STD, input_size=32
+  )
+
+
+@pytest.fixture(scope='module')
+def images():
+  return np.random.default_rng(0).uniform(size=(2, 32, 32, 3)).astype(np.float32)
+
+
+def test_normalisation_is_inside(classifier, images):
+  normalised = (images - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
+  apply = jax.jit(lambda v, x: classifier.module.apply(v, x, train=False))
+  expected = apply(classifier.variables, normalised)
+  logits = jax.jit(lambda c, x: c(x))(classifier, images)
+  assert logits.shape == (2, 5) and logits.dtype == jnp.float32
+  np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_is_a_pytree_with_weights_as_leaves(classifier, images):
+  leaves = jax.tree.leaves(classifier)
+  assert len(leaves) == len(jax.tree.leaves(classifier.variables))
+  doubled = jax.tree.map(lambda x: x * 2, classifier)
+  assert isinstance(doubled, Classifier) and doubled.config == classifier.config
+  call = jax.jit(lambda c, x: c(x))
+  first, second = call(classifier, images), call(doubled, images)
+  assert call._cache_size() == 1
+  assert (first != second).any()
+
+
+def test_gradients_and_vmap(classifier, images):
+  def loss(x, c):
+    return jax.nn.logsumexp(c(x), axis=-1).sum()
+
+  grad = jax.jit(jax.grad(loss))(images, classifier)
+  assert grad.shape == images.shape and (grad != 0).any()
+  one_by_one = jax.jit(lambda c, x: jax.vmap(lambda image: c(image[None])[0])(x))
+  together = jax.jit(lambda c, x: c(x))
+  np.testing.assert_allclose(
+    one_by_one(classifier, images), together(classifier, images), rtol=1e-4, atol=1e-6
+  )
+
+
+def test_gradient_of_the_weights(classifier, images):
+  def loss(params, c):
+    return dataclasses.replace(c, variables=c.variables | {'params': params})(images).sum()
+
+  grads = jax.jit(jax.grad(loss))(classifier.variables['params'], classifier)
+  np.testing.assert_allclose(grads['head']['bias'], 2.0, rtol=1e-6)
+
+
+def test_features(classifier, images):
+  maps = jax.jit(lambda c, x: c.features(x))(classifier, images)
+  assert [m.shape for m in maps] == [(2, 8, 8, 4), (2, 4, 4, 8), (2, 2, 2, 16), (2, 1, 1, 32)]
+
+
+@pytest.mark.parametrize(
+  'images',
+  [
+    np.zeros((32, 32, 3), np.float32),
+    np.zeros((1, 32, 32, 4), np.float32),
+    np.zeros((1, 3, 32, 32), np.float32),
+    np.zeros((1, 32, 32, 3), np.uint8),
+    np.zeros((1, 32, 32, 3), bool),
+    [[0.5]],
+    'image.png',
+  ],
+)
+def test_wrong_images_are_refused(images, classifier):
+  with pytest.raises(UserError, match=r'floats in \[0, 1\] of shape \(B, H, W, 3\)'):
+    classifier(images)
+
+
+def test_other_floats_are_computed_in_float32(classifier, images):
+  for dtype in (np.float64, jnp.bfloat16):
+    assert classifier.normalise(images.astype(dtype)).dtype == jnp.float32
+
+
+def test_too_small_images_are_refused(classifier):
+  with pytest.raises(UserError, match='32 px'):
+    classifier(np.zeros((1, 20, 20, 3), np.float32))
+
+
+def test_a_module_of_ones_own(tmp_path, images):
+  class Mine(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+      return nn.Dense(2)(x.mean((1, 2)))
+
+  variables = Mine().init(jax.random.key(0), images, train=False)
+  mine = Classifier(Mine(), variables, ModelConfig('mine', 2), ('no', 'yes'))
+  assert mine(images).shape == (2, 2)
+  with pytest.raises(UserError, match="'mine' is not in the registry"):
+    mine.save(tmp_path / 'mine')
+
+
+def test_variables_of_another_model_are_not_saved(classifier, tmp_path):
+  other = Classifier.create('resnet18', classifier.variables, num_classes=4, overrides=OPTIONS)
+  with pytest.raises(UserError, match=r'not those of resnet18: .*params/head/bias'):
+    other.save(tmp_path / 'other')
+
+
+def test_create_checks_its_arguments(classifier):
+  def create(**options):
+    Classifier.create(
+      'resnet18', classifier.variables, **dict(num_classes=5, overrides=OPTIONS) | options
+    )
+
+  for options, message in (
+    (dict(class_names=['a', 'b']), '2 class names for 5 classes'),
+    (dict(class_names=['a\nb', *'cdef']), 'one line of text'),
+    (dict(class_names=['', *'cdef']), 'one line of text'),
+    (dict(overrides={'widht': 3}), "no option 'widht'"),
+    (dict(mean=(0.5,), std=(0.5, 0.5)), 'a pair a channel'),
+    (dict(std=(0.5, 0.0, 0.5)), 'std above 0'),
+    (dict(input_size=0), 'input_size'),
+    (dict(input_size=64.0), 'whole numbers'),
+    (dict(resize='stretch'), 'resize is one of'),
+    (dict(interpolation='nearest'), 'interpolation one of'),
+    (dict(crop_pct=1.5), 'crop_pct'),
+  ):
+    with pytest.raises(UserError, match=message):
+      create(**options)
+
+
+def test_runtime_options_are_not_part_of_the_model(classifier):
+  overrides = OPTIONS | {'dtype': jnp.bfloat16, 'remat': True, 'bn_axis_name': 'batch'}
+  made = Classifier.create(
+    'resnet18', classifier.variables, num_classes=5, overrides=overrides, mean=MEAN, std=STD,
+    input_size=32,
+  )  # fmt: skip
+  assert made.config == classifier.config and made.module == classifier.module
+
+
+def test_reads_as_plain_attributes(classifier):
+  assert (classifier.mean, classifier.std) == (MEAN, STD)
+  assert (classifier.input_size, classifier.num_classes) == (32, 5)
+  assert classifier.class_names == ('0', '1', '2', '3', '4')
+
+
+def test_from_pytorch_needs_to_know_the_model(tmp_path):
+  with pytest.raises(UserError, match='Say model'):
+    Classifier.from_pytorch(tmp_path / 'weights.pth')
+  with pytest.raises(UserError, match='there is no checkpoint'):
+    Classifier.from_pytorch(tmp_path / 'rest_small.pth')
