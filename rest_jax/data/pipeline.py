@@ -1,0 +1,319 @@
+"""Batches for training and testing: order, augmentation, sharing between processes, resuming.
+
+A batch is a pure function of its number: the order of an epoch comes from (seed, epoch), the
+augmentation of an image from (seed, epoch, example). Threads and workers only decide who computes
+it, a process only which rows, and the whole state of an iterator is the number of the next batch.
+Grain reads ahead in threads or in spawned workers; with workers a script needs a main guard.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from absl import flags
+
+from rest_jax.data.augment import (
+  AugmentConfig,
+  Interpolation,
+  Resize,
+  augment,
+  check_eval_options,
+  eval_view,
+)
+from rest_jax.data.sources import ImageSource
+from rest_jax.errors import UserError
+
+_ENDLESS = 2**40  # batches; more than anybody trains on
+_ERROR = 'error'  # key of a batch that could not be made
+
+
+@functools.lru_cache(maxsize=4)
+def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
+  return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+def example_rng(seed: int, epoch: int, example: int) -> np.random.Generator:
+  """Chance for one view of one example.
+
+  Args:
+    seed: of the run.
+    epoch: from 0.
+    example: its number in the source.
+
+  Returns:
+    A generator whose stream overlaps with that of no other triple: the example and the epoch
+    stand in the high words of Philox's counter.
+  """
+  counter = np.array([0, 0, example, epoch], np.uint64)
+  return np.random.Generator(np.random.Philox(key=seed, counter=counter))
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainBatches:
+  """Batch number -> this process's rows of it, as a random-access source for Grain."""
+
+  source: ImageSource
+  batch_size: int
+  image_size: int
+  config: AugmentConfig
+  seed: int
+  process_index: int
+  process_count: int
+  start: int = 0
+
+  def __len__(self) -> int:
+    return _ENDLESS
+
+  def __getitem__(self, number: int) -> dict[str, Any]:
+    try:
+      return self._batch(self.start + number)
+    except UserError as error:
+      # Carried as data: from a worker an exception would come back as another one.
+      return {_ERROR: str(error)}
+
+  def _batch(self, number: int) -> dict[str, Any]:
+    rows = self.batch_size // self.process_count
+    first = number * self.batch_size + self.process_index * rows
+    images = np.empty((rows, self.image_size, self.image_size, 3), np.uint8)
+    labels = np.empty(rows, np.int32)
+    for row in range(rows):
+      epoch, place = divmod(first + row, len(self.source))
+      index = int(_epoch_order(self.seed, epoch, len(self.source))[place])
+      example = self.source[index]
+      rng = example_rng(self.seed, epoch, index)
+      images[row] = augment(example['image'], self.image_size, self.config, rng)
+      labels[row] = example['label']
+    return {'image': images, 'label': labels}
+
+
+@dataclasses.dataclass(frozen=True)
+class _EvalBatches:
+  """Batch number -> this process's rows of it, padded with zeros and masked at the end."""
+
+  source: ImageSource
+  batch_size: int
+  image_size: int
+  resize: Resize
+  crop_pct: float
+  interpolation: Interpolation
+  process_index: int
+  process_count: int
+
+  def __len__(self) -> int:
+    return -(-len(self.source) // self.batch_size)
+
+  def __getitem__(self, number: int) -> dict[str, Any]:
+    rows = self.batch_size // self.process_count
+    first = number * self.batch_size + self.process_index * rows
+    images = np.zeros((rows, self.image_size, self.image_size, 3), np.uint8)
+    labels = np.zeros(rows, np.int32)
+    there = max(0, min(rows, len(self.source) - first))
+    try:
+      for row in range(there):
+        example = self.source[first + row]
+        images[row] = eval_view(
+          example['image'], self.image_size, self.resize, self.crop_pct, self.interpolation
+        )
+        labels[row] = example['label']
+    except UserError as error:
+      return {_ERROR: str(error)}
+    return {'image': images, 'label': labels, 'mask': np.arange(rows) < there}
+
+
+def _read_ahead(batches: Any, workers: int) -> Any:
+  """Lets Grain compute batches ahead of their use; returns its iterator."""
+  import grain
+
+  # Two threads: decoding and resizing release the GIL, the rest would only contend for it.
+  options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+  dataset = grain.MapDataset.source(batches).to_iter_dataset(options)
+  if workers:
+    if not flags.FLAGS.is_parsed():
+      flags.FLAGS.mark_as_parsed()  # Grain's workers read flags, also outside of `absl.app.run`
+    options = grain.multiprocessing.MultiprocessingOptions(
+      num_workers=workers, per_worker_buffer_size=2
+    )
+    dataset = dataset.mp_prefetch(options)
+  return iter(dataset)
+
+
+def _checked(batch: dict[str, Any]) -> dict[str, Any]:
+  if _ERROR in batch:
+    raise UserError(batch[_ERROR])
+  return batch
+
+
+class TrainIterator(Iterator[dict[str, np.ndarray]]):
+  """Endless training batches; see `train_iterator`."""
+
+  def __init__(self, batches: _TrainBatches, workers: int):
+    self._batches = batches
+    self._workers = workers
+    self._next = 0
+    self._reader = None
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    if self._reader is None:
+      start = dataclasses.replace(self._batches, start=self._next)
+      self._reader = _read_ahead(start, self._workers)
+    batch = _checked(next(self._reader))
+    self._next += 1
+    return batch
+
+  def get_state(self) -> dict[str, int]:
+    """The place in the stream.
+
+    Returns:
+      A dict for `set_state` that JSON can hold: the number of the next batch, and what the stream
+      depends on.
+    """
+    return {
+      'next_batch': self._next,
+      'seed': self._batches.seed,
+      'batch_size': self._batches.batch_size,
+      'examples': len(self._batches.source),
+    }
+
+  def set_state(self, state: dict[str, int]) -> None:
+    """Goes to a place in the stream; what follows is bitwise what followed there.
+
+    Args:
+      state: from `get_state`, of any process and with any number of workers.
+
+    Raises:
+      UserError: the state is of a stream with another seed, batch size or number of examples.
+    """
+    own = self.get_state()
+    for name in ('seed', 'batch_size', 'examples'):
+      if state.get(name) != own[name]:
+        raise UserError(
+          f'cannot resume the data: {name} was {state.get(name)} and is {own[name]}; '
+          'restore the old value or start a new work directory'
+        )
+    self.close()
+    self._next = int(state['next_batch'])
+
+  def close(self) -> None:
+    """Stops reading ahead and ends the workers; the next batch starts them again."""
+    if self._reader is not None:
+      self._reader.close()
+      self._reader = None
+
+
+def train_iterator(
+  source: ImageSource,
+  batch_size: int,
+  image_size: int,
+  augment: AugmentConfig | None = None,
+  seed: int = 0,
+  workers: int = 0,
+  process_index: int = 0,
+  process_count: int = 1,
+) -> TrainIterator:
+  """Endless shuffled and augmented batches.
+
+  Every epoch has an order of its own; batches run on over its end, so that none is short and every
+  example comes once an epoch. Process p gets rows [p b, (p + 1) b) of the batch that one process
+  would get, b = batch_size / process_count.
+
+  Args:
+    source: the images.
+    batch_size: of all processes together.
+    image_size: side of the images in pixels.
+    augment: what happens to each image; None for `AugmentConfig()`.
+    seed: of order and augmentation, 0 or more.
+    workers: spawned processes that prepare batches; 0 prepares them in threads, which suits
+      images in memory.
+    process_index: this process among those that train together.
+    process_count: how many train together.
+
+  Returns:
+    An iterator over {'image': (b, image_size, image_size, 3) uint8, 'label': (b,) int32} with
+    `get_state`, `set_state` and `close`.
+
+  Raises:
+    UserError: an empty source, a negative seed or number of workers, a batch size that the
+      processes cannot share evenly; while iterating, an image that cannot be read.
+  """
+  _check_sharing(source, batch_size, image_size, process_index, process_count)
+  if seed < 0 or workers < 0:
+    raise UserError(f'seed and workers must be 0 or more, got {seed} and {workers}')
+  config = augment if augment is not None else AugmentConfig()
+  batches = _TrainBatches(
+    source, batch_size, image_size, config, seed, process_index, process_count
+  )
+  return TrainIterator(batches, workers)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalBatches:
+  """Finite batches that can be gone through again and again; see `eval_batches`."""
+
+  _batches: _EvalBatches
+
+  def __len__(self) -> int:
+    return len(self._batches)
+
+  def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+    reader = _read_ahead(self._batches, workers=0)
+    try:
+      for batch in reader:
+        yield _checked(batch)
+    finally:
+      reader.close()
+
+
+def eval_batches(
+  source: ImageSource,
+  batch_size: int,
+  image_size: int,
+  resize: Resize = 'squash',
+  crop_pct: float = 0.875,
+  interpolation: Interpolation = 'bicubic',
+  process_index: int = 0,
+  process_count: int = 1,
+) -> EvalBatches:
+  """Every example once, in order; the last batch is filled up and masked.
+
+  Args:
+    source: the images.
+    batch_size: of all processes together.
+    image_size: side of the images in pixels.
+    resize: 'squash' or 'resize_crop', see `augment.eval_view`.
+    crop_pct: for 'resize_crop'.
+    interpolation: 'bilinear' or 'bicubic'.
+    process_index: this process among those that test together.
+    process_count: how many test together; all get the same number of batches.
+
+  Returns:
+    An iterable with a length over {'image': (b, image_size, image_size, 3) uint8,
+    'label': (b,) int32, 'mask': (b,) bool}, False where a row is filler (zeros).
+
+  Raises:
+    UserError: an empty source, unknown options, a batch size that the processes cannot share
+      evenly; while iterating, an image that cannot be read.
+  """
+  _check_sharing(source, batch_size, image_size, process_index, process_count)
+  check_eval_options(resize, crop_pct, interpolation)
+  return EvalBatches(
+    _EvalBatches(
+      source, batch_size, image_size, resize, crop_pct, interpolation, process_index, process_count
+    )
+  )
+
+
+def _check_sharing(
+  source: ImageSource, batch_size: int, image_size: int, process_index: int, process_count: int
+) -> None:
+  if not len(source):
+    raise UserError('the data source is empty')
+  if batch_size < 1 or image_size < 1:
+    raise UserError(f'batch_size and image_size must be positive, got {batch_size}, {image_size}')
+  if not 0 <= process_index < process_count:
+    raise UserError(f'process_index must be in 0..{process_count - 1}, got {process_index}')
+  if batch_size % process_count:
+    raise UserError(f'batch_size {batch_size} does not divide among {process_count} processes')
