@@ -52,7 +52,7 @@ def shapes(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 
 def misfits(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]) -> str:
-  """Lists missing, unexpected and misshapen names; empty when both agree.
+  """Counts and lists missing, unexpected and misshapen names; empty when both agree.
 
   Args:
     expected: {name: shape} of the model.
@@ -66,7 +66,11 @@ def misfits(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[i
     if n in found and found[n] != shape
   ]
   kinds = {'missing': missing, 'unexpected': unexpected, 'misshapen': misshapen}
-  return '; '.join(f'{len(v)} {k}: {", ".join(v)}' for k, v in kinds.items() if v)
+  present = {kind: names for kind, names in kinds.items() if names}
+  # Counts first: the names of another model's file fill a screen.
+  counts = ', '.join(f'{len(names)} {kind}' for kind, names in present.items())
+  lists = [f'{kind}: {", ".join(names)}' for kind, names in present.items()]
+  return '; '.join([counts, *lists]) if present else ''
 
 
 def zoo_names() -> list[str]:
@@ -129,7 +133,8 @@ def write(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     (partial / CONFIG).write_text(config.to_json(), encoding='utf-8')
-    safetensors.numpy.save_file(_stored(variables, dtype), partial / WEIGHTS)
+    # Not save_file: that makes a file which only its owner may read.
+    (partial / WEIGHTS).write_bytes(safetensors.numpy.save(_stored(variables, dtype)))
     (partial / LABELS).write_text(''.join(f'{n}\n' for n in class_names), encoding='utf-8')
     (partial / CARD).write_text(card, encoding='utf-8')
     _swap(partial, place)

@@ -62,6 +62,7 @@ def test_comes_back_bit_for_bit(classifier, directory):
   # As readable as any directory: one made for temporary files would be its maker's alone.
   (directory.parent / 'plain').mkdir()
   assert directory.stat().st_mode == (directory.parent / 'plain').stat().st_mode
+  assert len({path.stat().st_mode for path in directory.iterdir()}) == 1
 
 
 def test_tensor_names_are_linen_paths(directory):
@@ -108,14 +109,14 @@ def test_never_replaces_what_is_no_model(classifier, tmp_path):
   classifier.save(tmp_path / 'empty')
 
 
-@pytest.mark.parametrize('broken', ['save_file', 'rename'])
+@pytest.mark.parametrize('broken', ['write', 'rename'])
 def test_a_full_disk_leaves_the_old_model(broken, classifier, directory, monkeypatch):
   def fail(*_):
     raise OSError(28, 'No space left on device')
 
   with monkeypatch.context() as patch:
-    if broken == 'save_file':
-      patch.setattr(safetensors.numpy, 'save_file', fail)
+    if broken == 'write':
+      patch.setattr(model_dir.Path, 'write_bytes', fail)
     else:
       rename = model_dir.Path.rename
       patch.setattr(
@@ -201,8 +202,8 @@ def test_a_wrong_tensor_file_is_named(directory):
     Classifier.load(directory)
   for part in (
     str(path),
-    '1 missing: params/head/kernel',
-    '1 unexpected: params/more',
+    '1 missing, 1 unexpected, 1 misshapen; missing: params/head/kernel;',
+    'unexpected: params/more;',
     'params/head/bias is (4,), not (3,)',
   ):
     assert part in str(error.value)
