@@ -150,12 +150,13 @@ def random_erasing(
   box, fits = _erased_boxes(key_box, batch, height, width, area, min_aspect)
   apply = jax.random.bernoulli(key_apply, prob, (batch,)) & fits
   noise = jax.random.normal(key_noise, images.shape, jnp.float32)
-  noise = (
-    noise * jnp.asarray(std, jnp.float32)[None, None, None]
-    + jnp.asarray(mean, jnp.float32)[None, None, None]
-  )
+  noise = noise * _per_channel(std) + _per_channel(mean)
   inside = _inside(height, width, box) & apply[:, None, None]
   return jnp.where(inside[..., None], noise, images)
+
+
+def _per_channel(values: tuple[float, ...]) -> jax.Array:
+  return jnp.asarray(values, jnp.float32).reshape(1, 1, 1, -1)
 
 
 def _erased_boxes(

@@ -16,6 +16,7 @@ import fcntl
 import io
 import os
 import pathlib
+import shutil
 from collections.abc import Iterator
 
 import numpy as np
@@ -23,6 +24,7 @@ import tensorflow_datasets as tfds
 from PIL import Image, ImageDraw
 
 from rest_jax.data.digit_scene_synthesis import SIZE, Scene, load_material, synthesize
+from rest_jax.data.tfds_source import default_data_dir
 from rest_jax.errors import UserError, run_script
 
 SEED = 2021
@@ -83,11 +85,6 @@ def scenes(split: str, count: int) -> Iterator[Scene]:
     yield synthesize(material, np.random.default_rng([SEED, _SPLIT_NUMBER[split], index]))
 
 
-def default_data_dir() -> str:
-  """The directory that TFDS uses: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-  return os.environ.get('TFDS_DATA_DIR') or os.path.expanduser('~/tensorflow_datasets')
-
-
 def prepare(data_dir: str | os.PathLike) -> pathlib.Path:
   """Prepares the data set where that has not been done.
 
@@ -110,6 +107,8 @@ def prepare(data_dir: str | os.PathLike) -> pathlib.Path:
     return prepared
   try:
     with _exclusive(root):
+      for leftover in prepared.parent.glob('incomplete.*'):
+        shutil.rmtree(leftover)  # of a killed process: whoever works on one holds the lock
       # A new builder: another process may have prepared it while this one waited.
       builder = DigitScenes(data_dir=root, file_format='array_record')
       builder.download_and_prepare()

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from rest_jax.data.folder import load_folder
-from rest_jax.data.tfds_source import load_tfds
+from rest_jax.data.tfds_source import default_data_dir, load_tfds
 from rest_jax.errors import UserError
 
 CACHE_LIMIT = 4 * 2**30  # bytes of pixels that one cached split may take
@@ -96,7 +96,7 @@ def load(
       raise UserError(f'the folder {name} has images and labels only, no {", ".join(extras)}')
     train, test, class_names = load_folder(name)
   else:
-    root = data_dir or _default_data_dir()
+    root = data_dir or default_data_dir()
     if name == 'digit_scenes':
       from rest_jax.data.digit_scenes import prepare
 
@@ -105,10 +105,6 @@ def load(
   if cache:
     train, test = cached(train, f'{name} train'), cached(test, f'{name} test')
   return DataSources(name, train, test, class_names)
-
-
-def _default_data_dir() -> str:
-  return os.environ.get('TFDS_DATA_DIR') or os.path.expanduser('~/tensorflow_datasets')
 
 
 def cached(source: ImageSource, name: str = 'images') -> CachedSource:

@@ -70,6 +70,11 @@ def _is_bytes(value: Any) -> bool:
   return isinstance(value, bytes) or (isinstance(value, np.ndarray) and value.dtype == object)
 
 
+def default_data_dir() -> str:
+  """The directory that TFDS uses: $TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+  return os.environ.get('TFDS_DATA_DIR') or os.path.expanduser('~/tensorflow_datasets')
+
+
 def load_tfds(
   name: str,
   data_dir: str | os.PathLike,
