@@ -6,6 +6,7 @@ The flags live in their own `FlagValues`, so parsing touches no global state.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import re
 import traceback
 from pathlib import Path
@@ -15,7 +16,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from rest_jax.errors import UserError
-from rest_jax.train.config import Config, check_config, check_key, describe
+from rest_jax.train.config import Config, check_config, check_key, default_config, describe
 
 _DEFAULT_CONFIG = 'configs/digit_scenes.py'
 # Flags that stand for one config key.
@@ -61,27 +62,58 @@ def parse(argv: list[str], usage: str) -> Command | None:
   if any(arg in ('-h', '-help', '--help', '--helpfull', '--helpshort') for arg in argv[1:]):
     print(_help(usage))
     return None
-  argv = _complete(argv)
-  name = _config_name(argv)
-  values = _define(argv)
+  file, variant, rest = _split(argv[1:])
+  loaded = load_config(file, variant)
+  _check_override_keys(loaded, rest)
   try:
-    extra = values(argv)[1:]
-  except Exception as error:
-    raise _flag_error(error, name) from error
+    values = _define(loaded, rest)
+    extra = values([argv[0], *rest])[1:]
+  except (flags.Error, AttributeError, TypeError, ValueError) as error:
+    raise UserError(f'{str(error).splitlines()[0]}; train.py --help lists the flags') from error
   if extra:
     raise UserError(f'unexpected argument {extra[0]!r}; values go to flags, see --help')
   config = _resolve(values)
-  output = values['output'].value or Path('work') / name.replace('.py', '').replace(':', '_')
+  name = f'{file.stem}_{variant}' if variant else file.stem
+  output = Path(values['output'].value or Path('work') / name)
   several = (values[key].value for key in ('coordinator', 'num_processes', 'process_id'))
-  return Command(config, Path(output), *several)
+  return Command(config, output, *several)
 
 
-def _define(argv: list[str] | None) -> flags.FlagValues:
+def load_config(file: Path, variant: str | None = None) -> Config:
+  """Runs a config file.
+
+  Args:
+    file: Python file with a function `get_config`.
+    variant: its argument; None calls it without one.
+
+  Returns:
+    The checked, locked config.
+
+  Raises:
+    UserError: the file fails, or its config has unknown keys or wrong values.
+  """
+  spec = importlib.util.spec_from_file_location('experiment_config', file)
+  if spec is None or spec.loader is None:
+    raise UserError(f'config {file} is not a Python file')
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+    config = module.get_config(*([] if variant is None else [variant]))
+  except UserError:
+    raise
+  except Exception as error:
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
+    place = f'{file}, line {lines[-1]}' if lines else str(file)
+    reason = (str(error).splitlines() or [''])[0]
+    raise UserError(f'config {place}: {type(error).__name__}: {reason}') from error
+  check_config(config)
+  return config.lock()
+
+
+def _define(config: Config, argv: list[str]) -> flags.FlagValues:
   values = flags.FlagValues()
   use: Any = {'flag_values': values}
-  config_flags.DEFINE_config_file(
-    'config', None, 'config file, with :variant where it has some', sys_argv=argv, **use
-  )
+  config_flags.DEFINE_config_dict('config', config, sys_argv=argv, **use)
   flags.DEFINE_string('output', None, 'work directory; work/<config>[_variant] if not set', **use)
   flags.DEFINE_string('data_dir', None, 'where data sets are; short for --config.data.dir', **use)
   flags.DEFINE_integer('seed', None, 'seed of everything; short for --config.seed', **use)
@@ -94,66 +126,49 @@ def _define(argv: list[str] | None) -> flags.FlagValues:
 
 
 def _help(usage: str) -> str:
-  values = _define(None)
+  values = _define(default_config(), [])
   lines = [usage.strip(), '', 'Flags:']
-  for name in values:
-    default = _DEFAULT_CONFIG if name == 'config' else values[name].default
-    shown = "the config's" if name in ('seed', *_SHORT) else default
+  lines.append(f'  --config\n      config file, or FILE:VARIANT (default: {_DEFAULT_CONFIG})')
+  for name in (name for name in values if name != 'config'):
+    shown = "the config's" if name in ('seed', *_SHORT) else values[name].default
     lines.append(f'  --{name}\n      {values[name].help} (default: {shown})')
   note = 'Keys of the config, with the defaults that config files start from:'
   return '\n'.join([*lines, '', note, describe()])
 
 
-def _complete(argv: list[str]) -> list[str]:
-  """Puts the config file first, where config_flags wants it, and refuses unknown keys."""
-  rest, config = [], _DEFAULT_CONFIG
-  arguments = iter(argv[1:])
-  for arg in arguments:
-    if re.fullmatch(r'--?config', arg):
-      config = next(arguments, '')
-    elif match := re.fullmatch(r'--?config=(.*)', arg):
-      config = match[1]
+def _split(arguments: list[str]) -> tuple[Path, str | None, list[str]]:
+  """Takes the config file out of the arguments."""
+  rest, given = [], _DEFAULT_CONFIG
+  queue = iter(arguments)
+  for argument in queue:
+    if re.fullmatch(r'--?config', argument):
+      given = next(queue, '')
+    elif match := re.fullmatch(r'--?config=(.*)', argument):
+      given = match[1]
     else:
-      rest.append(arg)
-    if match := re.match(r'--?(?:no)?config\.([^=]+)', arg):
-      check_key(match[1])
-  path = config.split(':', 1)[0]
+      rest.append(argument)
+  path, _, variant = given.partition(':')
   if not Path(path).is_file():
-    near = ', '.join(sorted(str(p) for p in Path('configs').glob('*.py') if p.stem[0] != '_'))
-    raise UserError(f'no config file {path!r}; there are: {near or "none in ./configs"}')
-  return [argv[0], f'--config={config}', *rest]
+    there = ', '.join(sorted(str(found) for found in Path('configs').glob('*.py')))
+    raise UserError(f'no config file {path!r}; there are: {there or "none in ./configs"}')
+  return Path(path), variant or None, rest
 
 
-def _config_name(argv: list[str]) -> str:
-  return Path(argv[1].split('=', 1)[1].split(':', 1)[0]).name + ''.join(
-    argv[1].split('=', 1)[1].partition(':')[1:]
-  )
-
-
-def _flag_error(error: BaseException, name: str) -> UserError:
-  """Makes one line of what went wrong while flags were parsed or the config file was run."""
-  chain = [error]
-  while chain[-1].__context__ is not None:
-    chain.append(chain[-1].__context__)
-  for cause in reversed(chain):
-    if isinstance(cause, UserError):
-      return cause
-  cause = chain[-1]
-  if isinstance(cause, KeyError) and not isinstance(error, flags.Error):
-    return UserError(f'config {name} has no key {cause}; give the group above it as a whole')
-  if isinstance(error, flags.Error) and 'Error whilst parsing config' not in str(error):
-    return UserError(f'{str(error).splitlines()[0]}; train.py --help lists the flags')
-  file = name.split(':')[0]
-  frames = [f for f in traceback.extract_tb(cause.__traceback__) if f.filename.endswith(file)]
-  place = f'{file}, line {frames[-1].lineno}' if frames else file
-  reason = (str(cause).splitlines() or [''])[0]
-  return UserError(f'config {place}: {type(cause).__name__}: {reason}')
+def _check_override_keys(config: Config, arguments: list[str]) -> None:
+  for argument in arguments:
+    if match := re.match(r'--?(?:no)?config\.([^=]+)', argument):
+      check_key(match[1])
+      group, _, key = match[1].rpartition('.')
+      if group == 'model.overrides' and key not in config.model.overrides:
+        there = ', '.join(config.model.overrides) or 'none'
+        raise UserError(
+          f'this config has no {match[1]!r}, only {there}; '
+          f'give all together: --config.model.overrides="{{{key!r}: ...}}"'
+        )
 
 
 def _resolve(values: flags.FlagValues) -> Config:
   config: Config = values['config'].value
-  # Before the short flags are put in: a config file may have returned anything.
-  check_config(config)
   if values['seed'].value is not None:
     config.seed = values['seed'].value
   for name, (group, key) in _SHORT.items():

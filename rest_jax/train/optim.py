@@ -95,19 +95,29 @@ def make_optimizer(optim: Config, schedule: optax.Schedule) -> optax.GradientTra
   """
   clip = optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity()
   if optim.name == 'adamw':
-    return optax.chain(
-      clip,
-      optax.adamw(
-        schedule,
-        b1=optim.b1,
-        b2=optim.b2,
-        eps=optim.eps,
-        weight_decay=optim.weight_decay,
-        mask=decay_mask,
-      ),
+    rule = optax.adamw(
+      schedule,
+      b1=optim.b1,
+      b2=optim.b2,
+      eps=optim.eps,
+      weight_decay=optim.weight_decay,
+      mask=decay_mask,
     )
-  return optax.chain(
-    clip,
-    optax.add_decayed_weights(optim.weight_decay, mask=decay_mask),
-    optax.sgd(schedule, momentum=optim.momentum or None),
-  )
+  else:
+    rule = optax.chain(
+      optax.add_decayed_weights(optim.weight_decay, mask=decay_mask),
+      optax.sgd(schedule, momentum=optim.momentum or None),
+    )
+  return _with_standard_promotion(optax.chain(clip, rule))
+
+
+def _with_standard_promotion(
+  optimizer: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+  """Lets optax mix its int32 step counts with floats where JAX is told to be strict."""
+
+  def update(updates, state, params=None):
+    with jax.numpy_dtype_promotion('standard'):
+      return optimizer.update(updates, state, params)
+
+  return optax.GradientTransformation(optimizer.init, update)

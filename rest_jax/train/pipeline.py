@@ -117,6 +117,7 @@ def test_batches(config: Config, source: Any) -> Any:
     image_size=config.data.image_size,
     resize=config.data.eval_resize,
     crop_pct=config.data.eval_crop_pct,
+    interpolation=config.augment.interpolation,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )

@@ -135,8 +135,9 @@ class Run:
     return {'step': self.step, 'finished': self.done, 'best': best, 'last': self._meta['last']}
 
   def close(self) -> None:
-    """Ends bar, loggers and Orbax."""
+    """Ends bar, loggers, Orbax and the reading of images."""
     self.recorder.close()
+    self._batches.close()
     self._checkpoints.close()
 
   def _seconds(self) -> float:

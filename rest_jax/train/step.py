@@ -52,24 +52,25 @@ def normalise(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]
 
 
 def augment_on_device(
-  key: jax.Array, batch: Batch, augment: Config, num_classes: int
+  key: jax.Array, batch: Batch, config: Config, num_classes: int
 ) -> tuple[jax.Array, jax.Array]:
   """Random erasing, then mixup or cutmix (timm's order).
 
   Args:
     key: random key of this step and device.
     batch: 'image' uint8 (B, H, W, 3), 'label' int32 (B,).
-    augment: the config's `augment` group.
+    config: the whole experiment configuration.
     num_classes: K.
 
   Returns:
     Images float32 (B, H, W, 3) in [0, 1] and targets float32 (B, K).
   """
+  augment, mean, std = config.augment, tuple(config.data.mean), tuple(config.data.std)
   images = to_unit(batch['image'])
   targets = smooth_one_hot(batch['label'], num_classes, augment.label_smoothing)
   erase_key, mix_key = jax.random.split(key)
   if augment.erasing:
-    images = device.random_erasing(erase_key, images, prob=augment.erasing)
+    images = device.random_erasing(erase_key, images, augment.erasing, mean=mean, std=std)
   if augment.mixup or augment.cutmix:
     images, targets = device.mixup_cutmix(
       mix_key,
@@ -161,7 +162,7 @@ def make_train_step(
     key = jax.random.fold_in(key, state.step)
     key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
     augment_key, dropout_key = jax.random.split(key)
-    images, targets = augment_on_device(augment_key, batch, config.augment, num_classes)
+    images, targets = augment_on_device(augment_key, batch, config, num_classes)
     images = normalise(images, config.data.mean, config.data.std)
 
     (loss, (stats, hits)), grads = gradients(
@@ -180,7 +181,7 @@ def make_train_step(
     metrics = {
       'loss': loss,
       'top1': hits,
-      'grad_norm': optax.global_norm(grads),
+      'grad_norm': optax.tree.norm(grads),
       'lr': schedule(state.step),
     }
     return TrainState(state.step + 1, params, stats, opt_state, ema), metrics
