@@ -106,16 +106,8 @@ class Conv(nn.Module):
     dtype = self.dtype or x.dtype
     kernel = self.param('kernel', self.kernel_init, shape).astype(dtype)
     x = x.astype(dtype)
-    if self.depthwise:
-      out = ops.depthwise_conv(x, kernel, stride=self.stride, padding=self.padding)
-    else:
-      out = lax.conv_general_dilated(
-        x,
-        kernel,
-        (self.stride, self.stride),
-        ((self.padding, self.padding),) * 2,
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-      )
+    convolve = ops.depthwise_conv if self.depthwise else ops.conv
+    out = convolve(x, kernel, stride=self.stride, padding=self.padding)
     if self.use_bias:
       out += self.param('bias', nn.initializers.zeros, (self.features,)).astype(dtype)[
         None, None, None

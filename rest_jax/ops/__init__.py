@@ -2,7 +2,9 @@
 
 from rest_jax.ops.activation import gelu
 from rest_jax.ops.attention import attend, emsa
+from rest_jax.ops.convolution import conv
 from rest_jax.ops.depthwise import depthwise_conv
 from rest_jax.ops.platform import form, use_form
+from rest_jax.ops.reduce import sum_rows
 
-__all__ = ['attend', 'depthwise_conv', 'emsa', 'form', 'gelu', 'use_form']
+__all__ = ['attend', 'conv', 'depthwise_conv', 'emsa', 'form', 'gelu', 'sum_rows', 'use_form']

@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from rest_jax.ops.platform import form
+from rest_jax.ops.reduce import sum_rows
 
 
 def depthwise_conv(
@@ -115,28 +116,53 @@ def _shifted_bwd(stride: int, padding: int, residuals, grad):
 
 
 def _input_gradient(grad, kernel, x_shape, stride: int, padding: int):
-  """Gather form: phase (r, s) of the input only meets the taps r + stride*q, s + stride*p."""
-  (b, height, width, c), (kh, kw) = x_shape, kernel.shape[:2]
-  multiplier = kernel.shape[-1] // c
-  reach = (-(-kh // stride), -(-kw // stride))
-  rows, cols = grad.shape[1] + reach[0] - 1, grad.shape[2] + reach[1] - 1
-  padded = jnp.pad(
-    grad, ((0, 0), (reach[0] - 1, reach[0] - 1), (reach[1] - 1, reach[1] - 1), (0, 0))
-  )
+  multiplier = kernel.shape[-1] // x_shape[-1]
+  wide = jnp.promote_types(grad.dtype, jnp.float32)
+
+  def tap(i: int, j: int):
+    product = grad.astype(wide) * _weight(kernel, i, j).astype(wide)
+    if multiplier == 1:
+      return product
+    return product.reshape(*grad.shape[:3], x_shape[-1], multiplier).sum(-1)
+
+  return gather_phases(
+    tap, grad.shape[1:3], kernel.shape[:2], x_shape, wide, stride, padding
+  ).astype(grad.dtype)
+
+
+def gather_phases(tap, out_size, kernel_size, x_shape, dtype, stride: int, padding: int):
+  """Adds up what every kernel tap gives back to the input: a convolution's transpose.
+
+  Gather form: the inputs of phase (r, s) modulo the stride only meet the taps r + stride*q,
+  s + stride*p, so the sums of each phase are dense, and the phases are interleaved at the end.
+
+  Args:
+    tap: tap(i, j) is the part (B, Ho, Wo, C) for the inputs under tap (i, j) of every window.
+    out_size: (Ho, Wo).
+    kernel_size: (kh, kw).
+    x_shape: shape of the input, (B, H, W, C).
+    stride: of the convolution.
+    padding: of the convolution.
+    dtype: of the sums.
+
+  Returns:
+    (B, H, W, C).
+  """
+  reach = [-(-k // stride) for k in kernel_size]
+  sides = [n + r - 1 for n, r in zip(out_size, reach, strict=True)]
+  shape = (x_shape[0], *sides, x_shape[-1])
   phases = []
   for r in range(stride):
     for s in range(stride):
-      total = jnp.zeros((b, rows, cols, grad.shape[-1]), jnp.promote_types(grad.dtype, jnp.float32))
+      # A kernel smaller than the stride leaves phases that no tap meets: they stay zero.
+      total = jnp.zeros(shape, dtype)
       for q in range(reach[0]):
         for p in range(reach[1]):
-          if r + stride * q < kh and s + stride * p < kw:
-            tap = _tap(padded, reach[0] - 1 - q, reach[1] - 1 - p, (rows, cols), 1)
-            weight = _weight(kernel, r + stride * q, s + stride * p)
-            total += tap.astype(total.dtype) * weight.astype(total.dtype)
-      if multiplier > 1:
-        total = total.reshape(b, rows, cols, c, multiplier).sum(-1)
-      phases.append(total.astype(grad.dtype))
-  return _interleave(phases, stride, (height, width), padding)
+          if r + stride * q < kernel_size[0] and s + stride * p < kernel_size[1]:
+            edges = ((q, reach[0] - 1 - q), (p, reach[1] - 1 - p))
+            total += jnp.pad(tap(r + stride * q, s + stride * p), ((0, 0), *edges, (0, 0)))
+      phases.append(total)
+  return _interleave(phases, stride, x_shape[1:3], padding)
 
 
 def _interleave(phases, stride: int, size: tuple[int, int], padding: int):
@@ -157,15 +183,13 @@ def _kernel_gradient(grad, x, kernel, stride: int, padding: int):
   size, multiplier = grad.shape[1:3], kernel.shape[-1] // x.shape[-1]
   padded = _pad(x, padding)
   wide = jnp.promote_types(grad.dtype, jnp.float32)
-  taps = [
-    jnp.sum(
-      _repeat(_tap(padded, i, j, size, stride), multiplier).astype(wide) * grad.astype(wide),
-      axis=(0, 1, 2),
-    )
-    for i in range(kernel.shape[0])
-    for j in range(kernel.shape[1])
-  ]
-  return jnp.stack(taps).reshape(kernel.shape).astype(kernel.dtype)
+  flat = grad.astype(wide).reshape(-1, grad.shape[-1])
+  rows = []
+  for i in range(kernel.shape[0]):
+    taps = [_tap(padded, i, j, size, stride) for j in range(kernel.shape[1])]
+    taps = [_repeat(tap, multiplier).astype(wide).reshape(flat.shape) for tap in taps]
+    rows += sum_rows(*(tap * flat for tap in taps))
+  return jnp.stack(rows).reshape(kernel.shape).astype(kernel.dtype)
 
 
 _shifted.defvjp(_shifted_fwd, _shifted_bwd)

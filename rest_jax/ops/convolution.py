@@ -1,0 +1,82 @@
+"""Dense convolution in NHWC, with an input gradient that suits small maps on a CPU."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+from jax import lax
+from jaxtyping import Array, Float
+
+from rest_jax.ops.depthwise import gather_phases
+from rest_jax.ops.platform import form
+
+# Largest output (Ho * Wo) whose input gradient goes through a matrix product. XLA:CPU takes
+# 40-80 ms for that of a 3x3/2 convolution of a 4x4 map, 128 to 256 channels, batch 128, where the
+# product takes 1; from 14x14 outputs on the two are even, and the product takes more memory.
+SMALL_MAP = 64
+
+
+def conv(
+  x: Float[Array, 'B H W C'],
+  kernel: Float[Array, 'kh kw C D'],
+  *,
+  stride: int = 1,
+  padding: int = 0,
+) -> Float[Array, 'B Ho Wo D']:
+  """Cross-correlation with equal zero padding on all sides, as PyTorch's Conv2d.
+
+  Args:
+    x: images or feature maps.
+    kernel: HWIO.
+    stride: step in both directions.
+    padding: zeros added on all four sides.
+
+  Returns:
+    The maps, Ho = (H + 2 padding - kh) // stride + 1 and the same for Wo, in the dtype of x.
+  """
+  kernel = kernel.astype(x.dtype)
+  sides = [(x.shape[i + 1] + 2 * padding - kernel.shape[i]) // stride + 1 for i in (0, 1)]
+  if form() == 'plain' or sides[0] * sides[1] > SMALL_MAP:
+    return _conv(x, kernel, stride, padding)
+  return _small_conv(x, kernel, stride, padding)
+
+
+def _conv(x, kernel, stride: int, padding: int):
+  return lax.conv_general_dilated(
+    x,
+    kernel,
+    (stride, stride),
+    ((padding, padding), (padding, padding)),
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+  )
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _small_conv(x, kernel, stride: int, padding: int):
+  return _conv(x, kernel, stride, padding)
+
+
+def _small_conv_fwd(x, kernel, stride: int, padding: int):
+  return _conv(x, kernel, stride, padding), (x, kernel)
+
+
+def _small_conv_bwd(stride: int, padding: int, residuals, grad):
+  x, kernel = residuals
+  kh, kw, channels, features = kernel.shape
+  weights = kernel.transpose(3, 0, 1, 2).reshape(features, -1)
+  taps = (grad.reshape(-1, features) @ weights).reshape(*grad.shape[:3], kh, kw, channels)
+  x_grad = gather_phases(
+    lambda i, j: taps[:, :, :, i, j],
+    grad.shape[1:3],
+    (kh, kw),
+    x.shape,
+    taps.dtype,
+    stride,
+    padding,
+  )
+  _, kernel_vjp = jax.vjp(lambda k: _conv(x, k, stride, padding), kernel)
+  return x_grad.astype(x.dtype), kernel_vjp(grad)[0]
+
+
+_small_conv.defvjp(_small_conv_fwd, _small_conv_bwd)

@@ -1,0 +1,36 @@
+"""Sums over rows of several matrices in one pass."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+
+@jax.custom_jvp
+def sum_rows(*matrices: Float[Array, 'N C']) -> tuple[Float[Array, ' C'], ...]:
+  """Sums each matrix over its rows.
+
+  One reduction with several operands: XLA:CPU then computes what the operands are made of in the
+  same loop, which is over ten times faster than a fused reduction for each (measured for the
+  3x3 depthwise kernel gradient at 16x16x32, batch 128: 1.2 ms against 15).
+
+  Args:
+    *matrices: all of one shape and dtype.
+
+  Returns:
+    One vector for each matrix.
+  """
+  zeros = tuple(jnp.zeros((), m.dtype) for m in matrices)
+  return tuple(lax.reduce(matrices, zeros, _add, (0,)))
+
+
+def _add(left, right):
+  return tuple(a + b for a, b in zip(left, right, strict=True))
+
+
+@sum_rows.defjvp
+def _sum_rows_jvp(primals, tangents):
+  # Linear; written plainly, because a reduction with several operands has no derivative in JAX.
+  return sum_rows(*primals), tuple(jnp.sum(t, axis=0) for t in tangents)
