@@ -12,13 +12,13 @@ from PIL import Image
 from rest_jax.data.sources import CachedSource
 
 
-def toy_image(split: str, index: int) -> np.ndarray:
+def _toy_image(split: str, index: int) -> np.ndarray:
   """The pixels of an example: (8, 10, 3) uint8."""
   rng = np.random.default_rng([len(split), index])
   return rng.integers(0, 256, (8, 10, 3), dtype=np.uint8)
 
 
-def png(image: np.ndarray) -> io.BytesIO:
+def _png(image: np.ndarray) -> io.BytesIO:
   file = io.BytesIO()
   Image.fromarray(image).save(file, format='png')
   file.seek(0)
@@ -43,11 +43,14 @@ class ToyPictures(tfds.core.GeneratorBasedBuilder):
     )
 
   def _split_generators(self, dl_manager):
-    return {'train': self._examples('train', 10), 'validation': self._examples('validation', 4)}
+    return {
+      'train': self._generate_examples('train', 10),
+      'validation': self._generate_examples('validation', 4),
+    }
 
-  def _examples(self, split, count):
+  def _generate_examples(self, split, count):
     for index in range(count):
-      image = png(toy_image(split, index))
+      image = _png(_toy_image(split, index))
       yield index, {'image': image, 'label': index % 2, 'weight': index / 2}
 
 
@@ -61,9 +64,9 @@ class ToyNumbers(tfds.core.GeneratorBasedBuilder):
     return tfds.core.DatasetInfo(builder=self, features=features)
 
   def _split_generators(self, dl_manager):
-    return {'train': self._examples()}
+    return {'train': self._generate_examples()}
 
-  def _examples(self):
+  def _generate_examples(self):
     yield 0, {'value': 1}
 
 
@@ -74,6 +77,12 @@ def toy_data_dir(tmp_path_factory):
   for builder in (ToyPictures, ToyNumbers):
     builder(data_dir=root, file_format='array_record').download_and_prepare()
   return root
+
+
+@pytest.fixture(scope='session')
+def toy_image():
+  """(split, index) -> the pixels of an example of `toy_pictures`, (8, 10, 3) uint8."""
+  return _toy_image
 
 
 @pytest.fixture
