@@ -1,9 +1,5 @@
 """Synthesis of the `digit_scenes`: one handwritten digit, lost in a piece of a photograph.
 
-The digits are the UCI optical digits that scikit-learn carries (1,797 of 8x8 pixels, E. Alpaydin
-and C. Kaynak 1998), the photographs scikit-learn's two sample images. A split owns its digits and
-its part of each photograph; nothing of one split is ever seen in the other.
-
 Coordinates are (x, y) in pixels with centres at whole numbers; colours are RGB in 0..255.
 """
 
@@ -13,41 +9,12 @@ import dataclasses
 
 import numpy as np
 
-from rest_jax.data.digit_scene_drawing import blend, enlarge, luma, rotation, stroke, warp
+from rest_jax.data.digit_scene_drawing import blend, luma, rotation, stroke, warp
+from rest_jax.data.digit_scene_material import CELL, CENTRE, Material
 
 SIZE = 64  # pixels a side of a scene
-SPLITS = ('train', 'test')
-_CELL = 8  # table pixels for one pixel of an 8x8 digit
-_CENTRE = (12 * _CELL - 1) / 2  # of a digit's table of 96x96
-_SPLIT_SEED = 20_210_528
-# (photograph, first column, end column): the two splits lie beside each other with a gap between.
-_REGIONS = {
-  'train': ((0, 0, 440), (1, 0, 344)),
-  'test': ((0, 448, 640), (1, 352, 640)),
-}
 _CONTRAST = 70  # of brightness, between a digit and nearly all of what surrounds it
 _TEXTURE = 34.0  # largest standard deviation of the background's brightness
-
-
-@dataclasses.dataclass(frozen=True)
-class Material:
-  """What the scenes of one split are made from.
-
-  Attributes:
-    tables: (N, 96, 96) uint8, the split's digits enlarged, ink 255 on 0, two cells of border.
-    outlines: N arrays (M, 2), places of ink from the centre, in pixels of the 8x8 digit.
-    labels: (N,) int, 0..9.
-    digit_ids: (N,) int, row of each digit in scikit-learn's data set.
-    photographs: per region (full, half): (H, W, 3) uint8 at full and at half resolution.
-    regions: per region (photograph, first column, end column) in full-resolution pixels.
-  """
-
-  tables: np.ndarray
-  outlines: tuple[np.ndarray, ...]
-  labels: np.ndarray
-  digit_ids: np.ndarray
-  photographs: tuple[tuple[np.ndarray, np.ndarray], ...]
-  regions: tuple[tuple[int, int, int], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,36 +38,6 @@ class Scene:
   digit_id: int
   fragment_ids: tuple[int, ...]
   background: tuple[int, int, int, int]
-
-
-def load_material(split: str) -> Material:
-  """Loads a split's digits and its part of the photographs.
-
-  Args:
-    split: 'train' or 'test'.
-
-  Returns:
-    The material; the same for every call, a fifth of each class's digits for 'test'.
-  """
-  from sklearn.datasets import load_digits, load_sample_images
-
-  digits = load_digits()
-  grids, labels = digits.images.astype(np.int64), digits.target.astype(np.int64)  # type: ignore
-  digit_ids = _digit_ids(labels, split)
-  tables = enlarge(grids[digit_ids], _CELL)
-  photographs = load_sample_images().images  # type: ignore
-  parts = []
-  for index, start, end in _REGIONS[split]:
-    full = np.ascontiguousarray(photographs[index][:426, start:end])
-    parts.append((full, _halve(full)))
-  return Material(
-    tables=tables,
-    outlines=tuple(_outline(table) for table in tables),
-    labels=labels[digit_ids],
-    digit_ids=digit_ids,
-    photographs=tuple(parts),
-    regions=_REGIONS[split],
-  )
 
 
 def synthesize(material: Material, rng: np.random.Generator) -> Scene:
@@ -133,33 +70,6 @@ def synthesize(material: Material, rng: np.random.Generator) -> Scene:
     fragment_ids=fragment_ids,
     background=background,
   )
-
-
-def _digit_ids(labels: np.ndarray, split: str) -> np.ndarray:
-  """Rows of a split's digits: per class a fixed random fifth is for testing."""
-  rng = np.random.default_rng(_SPLIT_SEED)
-  chosen = []
-  for label in range(10):
-    rows = rng.permutation(np.flatnonzero(labels == label))
-    tests = len(rows) // 5
-    chosen.append(rows[:tests] if split == 'test' else rows[tests:])
-  return np.sort(np.concatenate(chosen))
-
-
-def _halve(image: np.ndarray) -> np.ndarray:
-  """Means of 2x2 blocks, rounded; (H, W, C) uint8 with even sides."""
-  height, width = image.shape[0] // 2, image.shape[1] // 2
-  blocks = image.astype(np.int32).reshape(height, 2, width, 2, -1)
-  return ((blocks.sum(axis=(1, 3)) + 2) >> 2).astype(np.uint8)
-
-
-def _outline(table: np.ndarray) -> np.ndarray:
-  """Positions of ink near the edge of a digit, (M, 2) as x, y."""
-  ink = table > 102
-  core = ink.copy()
-  core[1:-1, 1:-1] &= ink[:-2, 1:-1] & ink[2:, 1:-1] & ink[1:-1, :-2] & ink[1:-1, 2:]
-  y, x = np.nonzero(ink & ~core)
-  return (np.stack([x, y], axis=1) - _CENTRE) / _CELL
 
 
 def _background(material: Material, rng: np.random.Generator) -> tuple[np.ndarray, tuple]:
@@ -218,11 +128,11 @@ def _add_fragment(
   px, py = (float(v) for v in points[int(rng.integers(len(points)))])
   scale = float(rng.uniform(2.6, 4.6))  # scene pixels for a pixel of the 8x8 digit
   cos, sin = rotation(float(rng.uniform(-1, 1)))
-  a, b = cos * _CELL / scale, sin * _CELL / scale
+  a, b = cos * CELL / scale, sin * CELL / scale
   middle = (reach - 1) / 2
   inverse = (
-        a, -b, (px * _CELL + _CENTRE) - (a - b) * middle,
-        b, a, (py * _CELL + _CENTRE) - (b + a) * middle,
+        a, -b, (px * CELL + CENTRE) - (a - b) * middle,
+        b, a, (py * CELL + CENTRE) - (b + a) * middle,
     )  # fmt: skip
   ink = warp(material.tables[which], inverse, reach, reach)
   offset = np.arange(reach, dtype=np.float32) - np.float32(middle)
@@ -255,10 +165,10 @@ def _place_digit(
   tx, ty = (
     low + (high - low) * float(rng.random()) for low, high in zip(lowest, highest, strict=True)
   )
-  k = _CELL / (scale * (a * d - b * c))
+  k = CELL / (scale * (a * d - b * c))
   inverse = (
-        d * k, -b * k, _CENTRE - (d * tx - b * ty) * k,
-        -c * k, a * k, _CENTRE - (a * ty - c * tx) * k,
+        d * k, -b * k, CENTRE - (d * tx - b * ty) * k,
+        -c * k, a * k, CENTRE - (a * ty - c * tx) * k,
     )  # fmt: skip
   return warp(material.tables[which], inverse, SIZE, SIZE), scale
 

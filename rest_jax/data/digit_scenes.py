@@ -3,7 +3,8 @@
     python -m rest_jax.data.digit_scenes                          # prepare it now
     python -m rest_jax.data.digit_scenes --contact_sheet FILE     # a picture of 30 scenes
 
-20,000 train and 2,000 test scenes of 64x64 RGB pixels, see `digit_scene_synthesis`. Features:
+20,000 train and 2,000 test scenes of 64x64 RGB pixels, see `digit_scene_synthesis` and
+`digit_scene_material`. Features:
 `image`; `label` 0-9; `bbox`, TFDS's (ymin, xmin, ymax, xmax) over the image's sides; `mask`, 255 on
 the digit's own pixels and 0 elsewhere.
 """
@@ -23,12 +24,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image, ImageDraw
 
-from rest_jax.data.digit_scene_synthesis import SIZE, Scene, load_material, synthesize
+from rest_jax.data.digit_scene_material import SPLITS, load_material
+from rest_jax.data.digit_scene_synthesis import SIZE, Scene, synthesize
 from rest_jax.data.tfds_source import default_data_dir
 from rest_jax.errors import UserError, run_script
 
 SEED = 2021
-_SPLIT_NUMBER = {'train': 0, 'test': 1}
 
 
 class DigitScenes(tfds.core.GeneratorBasedBuilder):
@@ -85,7 +86,7 @@ def scenes(split: str, count: int) -> Iterator[Scene]:
   """
   material = load_material(split)
   for index in range(count):
-    yield synthesize(material, np.random.default_rng([SEED, _SPLIT_NUMBER[split], index]))
+    yield synthesize(material, np.random.default_rng([SEED, SPLITS.index(split), index]))
 
 
 def prepare(data_dir: str | os.PathLike) -> pathlib.Path:

@@ -1,127 +1,23 @@
 """Batches for training and testing: order, augmentation, sharing between processes, resuming.
 
-A batch is a pure function of its number: the order of an epoch comes from (seed, epoch), the
-augmentation of an image from (seed, epoch, example). Threads and workers only decide who computes
-it, a process only which rows, and the whole state of an iterator is the number of the next batch.
+A batch is a pure function of its number (see `batches`): threads and workers only decide who
+computes it, a process only which rows, and the whole state of an iterator is the next number.
 Grain reads ahead in threads or in spawned workers; with workers a script needs a main guard.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from absl import flags
 
-from rest_jax.data.augment import (
-  AugmentConfig,
-  Interpolation,
-  Resize,
-  augment,
-  check_eval_options,
-  eval_view,
-)
+from rest_jax.data.augment import AugmentConfig, Interpolation, Resize, check_eval_options
+from rest_jax.data.batches import ERROR, EvalBatches, TrainBatches
 from rest_jax.data.sources import ImageSource
 from rest_jax.errors import UserError
-
-_ENDLESS = 2**40  # batches; more than anybody trains on
-_ERROR = 'error'  # key of a batch that could not be made
-
-
-@functools.lru_cache(maxsize=4)
-def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
-  return np.random.default_rng([seed, epoch]).permutation(count)
-
-
-def example_rng(seed: int, epoch: int, example: int) -> np.random.Generator:
-  """Chance for one view of one example.
-
-  Args:
-    seed: of the run.
-    epoch: from 0.
-    example: its number in the source.
-
-  Returns:
-    A generator whose stream overlaps with that of no other triple: the example and the epoch
-    stand in the high words of Philox's counter.
-  """
-  counter = np.array([0, 0, example, epoch], np.uint64)
-  return np.random.Generator(np.random.Philox(key=seed, counter=counter))
-
-
-@dataclasses.dataclass(frozen=True)
-class _TrainBatches:
-  """Batch number -> this process's rows of it, as a random-access source for Grain."""
-
-  source: ImageSource
-  batch_size: int
-  image_size: int
-  config: AugmentConfig
-  seed: int
-  process_index: int
-  process_count: int
-  start: int = 0
-
-  def __len__(self) -> int:
-    return _ENDLESS
-
-  def __getitem__(self, number: int) -> dict[str, Any]:
-    try:
-      return self._batch(self.start + number)
-    except UserError as error:
-      # Carried as data: from a worker an exception would come back as another one.
-      return {_ERROR: str(error)}
-
-  def _batch(self, number: int) -> dict[str, Any]:
-    rows = self.batch_size // self.process_count
-    first = number * self.batch_size + self.process_index * rows
-    images = np.empty((rows, self.image_size, self.image_size, 3), np.uint8)
-    labels = np.empty(rows, np.int32)
-    for row in range(rows):
-      epoch, place = divmod(first + row, len(self.source))
-      index = int(_epoch_order(self.seed, epoch, len(self.source))[place])
-      example = self.source[index]
-      rng = example_rng(self.seed, epoch, index)
-      images[row] = augment(example['image'], self.image_size, self.config, rng)
-      labels[row] = example['label']
-    return {'image': images, 'label': labels}
-
-
-@dataclasses.dataclass(frozen=True)
-class _EvalBatches:
-  """Batch number -> this process's rows of it, padded with zeros and masked at the end."""
-
-  source: ImageSource
-  batch_size: int
-  image_size: int
-  resize: Resize
-  crop_pct: float
-  interpolation: Interpolation
-  process_index: int
-  process_count: int
-
-  def __len__(self) -> int:
-    return -(-len(self.source) // self.batch_size)
-
-  def __getitem__(self, number: int) -> dict[str, Any]:
-    rows = self.batch_size // self.process_count
-    first = number * self.batch_size + self.process_index * rows
-    images = np.zeros((rows, self.image_size, self.image_size, 3), np.uint8)
-    labels = np.zeros(rows, np.int32)
-    there = max(0, min(rows, len(self.source) - first))
-    try:
-      for row in range(there):
-        example = self.source[first + row]
-        images[row] = eval_view(
-          example['image'], self.image_size, self.resize, self.crop_pct, self.interpolation
-        )
-        labels[row] = example['label']
-    except UserError as error:
-      return {_ERROR: str(error)}
-    return {'image': images, 'label': labels, 'mask': np.arange(rows) < there}
 
 
 def _read_ahead(batches: Any, workers: int) -> Any:
@@ -142,15 +38,15 @@ def _read_ahead(batches: Any, workers: int) -> Any:
 
 
 def _checked(batch: dict[str, Any]) -> dict[str, Any]:
-  if _ERROR in batch:
-    raise UserError(batch[_ERROR])
+  if ERROR in batch:
+    raise UserError(batch[ERROR])
   return batch
 
 
 class TrainIterator(Iterator[dict[str, np.ndarray]]):
   """Endless training batches; see `train_iterator`."""
 
-  def __init__(self, batches: _TrainBatches, workers: int):
+  def __init__(self, batches: TrainBatches, workers: int):
     self._batches = batches
     self._workers = workers
     self._next = 0
@@ -243,17 +139,15 @@ def train_iterator(
   if seed < 0 or workers < 0:
     raise UserError(f'seed and workers must be 0 or more, got {seed} and {workers}')
   config = augment if augment is not None else AugmentConfig()
-  batches = _TrainBatches(
-    source, batch_size, image_size, config, seed, process_index, process_count
-  )
+  batches = TrainBatches(source, batch_size, image_size, config, seed, process_index, process_count)
   return TrainIterator(batches, workers)
 
 
 @dataclasses.dataclass(frozen=True)
-class EvalBatches:
+class EvalIterable:
   """Finite batches that can be gone through again and again; see `eval_batches`."""
 
-  _batches: _EvalBatches
+  _batches: EvalBatches
 
   def __len__(self) -> int:
     return len(self._batches)
@@ -276,7 +170,7 @@ def eval_batches(
   interpolation: Interpolation = 'bicubic',
   process_index: int = 0,
   process_count: int = 1,
-) -> EvalBatches:
+) -> EvalIterable:
   """Every example once, in order; the last batch is filled up and masked.
 
   Args:
@@ -299,8 +193,8 @@ def eval_batches(
   """
   _check_sharing(source, batch_size, image_size, process_index, process_count)
   check_eval_options(resize, crop_pct, interpolation)
-  return EvalBatches(
-    _EvalBatches(
+  return EvalIterable(
+    EvalBatches(
       source, batch_size, image_size, resize, crop_pct, interpolation, process_index, process_count
     )
   )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from rest_jax import data
 from rest_jax.data import digit_scene_synthesis as synthesis
 from rest_jax.data import digit_scenes
 from rest_jax.data.digit_scene_drawing import luma
+from rest_jax.data.digit_scene_material import SPLITS, _halve, load_material
 from rest_jax.errors import UserError
 
 CHECKSUMS = {'train': '616aa32ae664dae8', 'test': 'd3337244e5ecf192'}
@@ -28,14 +30,14 @@ assert 'tensorflow' not in sys.modules and 'torch' not in sys.modules
 """
 
 
-@pytest.fixture(scope='module', params=synthesis.SPLITS)
+@pytest.fixture(scope='module', params=SPLITS)
 def split(request):
   return request.param
 
 
 @pytest.fixture(scope='module')
 def some_scenes():
-  return {split: list(digit_scenes.scenes(split, 300)) for split in synthesis.SPLITS}
+  return {split: list(digit_scenes.scenes(split, 300)) for split in SPLITS}
 
 
 @pytest.fixture
@@ -51,24 +53,24 @@ def test_the_pixels_are_the_same_everywhere(some_scenes, split):
 
 
 def test_a_scene_does_not_depend_on_those_before_it(some_scenes, split):
-  material = synthesis.load_material(split)
-  rng = np.random.default_rng([digit_scenes.SEED, synthesis.SPLITS.index(split), 17])
+  material = load_material(split)
+  rng = np.random.default_rng([digit_scenes.SEED, SPLITS.index(split), 17])
   assert (synthesis.synthesize(material, rng).image == some_scenes[split][17].image).all()
 
 
 def test_splits_share_no_digit(some_scenes):
-  train, test = (synthesis.load_material(split) for split in synthesis.SPLITS)
+  train, test = (load_material(split) for split in SPLITS)
   assert not set(train.digit_ids) & set(test.digit_ids)
   assert len(train.digit_ids) + len(test.digit_ids) == 1797
   assert np.bincount(test.labels).min() >= 34
-  for split, material in zip(synthesis.SPLITS, (train, test), strict=True):
+  for split, material in zip(SPLITS, (train, test), strict=True):
     used = {i for s in some_scenes[split] for i in (s.digit_id, *s.fragment_ids)}
     assert used <= set(material.digit_ids)
 
 
 def test_splits_share_no_background(some_scenes):
   columns: dict[tuple[str, int], set[int]] = {}
-  for split in synthesis.SPLITS:
+  for split in SPLITS:
     for scene in some_scenes[split]:
       photograph, left, top, side = scene.background
       assert top >= 0 and top + side <= 426
@@ -80,7 +82,7 @@ def test_splits_share_no_background(some_scenes):
 
 
 def test_a_background_shows_only_its_square():
-  material = synthesis.load_material('test')
+  material = load_material('test')
   for seed in range(40):
     _, (photograph, left, top, side) = synthesis._background(material, np.random.default_rng(seed))
     which = [region[0] for region in material.regions].index(photograph)
@@ -89,8 +91,8 @@ def test_a_background_shows_only_its_square():
     for full, _ in material.photographs:
       outside = np.zeros_like(full)
       outside[top : top + side, left : left + side] = full[top : top + side, left : left + side]
-      parts.append((outside, synthesis._halve(outside)))
-    blanked = synthesis.dataclasses.replace(material, photographs=tuple(parts))
+      parts.append((outside, _halve(outside)))
+    blanked = dataclasses.replace(material, photographs=tuple(parts))
     before, _ = synthesis._background(material, np.random.default_rng(seed))
     after, _ = synthesis._background(blanked, np.random.default_rng(seed))
     assert (before == after).all()

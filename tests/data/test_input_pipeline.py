@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rest_jax.data.augment import AugmentConfig, eval_view
-from rest_jax.data.pipeline import eval_batches, example_rng, train_iterator
+from rest_jax.data.batches import example_rng
+from rest_jax.data.pipeline import eval_batches, train_iterator
 from rest_jax.data.sources import CachedSource
 from rest_jax.errors import UserError
 
