@@ -12,13 +12,15 @@ the digit's own pixels and 0 elsewhere.
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import fcntl
 import io
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -30,6 +32,7 @@ from rest_jax.data.tfds_source import default_data_dir
 from rest_jax.errors import UserError, run_script
 
 SEED = 2021
+_AHEAD = 32  # scenes that may wait for their encoding
 
 
 class DigitScenes(tfds.core.GeneratorBasedBuilder):
@@ -61,15 +64,15 @@ class DigitScenes(tfds.core.GeneratorBasedBuilder):
     return {split: self._generate_examples(split) for split in self.SCENES}
 
   def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
-    for index, scene in enumerate(scenes(split, self.SCENES[split])):
+    for index, (scene, image, mask) in enumerate(_encoded(scenes(split, self.SCENES[split]))):
       ymin, xmin, ymax, xmax = (edge / SIZE for edge in scene.bbox)
       yield (
         index,
         {
-          'image': _png(scene.image),
+          'image': image.result(),
           'label': scene.label,
           'bbox': tfds.features.BBox(ymin=ymin, xmin=xmin, ymax=ymax, xmax=xmax),
-          'mask': _png(scene.mask.astype(np.uint8) * np.uint8(255)),
+          'mask': mask.result(),
         },
       )
 
@@ -131,6 +134,18 @@ def _exclusive(root: pathlib.Path) -> Iterator[None]:
   with open(root / '.digit_scenes.lock', 'w') as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
     yield
+
+
+def _encoded(made: Iterable[Scene]) -> Iterator[tuple[Scene, Future, Future]]:
+  """Encodes images and masks in a thread, while the next scenes are made."""
+  waiting = collections.deque()
+  with ThreadPoolExecutor(1) as encoder:
+    for scene in made:
+      mask = scene.mask.astype(np.uint8) * np.uint8(255)
+      waiting.append((scene, encoder.submit(_png, scene.image), encoder.submit(_png, mask)))
+      if len(waiting) > _AHEAD:
+        yield waiting.popleft()
+    yield from waiting
 
 
 def _png(image: np.ndarray) -> io.BytesIO:
