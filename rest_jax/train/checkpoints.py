@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+import tensorstore as ts
 from absl import logging as absl_logging
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -31,20 +32,26 @@ class Checkpoints:
     absl_logging.set_verbosity(absl_logging.ERROR)
     logging.getLogger('orbax').setLevel(logging.ERROR)
     self._root = workdir / 'checkpoints'
+    self._broken: set[int] = set()  # kept until training comes to the same step again
     with writing(workdir):
       self._last = _manager(self._root / 'last', _KEPT)
       self._best = _manager(self._root / 'best', 1)
 
   def save_last(self, state: TrainState, meta: dict[str, Any]) -> None:
     """Saves the state to go on from; a step that is saved already is not saved again."""
-    if meta['step'] not in self._last.all_steps():
+    step = meta['step']
+    if step in self._broken:
+      self._broken.remove(step)
+      self._last.delete(step)
+    if step not in self._last.all_steps():
       self._save(self._last, state, meta)
 
   def save_best(self, state: TrainState, meta: dict[str, Any]) -> None:
     """Replaces the best state."""
     # A run that was killed after its best and before its last checkpoint comes here twice.
-    if meta['step'] in self._best.all_steps():
-      self._best.delete(meta['step'])
+    for step in self._best.all_steps():
+      if step >= meta['step']:
+        self._best.delete(step)
     self._save(self._best, state, meta)
 
   def restore_last(
@@ -64,6 +71,7 @@ class Checkpoints:
       found = self._restore(self._last, step, template, mesh)
       if found is not None:
         return found
+      self._broken.add(step)
     if steps:
       raise UserError(
         f'no checkpoint in {self._root / "last"} can be read; remove {self._root.parent} '
@@ -79,12 +87,15 @@ class Checkpoints:
     return None if step is None else self._restore(self._best, step, template, mesh)
 
   def best_meta(self) -> dict[str, Any] | None:
-    """Returns the `meta` of the best state, None where there is none."""
+    """Returns the `meta` of the best state, None where there is none that can be read."""
     step = self._best.latest_step()
     if step is None:
       return None
     args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-    return self._best.restore(step, args=args)['meta']
+    try:
+      return self._best.restore(step, args=args)['meta']
+    except Exception as error:
+      return _skip(step, error)
 
   def close(self) -> None:
     """Ends Orbax's threads."""
@@ -98,9 +109,10 @@ class Checkpoints:
 
   def _restore(self, manager: ocp.CheckpointManager, step: int, template: Any, mesh: Mesh):
     try:
+      _read_all(Path(str(manager.directory)) / str(step) / 'state')
       saved = manager.item_metadata(step)['state'].tree
     except Exception as error:
-      return self._skip(manager, step, error)
+      return _skip(step, error)
     _check_same_model(saved, template, self._root / 'last' / str(step))
     sharding = NamedSharding(mesh, PartitionSpec())
     target = jax.tree.map(
@@ -111,11 +123,19 @@ class Checkpoints:
       found = manager.restore(step, args=args)
       return found['state'], found['meta']
     except Exception as error:
-      return self._skip(manager, step, error)
+      return _skip(step, error)
 
-  def _skip(self, manager: ocp.CheckpointManager, step: int, error: Exception) -> None:
-    reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-    print(f'The checkpoint of step {step} cannot be read ({reason}); it is skipped.')
+
+def _read_all(directory: Path) -> None:
+  """Reads every array file once; raises where one is damaged.
+
+  Orbax reads them all at the same time and, when one fails, leaves the others to complain with
+  tracebacks from their threads.
+  """
+  base = {'driver': 'file', 'path': f'{directory}/'}
+  store = ts.KvStore.open({'driver': 'ocdbt', 'base': base}).result()
+  for key in store.list().result():
+    store.read(key).result()
 
 
 def _manager(directory: Path, keep: int) -> ocp.CheckpointManager:
@@ -153,3 +173,8 @@ def _check_same_model(saved: dict[str, Any], template: TrainState, where: Path) 
 
 def _shown(shape: tuple[int, ...] | None) -> str:
   return 'missing' if shape is None else str(shape)
+
+
+def _skip(step: int, error: Exception) -> None:
+  reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+  print(f'The checkpoint of step {step} cannot be read ({reason}); it is skipped.')
