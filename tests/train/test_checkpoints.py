@@ -1,5 +1,6 @@
 """Checkpoints: to the bit, best and last, half-written ones, those of another model."""
 
+import functools
 import shutil
 
 import jax
@@ -12,10 +13,11 @@ from rest_jax.train import parallel, state
 from rest_jax.train.checkpoints import Checkpoints
 
 
-def make(model, mesh, ema=True, seed=0, **options):
+@functools.cache
+def make(model, mesh, seed=0, **options):
   def create():
     key = jax.random.key(seed)
-    return state.create_state(model(**options), optax.adamw(1e-3), key, 8, ema=ema)
+    return state.create_state(model(**options), optax.adamw(1e-3), key, 8, ema=True)
 
   return parallel.replicate(create, mesh)(), jax.eval_shape(create)
 

@@ -1,0 +1,203 @@
+"""train.py as a user starts it: killed, stopped, on two processes, and with bad input."""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).parents[1]
+STEPS = 120
+
+CONFIG = """
+from rest_jax.train.config import default_config
+
+def get_config():
+  config = default_config()
+  config.model.name = 'rest_lite'
+  config.model.overrides = dict(
+    widths=(8, 16, 32, 64), depths=(1, 1, 1, 1), reductions=(2, 1, 1, 1), drop_path_rate=0.1)
+  config.data.name = {folder!r}
+  config.data.image_size = 32
+  config.augment.crop_scale = (0.5, 1.0)
+  config.augment.interpolation = 'bicubic'
+  config.optim.warmup_epochs = 1.0
+  config.train.batch_size = 8
+  config.train.epochs = {epochs}
+  config.train.eval_every = config.train.epochs
+  config.train.checkpoint_every_steps = 7
+  config.log.every = 3
+  return config
+"""
+# Runs train.py and says which modules it imported that it must not.
+WATCHED = """
+import runpy, sys
+try:
+  runpy.run_path('train.py', run_name='__main__')
+finally:
+  print('IMPORTED', [m for m in ('tensorflow', 'torch', 'jaxlib') if m in sys.modules])
+"""
+
+
+@pytest.fixture(scope='module')
+def experiment(tmp_path_factory):
+  """A folder of coloured noise and a config file; (config path, function that starts train.py)."""
+  from PIL import Image
+
+  root = tmp_path_factory.mktemp('experiment')
+  rng = np.random.default_rng(0)
+  for index in range(64):
+    pixels = rng.integers(0, 100, (32, 32, 3), dtype=np.uint8)
+    pixels[..., index % 2] += 120
+    place = root / 'images' / ('train' if index < 48 else 'test') / str(index % 2)
+    place.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(place / f'{index}.png')
+  config = root / 'tiny.py'
+  folder = str(root / 'images')
+  config.write_text(CONFIG.format(folder=folder, epochs=STEPS / 6))
+  return config
+
+
+def start(*args, devices=1, code=None):
+  flags = f'--xla_force_host_platform_device_count={devices}'
+  env = os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu', 'PYTHONUNBUFFERED': '1'}
+  command = ['-c', code] if code else ['train.py']
+  return subprocess.Popen(
+    [sys.executable, *command, *map(str, args)],
+    cwd=ROOT,
+    env=env,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def finish(process, status=0):
+  out, err = process.communicate(timeout=300)
+  assert process.returncode == status, err
+  return out, err
+
+
+def wait_for(process, condition):
+  while not condition():
+    assert process.poll() is None, process.communicate()
+    time.sleep(0.005)
+
+
+def steps_saved(workdir):
+  return [int(p.name) for p in (workdir / 'checkpoints' / 'last').glob('*') if p.name.isdigit()]
+
+
+def weights(workdir):
+  return load_file(workdir / 'model' / 'model.safetensors')
+
+
+@pytest.fixture(scope='module')
+def undisturbed(experiment, tmp_path_factory):
+  """(work directory, output) of a run from start to end."""
+  workdir = tmp_path_factory.mktemp('undisturbed')
+  return workdir, *finish(start('--config', experiment, '--output', workdir, code=WATCHED))
+
+
+def test_neither_tensorflow_nor_torch_is_imported(undisturbed):
+  _, out, _ = undisturbed
+  assert "IMPORTED ['jaxlib']" in out
+
+
+def test_the_terminal_stays_clean(undisturbed):
+  workdir, out, err = undisturbed
+  assert err == ''
+  lines = out.splitlines()
+  assert lines[0].startswith(f'Training for {STEPS} steps in {workdir}')
+  assert any('top-1' in line and 'img/s' in line for line in lines)
+  assert all(line.startswith(('Training', 'step', 'epoch', 'Finished', 'IMP')) for line in lines)
+
+
+def test_killed_and_stopped_at_any_moment_ends_in_the_same_bits(experiment, undisturbed, tmp_path):
+  command = ('--config', experiment, '--output', tmp_path)
+  chance = random.Random()  # a new moment on every run of the tests
+
+  killed = start(*command)
+  wait_for(killed, lambda: steps_saved(tmp_path))
+  time.sleep(chance.uniform(0.0, 0.6))
+  killed.kill()
+  killed.communicate()
+  reached = max(steps_saved(tmp_path))
+  assert 0 < reached < STEPS
+
+  stopped = start(*command)
+  wait_for(stopped, lambda: max(steps_saved(tmp_path)) > reached)
+  stopped.send_signal(signal.SIGTERM)
+  out, err = finish(stopped)
+  assert f'Resuming at step {reached} of {STEPS}' in out and err == ''
+  assert 'saved; to go on, run the same command again: python train.py --config' in out
+  assert max(steps_saved(tmp_path)) > reached
+
+  out, _ = finish(start(*command))
+  assert f'Resuming at step {max(reached, 1)}' not in out and 'Finished' in out
+  one, other = weights(undisturbed[0]), weights(tmp_path)
+  assert one.keys() == other.keys() and len(one) > 50
+  for name, array in one.items():
+    np.testing.assert_array_equal(array, other[name], err_msg=name)
+
+
+def test_two_processes_train_like_two_devices(experiment, tmp_path):
+  command = ('--config', experiment, '--epochs', 2, '--config.train.sync_bn=true', '--output')
+  with socket.socket() as probe:
+    probe.bind(('127.0.0.1', 0))
+    port = probe.getsockname()[1]
+  group = ('--coordinator', f'127.0.0.1:{port}', '--num_processes', 2, '--process_id')
+  both = [start(*command, tmp_path / 'two', *group, number) for number in (0, 1)]
+  outs = [finish(process)[0] for process in both]
+  assert 'Finished 12 steps' in outs[0] and 'steps' not in outs[1]
+  finish(start(*command, tmp_path / 'one', devices=2))
+  one, two = weights(tmp_path / 'one'), weights(tmp_path / 'two')
+  for name, array in one.items():
+    np.testing.assert_allclose(array, two[name], rtol=0, atol=1e-6, err_msg=name)
+
+
+def test_help():
+  out, _ = finish(start('--help'))
+  assert '--config.optim.lr=' in out and '--coordinator' in out
+
+
+def bad(*args):
+  out, err = finish(start(*args), status=2)
+  assert out == ''
+  lines = err.splitlines()
+  assert len(lines) == 1 and lines[0].startswith('error: '), err
+  return lines[0]
+
+
+@pytest.mark.parametrize(
+  ('args', 'words'),
+  [
+    (('--config.optim.lrr=1',), ('optim.lrr', 'optim.lr')),
+    (('--config.model.name=rest_smal',), ('rest_smal', 'rest_small')),
+    (('--config', 'configs/rest_small.py', '--data_dir', '/nowhere'), ('imagenet2012',)),
+    (('--config', 'configs/nothing.py'), ('configs/nothing.py', 'configs/digit_scenes.py')),
+    (('--output', '/proc/work'), ('/proc/work', '--output')),
+  ],
+)
+def test_bad_input_is_one_line_and_status_2(experiment, tmp_path, args, words):
+  first = () if '--config' in args else ('--config', experiment)
+  last = () if '--output' in args else ('--output', tmp_path / 'bad')
+  line = bad(*first, *args, *last)
+  assert all(word in line for word in words), line
+
+
+def test_work_directory_of_another_config(experiment, undisturbed):
+  line = bad('--config', experiment, '--output', undisturbed[0], '--config.optim.lr=0.5')
+  assert 'differs in optim.lr' in line
+
+
+def test_finished_run_says_so(experiment, undisturbed):
+  out, _ = finish(start('--config', experiment, '--output', undisturbed[0]))
+  assert out.startswith(f'This run is finished already: {STEPS} steps')
