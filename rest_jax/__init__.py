@@ -1,3 +1,33 @@
-"""ResT and ResTv2, Group-CAM and denoising defences, in JAX."""
+"""ResT and ResTv2 in JAX: models, weights, data and training.
+
+  from rest_jax import Classifier, create_model, list_models
+
+Names are loaded on first use, so `import rest_jax` itself costs nothing; the data workers rely
+on that.
+"""
+
+import importlib
 
 __version__ = '0.1.0'
+
+_HOMES = {
+  'Classifier': 'rest_jax.models.classifier',
+  'UserError': 'rest_jax.errors',
+  'create_model': 'rest_jax.models',
+  'list_models': 'rest_jax.models',
+}
+_MODULES = ('data', 'models', 'ops', 'train')
+
+__all__ = [*_HOMES, *_MODULES]
+
+
+def __getattr__(name: str):
+  if name in _HOMES:
+    return getattr(importlib.import_module(_HOMES[name]), name)
+  if name in _MODULES:
+    return importlib.import_module(f'rest_jax.{name}')
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def __dir__():
+  return sorted([*globals(), *__all__])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import importlib
-import importlib.util
 from collections.abc import Callable
 
 from flax import linen as nn
@@ -30,8 +29,7 @@ def register(name: str) -> Callable[[Callable[..., nn.Module]], Callable[..., nn
 
 def _builders() -> dict[str, Callable[..., nn.Module]]:
   for module in _MODULES:
-    if importlib.util.find_spec(module):
-      importlib.import_module(module)
+    importlib.import_module(module)
   return _BUILDERS
 
 

@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from rest_jax.ops.platform import form
-from rest_jax.ops.reduce import sum_rows
+from rest_jax.ops.reduce import sum_rows, wide_type
 
 
 def depthwise_conv(
@@ -95,7 +95,7 @@ def _shifted(x, kernel, stride: int, padding: int):
   size = _out_size(x.shape, kernel.shape, stride, padding)
   multiplier = kernel.shape[-1] // x.shape[-1]
   padded = _pad(x, padding)
-  out = jnp.zeros((x.shape[0], *size, kernel.shape[-1]), jnp.promote_types(x.dtype, jnp.float32))
+  out = jnp.zeros((x.shape[0], *size, kernel.shape[-1]), wide_type(x.dtype))
   for i in range(kernel.shape[0]):
     for j in range(kernel.shape[1]):
       tap = _repeat(_tap(padded, i, j, size, stride), multiplier)
@@ -117,7 +117,7 @@ def _shifted_bwd(stride: int, padding: int, residuals, grad):
 
 def _input_gradient(grad, kernel, x_shape, stride: int, padding: int):
   multiplier = kernel.shape[-1] // x_shape[-1]
-  wide = jnp.promote_types(grad.dtype, jnp.float32)
+  wide = wide_type(grad.dtype)
 
   def tap(i: int, j: int):
     product = grad.astype(wide) * _weight(kernel, i, j).astype(wide)
@@ -182,7 +182,7 @@ def _interleave(phases, stride: int, size: tuple[int, int], padding: int):
 def _kernel_gradient(grad, x, kernel, stride: int, padding: int):
   size, multiplier = grad.shape[1:3], kernel.shape[-1] // x.shape[-1]
   padded = _pad(x, padding)
-  wide = jnp.promote_types(grad.dtype, jnp.float32)
+  wide = wide_type(grad.dtype)
   flat = grad.astype(wide).reshape(-1, grad.shape[-1])
   rows = []
   for i in range(kernel.shape[0]):

@@ -8,6 +8,11 @@ from jax import lax
 from jaxtyping import Array, Float
 
 
+def wide_type(dtype):
+  """The dtype to add many values of `dtype` up in: float32, or float64 for float64."""
+  return jnp.float64 if dtype == jnp.float64 else jnp.float32
+
+
 @jax.custom_jvp
 def sum_rows(*matrices: Float[Array, 'N C']) -> tuple[Float[Array, ' C'], ...]:
   """Sums each matrix over its rows.

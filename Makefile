@@ -1,0 +1,41 @@
+# `make train` and `make test` are all the set-up there is: each makes .venv and installs what it
+# needs, and is quick once that is done.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# JAX on the CPU unless told otherwise: make train ACCELERATOR=cuda (or tpu)
+ACCELERATOR ?=
+EXTRAS_RUN := $(if $(ACCELERATOR),[$(ACCELERATOR)],)
+EXTRAS_DEV := [dev$(if $(ACCELERATOR),$(comma)$(ACCELERATOR),)]
+comma := ,
+
+.PHONY: train test lint clean
+
+train: $(VENV)/.run
+	$(BIN)/python train.py --config configs/digit_scenes.py $(ARGS)
+
+test: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+clean:
+	rm -rf $(VENV)
+
+# A stamp is written only when the installation went through, so a broken one is begun anew.
+$(VENV)/.run: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.$(EXTRAS_RUN)'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.$(EXTRAS_DEV)'
+	touch $@ $(VENV)/.run

@@ -1,0 +1,128 @@
+"""EMSA without the normalised map against the definition with it; the other small operations."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import erf
+
+from rest_jax import ops
+
+
+def plain_attend(q, k, v):
+  scores = jnp.einsum('bnhd,bmhd->bhnm', q, k) / np.sqrt(q.shape[-1])
+  return jnp.einsum('bhnm,bmhd->bnhd', jax.nn.softmax(scores, axis=-1), v)
+
+
+def plain_emsa(q, k, v, mix, bias):
+  """ResT's definition, step by step: scale, 1x1 convolution, softmax, instance norm, product."""
+  scores = jnp.einsum('bnhd,bmhd->bhnm', q, k) / np.sqrt(q.shape[-1])
+  scores = jnp.einsum('bhnm,hg->bgnm', scores, mix) + bias[None, :, None, None]
+  p = jax.nn.softmax(scores, axis=-1)
+  mean = p.mean((2, 3), keepdims=True)
+  variance = ((p - mean) ** 2).mean((2, 3), keepdims=True)
+  return jnp.einsum('bhnm,bmhd->bnhd', (p - mean) / jnp.sqrt(variance + 1e-5), v)
+
+
+def tensors(seed, b, n, m, h, d, scale=1.0):
+  rng = np.random.default_rng(seed)
+  q, k, v = (jnp.asarray(rng.normal(size=(b, t, h, d)), jnp.float32) for t in (n, m, m))
+  return q * scale, k, v, jnp.asarray(rng.normal(size=(h, h)), jnp.float32)
+
+
+shapes = st.tuples(
+  st.integers(1, 2), st.integers(1, 9), st.integers(1, 6), st.integers(1, 4), st.integers(1, 5)
+)
+
+
+def values_and_gradients(function, *args):
+  @jax.jit
+  def everything(*args):
+    out, vjp = jax.vjp(function, *args)
+    return (out, *vjp(jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape)))
+
+  return everything(*args)
+
+
+@given(shapes, st.integers(0, 99))
+def test_attend_is_its_definition(shape, seed):
+  q, k, v, _ = tensors(seed, *shape)
+  got, want = (values_and_gradients(f, q, k, v) for f in (ops.attend, plain_attend))
+  chex.assert_trees_all_close(got, want, atol=2e-5, rtol=2e-5)
+
+
+@given(shapes, st.integers(0, 99))
+def test_emsa_is_its_definition(shape, seed):
+  q, k, v, mix = tensors(seed, *shape)
+  bias = jnp.arange(shape[3], dtype=jnp.float32)
+  got = values_and_gradients(ops.emsa, q, k, v, mix)
+  want = values_and_gradients(lambda *args: plain_emsa(*args, bias), q, k, v, mix)
+  for a, b in zip(got, want, strict=True):
+    # The norm divides by a deviation that can be 3e-3 (eps alone), so errors grow with it.
+    np.testing.assert_allclose(a, b, atol=2e-3 * max(1e-2, float(jnp.abs(b).max())), rtol=1e-3)
+
+
+def test_emsa_of_one_key_is_zero():
+  q, k, v, mix = tensors(0, 1, 4, 1, 2, 3)
+  np.testing.assert_array_equal(ops.emsa(q, k, v, mix), jnp.zeros_like(q))
+
+
+@pytest.mark.parametrize('scale', [1e-4, 1e4])
+def test_emsa_stays_finite(scale):
+  q, k, v, mix = tensors(0, 2, 8, 4, 2, 4, scale)
+  out = values_and_gradients(ops.emsa, q, k, v, mix)
+  assert all(bool(jnp.isfinite(x).all()) for x in out)
+
+
+def test_bfloat16_keeps_the_dtype_and_the_value():
+  q, k, v, mix = tensors(0, 2, 16, 4, 2, 8)
+  low = ops.emsa(*(x.astype(jnp.bfloat16) for x in (q, k, v)), mix)
+  assert low.dtype == jnp.bfloat16
+  want = ops.emsa(q, k, v, mix)
+  np.testing.assert_allclose(low.astype(jnp.float32), want, atol=0.05 * float(jnp.abs(want).max()))
+
+
+def test_dropout_sees_the_map_and_no_other_change():
+  q, k, v, mix = tensors(0, 1, 6, 3, 2, 4)
+  drop = lambda weights: weights  # noqa: E731
+  np.testing.assert_allclose(
+    ops.emsa(q, k, v, mix, dropout=drop), ops.emsa(q, k, v, mix), atol=1e-4
+  )
+  np.testing.assert_allclose(ops.attend(q, k, v, dropout=drop), ops.attend(q, k, v), atol=1e-6)
+
+
+def test_gelu_is_exact():
+  x = np.linspace(-6, 6, 1001).astype(np.float32)
+  want = 0.5 * x.astype(np.float64) * (1 + erf(x.astype(np.float64) / np.sqrt(2)))
+  np.testing.assert_allclose(ops.gelu(jnp.asarray(x)), want, atol=1e-6)
+  slope = jax.vmap(jax.grad(ops.gelu))(jnp.asarray(x))
+  plain = jax.vmap(jax.grad(lambda x: jax.nn.gelu(x, approximate=False)))(jnp.asarray(x))
+  np.testing.assert_allclose(slope, plain, atol=1e-6)
+
+
+def test_sum_rows():
+  a, b = jnp.arange(6.0).reshape(3, 2), jnp.ones((3, 2))
+  np.testing.assert_array_equal(jnp.stack(ops.sum_rows(a, b)), [[6, 9], [3, 3]])
+  tangent = jax.jvp(lambda a: ops.sum_rows(a, b)[0], (a,), (b,))[1]
+  np.testing.assert_array_equal(tangent, [3, 3])
+
+
+@pytest.mark.parametrize('operation', ['emsa', 'depthwise'])
+def test_compiled_gradient_is_the_eager_one(operation):
+  """Guards against a compiler that fuses a gradient wrongly (seen in one CPU release)."""
+  q, k, v, mix = tensors(1, 1, 32, 8, 2, 8)
+  if operation == 'emsa':
+    loss, args = lambda *a: jnp.sum(jnp.sin(ops.emsa(*a))), (q, k, v, mix)
+  else:
+    x = jax.random.normal(jax.random.key(0), (1, 8, 8, 4))
+    kernel = jax.random.normal(jax.random.key(1), (3, 3, 1, 4))
+    loss = lambda x, w: jnp.sum(jnp.sin(ops.depthwise_conv(x, w, padding=1)))  # noqa: E731
+    args = (x, kernel)
+  gradient = jax.grad(loss, argnums=tuple(range(len(args))))
+  compiled = jax.jit(gradient)(*args)
+  with jax.disable_jit():
+    eager = gradient(*args)
+  chex.assert_trees_all_close(compiled, eager, atol=1e-3, rtol=1e-4)
