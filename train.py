@@ -25,7 +25,10 @@ def main() -> int:
 
   from rest_jax.train.loop import train
 
-  train(parsed.config, parsed.output)
+  try:
+    train(parsed.config, parsed.output)
+  except KeyboardInterrupt:  # before the first step, when there is nothing to save yet
+    return 130
   return 0
 
 

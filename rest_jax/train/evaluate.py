@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from rest_jax.train.metrics import IN_FLIGHT
 from rest_jax.train.parallel import to_global
 
 
@@ -35,8 +37,12 @@ def evaluate(
     top1 and top5 as fractions, loss in nats (mean over the examples) and count.
   """
   totals = _replicated_totals(mesh)
+  under_way: collections.deque[Any] = collections.deque()
   for batch in batches:
     totals = eval_step(variables, to_global(batch, mesh), totals)
+    under_way.append(totals)
+    if len(under_way) > IN_FLIGHT:
+      jax.block_until_ready(under_way.popleft())
   sums = jax.device_get(totals)
   count = max(int(sums['count']), 1)
   means = {name: float(sums[name]) / count for name in ('top1', 'top5', 'loss')}

@@ -51,8 +51,9 @@ def train(config: Config, workdir: str | Path) -> dict[str, Any]:
     try:
       if run.needs_evaluation():  # it was stopped just before
         run.evaluate()
+      stream = stop.shielding(batches)
       while not run.done:
-        batch = next(batches)
+        batch = next(stream)
         run.state, metrics = task.train_step(run.state, to_global(batch, mesh))
         run.step += 1
         means = window.add(run.step, metrics, batch['label'])

@@ -15,6 +15,7 @@ import numpy as np
 from rest_jax.errors import UserError
 from rest_jax.train.workdir import write_text, writing
 
+IN_FLIGHT = 4  # steps that the host may be ahead of the device
 _SHOWN_LABELS = 8
 
 
@@ -105,6 +106,9 @@ class StepMetrics:
       UserError: the loss or the gradient of a step was not finite.
     """
     self._pending.append((step, metrics, np.array(labels[:_SHOWN_LABELS])))
+    if len(self._pending) > IN_FLIGHT:
+      # Only so far may the host run ahead, or batches would pile up in the device's memory.
+      jax.block_until_ready(self._pending[-1 - IN_FLIGHT][1])
     return self._read(self._every) if len(self._pending) >= 2 * self._every else None
 
   def flush(self) -> dict[str, float] | None:

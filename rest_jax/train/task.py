@@ -28,7 +28,7 @@ class Task:
     create: () -> TrainState at step 0, replicated.
     template: shapes and dtypes of the state.
     train_step: (state, global batch) -> (state, metrics); uses the state up.
-    eval_step: (variables, global batch, totals) -> totals; uses the totals up.
+    eval_step: (variables, global batch, totals) -> totals.
   """
 
   mesh: Mesh

@@ -67,7 +67,7 @@ def test_help_explains_everything(capsys):
     (('--config.train.nope', '1'), "unknown config key 'train.nope'"),
     (('--config.optim.lr=fast',), 'config.optim.lr=fast'),
     (('--config.train.sync_bn=perhaps',), 'sync_bn'),
-    (('--config.model.overrides.nope=1',), 'only drop_path_rate'),
+    (('--config.model.overrides.nope=1',), r'only .*drop_path_rate'),
     (('--config.optim.lr=-1',), "'optim.lr' is -1.0; it takes a number above 0"),
     (('--batch_size', '0'), "'train.batch_size' is 0"),
     (('--batch_size', 'many'), 'batch_size=many'),

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from rest_jax.models import create_model
 from rest_jax.train import optim, parallel, state, step
 
 LR = optax.constant_schedule(1e-2)
@@ -18,13 +19,13 @@ def mesh_of(count):
   return parallel.make_mesh(jax.devices()[:count])
 
 
-def setup(config, model, devices=1, optimizer=None, **options):
+def setup(config, model, devices=1, optimizer=None, size=8, **options):
   optimizer = optimizer or optim.make_optimizer(config.optim, LR)
   axis = {'bn_axis_name': step.AXIS} if config.train.sync_bn else {}
   mesh = mesh_of(devices)
   create = parallel.replicate(
     lambda: state.create_state(
-      model(**options), optimizer, jax.random.key(0), 8, ema=bool(config.train.ema)
+      model(**options), optimizer, jax.random.key(0), size, ema=bool(config.train.ema)
     ),
     mesh,
   )
@@ -74,6 +75,24 @@ def test_devices_give_the_same_curve_with_synchronised_batch_norm(config, batch,
   assert curve[-1] < curve[0]
   assert_close(one.params, four.params, atol=1e-4)
   assert_close(one.batch_stats, four.batch_stats, rtol=1e-4, atol=1e-6)
+
+
+def test_devices_give_the_same_curve_with_rest(config, batch):
+  config.train.sync_bn = True
+  build = functools.partial(
+    create_model,
+    'rest_lite',
+    num_classes=3,
+    widths=(8, 16, 32, 64),
+    depths=(1, 1, 1, 1),
+    reductions=(2, 1, 1, 1),
+  )
+  large = batch | {'image': batch['image'].repeat(4, 1).repeat(4, 2)}
+  options = dict(steps=6, size=32, optimizer=optim.make_optimizer(config.optim, lambda _: 1e-3))
+  _, curve = run(config, build, large, devices=1, **options)
+  _, other = run(config, build, large, devices=4, **options)
+  np.testing.assert_allclose(curve, other, atol=1e-4)
+  assert curve[-1] < curve[0]
 
 
 def test_gradient_is_the_mean_over_devices(sgd, batch, tiny_net):
