@@ -3,22 +3,20 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PIP_FLAGS := --quiet --disable-pip-version-check --constraint constraints.txt
 
 # JAX on the CPU unless told otherwise: make train ACCELERATOR=cuda (or tpu)
 ACCELERATOR ?=
 EXTRAS_RUN := $(if $(ACCELERATOR),[$(ACCELERATOR)],)
-EXTRAS_DEV := [dev$(if $(ACCELERATOR),$(comma)$(ACCELERATOR),)]
 comma := ,
+EXTRAS_DEV := [dev$(if $(ACCELERATOR),$(comma)$(ACCELERATOR),)]
 
 .PHONY: train test lint clean
 
 train: $(VENV)/.run
 	$(BIN)/python train.py --config configs/digit_scenes.py $(ARGS)
 
-test: $(VENV)/.dev
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+test: lint
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 lint: $(VENV)/.dev
@@ -32,10 +30,10 @@ clean:
 # A stamp is written only when the installation went through, so a broken one is begun anew.
 $(VENV)/.run: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.$(EXTRAS_RUN)'
+	$(BIN)/python -m pip install $(PIP_FLAGS) --editable '.$(EXTRAS_RUN)'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.$(EXTRAS_DEV)'
+	$(BIN)/python -m pip install $(PIP_FLAGS) --editable '.$(EXTRAS_DEV)'
 	touch $@ $(VENV)/.run

@@ -1,6 +1,6 @@
-"""Runs a model of the authors' repository in PyTorch, one timed call for each line on stdin.
+"""Runs a model of the authors' repository in PyTorch: one timed call for each line on stdin.
 
-Started by `benchmarks/forward.py`; needs nothing of rest_jax, so any interpreter with torch will do.
+Started by `benchmarks/forward.py`; needs nothing of rest_jax, so any Python with torch will do.
 """
 
 import argparse

@@ -19,7 +19,7 @@ hypothesis.settings.register_profile(
   'suite',
   deadline=None,  # the first example of a shape compiles
   derandomize=True,  # the same examples on every run
-  max_examples=12,
+  max_examples=10,
   suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large],
 )
 hypothesis.settings.load_profile('suite')

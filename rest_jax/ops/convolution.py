@@ -5,10 +5,11 @@ from __future__ import annotations
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from rest_jax.ops.depthwise import gather_phases
+from rest_jax.ops.depthwise import gather_phases, split_phases
 from rest_jax.ops.platform import form
 
 # Largest output (Ho * Wo) whose input gradient goes through a matrix product. XLA:CPU takes
@@ -63,18 +64,16 @@ def _small_conv_fwd(x, kernel, stride: int, padding: int):
 
 def _small_conv_bwd(stride: int, padding: int, residuals, grad):
   x, kernel = residuals
-  kh, kw, channels, features = kernel.shape
-  weights = kernel.transpose(3, 0, 1, 2).reshape(features, -1)
-  taps = (grad.reshape(-1, features) @ weights).reshape(*grad.shape[:3], kh, kw, channels)
-  x_grad = gather_phases(
-    lambda i, j: taps[:, :, :, i, j],
-    grad.shape[1:3],
-    (kh, kw),
-    x.shape,
-    taps.dtype,
-    stride,
-    padding,
-  )
+  kh, kw, _, features = kernel.shape
+  blocks = split_phases(kernel, stride)
+  weights = jnp.moveaxis(blocks, -1, 0).reshape(features, -1)
+  taps = grad.reshape(-1, features) @ weights
+  taps = taps.reshape(*grad.shape[:3], *blocks.shape[:-1])
+
+  def part(q: int, p: int):
+    return taps[:, :, :, q, p].transpose(0, 1, 3, 2, 4, 5)
+
+  x_grad = gather_phases(part, (kh, kw), x.shape, stride, padding)
   _, kernel_vjp = jax.vjp(lambda k: _conv(x, k, stride, padding), kernel)
   return x_grad.astype(x.dtype), kernel_vjp(grad)[0]
 

@@ -116,67 +116,60 @@ def _shifted_bwd(stride: int, padding: int, residuals, grad):
 
 
 def _input_gradient(grad, kernel, x_shape, stride: int, padding: int):
-  multiplier = kernel.shape[-1] // x_shape[-1]
+  (kh, kw), channels = kernel.shape[:2], x_shape[-1]
   wide = wide_type(grad.dtype)
+  blocks = split_phases(kernel[:, :, 0].astype(wide), stride)
+  spread = grad.astype(wide)[:, :, None, :, None]
 
-  def tap(i: int, j: int):
-    product = grad.astype(wide) * _weight(kernel, i, j).astype(wide)
-    if multiplier == 1:
+  def part(q: int, p: int):
+    product = spread * blocks[q, p][None, None, :, None]
+    if kernel.shape[-1] == channels:
       return product
-    return product.reshape(*grad.shape[:3], x_shape[-1], multiplier).sum(-1)
+    return product.reshape(*product.shape[:-1], channels, -1).sum(-1)
 
-  return gather_phases(
-    tap, grad.shape[1:3], kernel.shape[:2], x_shape, wide, stride, padding
-  ).astype(grad.dtype)
+  return gather_phases(part, (kh, kw), x_shape, stride, padding).astype(grad.dtype)
 
 
-def gather_phases(tap, out_size, kernel_size, x_shape, dtype, stride: int, padding: int):
-  """Adds up what every kernel tap gives back to the input: a convolution's transpose.
+def split_phases(kernel, stride: int):
+  """(kh, kw, ...) -> (reach_h, reach_w, stride, stride, ...): taps by window, then by phase."""
+  kh, kw = kernel.shape[:2]
+  short = ((0, -kh % stride), (0, -kw % stride), *((0, 0),) * (kernel.ndim - 2))
+  kernel = jnp.pad(kernel, short)
+  rows, cols = kernel.shape[0] // stride, kernel.shape[1] // stride
+  kernel = kernel.reshape(rows, stride, cols, stride, *kernel.shape[2:])
+  return jnp.moveaxis(kernel, 2, 1)
 
-  Gather form: the inputs of phase (r, s) modulo the stride only meet the taps r + stride*q,
-  s + stride*p, so the sums of each phase are dense, and the phases are interleaved at the end.
+
+def gather_phases(part, kernel_size, x_shape, stride: int, padding: int):
+  """Adds up what every window gives back to the input: a convolution's transpose.
+
+  Gather form: seen as (Ho', stride, Wo', stride), the input is the sum of one shifted dense array
+  for each window that overlaps it, so nothing is scattered and the result is written in place.
 
   Args:
-    tap: tap(i, j) is the part (B, Ho, Wo, C) for the inputs under tap (i, j) of every window.
-    out_size: (Ho, Wo).
+    part: part(q, p) is what window (i - q, j - p) gives to block (i, j), for all windows:
+      (B, Ho, stride, Wo, stride, C).
     kernel_size: (kh, kw).
     x_shape: shape of the input, (B, H, W, C).
     stride: of the convolution.
     padding: of the convolution.
-    dtype: of the sums.
 
   Returns:
     (B, H, W, C).
   """
   reach = [-(-k // stride) for k in kernel_size]
-  sides = [n + r - 1 for n, r in zip(out_size, reach, strict=True)]
-  shape = (x_shape[0], *sides, x_shape[-1])
-  phases = []
-  for r in range(stride):
-    for s in range(stride):
-      # A kernel smaller than the stride leaves phases that no tap meets: they stay zero.
-      total = jnp.zeros(shape, dtype)
-      for q in range(reach[0]):
-        for p in range(reach[1]):
-          if r + stride * q < kernel_size[0] and s + stride * p < kernel_size[1]:
-            edges = ((q, reach[0] - 1 - q), (p, reach[1] - 1 - p))
-            total += jnp.pad(tap(r + stride * q, s + stride * p), ((0, 0), *edges, (0, 0)))
-      phases.append(total)
-  return _interleave(phases, stride, x_shape[1:3], padding)
-
-
-def _interleave(phases, stride: int, size: tuple[int, int], padding: int):
-  """Puts the stride^2 phases side by side and cuts the padding off, (B, H, W, C)."""
-  if stride == 1:
-    full = phases[0]
-  else:
-    b, rows, cols, c = phases[0].shape
-    full = jnp.stack(phases, axis=3).reshape(b, rows, cols, stride, stride, c)
-    full = full.transpose(0, 1, 3, 2, 4, 5).reshape(b, rows * stride, cols * stride, c)
+  total = None
+  for q in range(reach[0]):
+    for p in range(reach[1]):
+      edges = ((0, 0), (q, reach[0] - 1 - q), (0, 0), (p, reach[1] - 1 - p), (0, 0), (0, 0))
+      shifted = jnp.pad(part(q, p), edges)
+      total = shifted if total is None else total + shifted
+  b, rows, _, cols, _, c = total.shape
+  full = total.reshape(b, rows * stride, cols * stride, c)
   # Rows that no window reached (the stride left them over) have no gradient.
-  short = [max(0, padding + size[i] - full.shape[i + 1]) for i in (0, 1)]
+  short = [max(0, padding + x_shape[i + 1] - full.shape[i + 1]) for i in (0, 1)]
   full = jnp.pad(full, ((0, 0), (0, short[0]), (0, short[1]), (0, 0)))
-  return full[:, padding : padding + size[0], padding : padding + size[1]]
+  return full[:, padding : padding + x_shape[1], padding : padding + x_shape[2]]
 
 
 def _kernel_gradient(grad, x, kernel, stride: int, padding: int):
@@ -184,12 +177,12 @@ def _kernel_gradient(grad, x, kernel, stride: int, padding: int):
   padded = _pad(x, padding)
   wide = wide_type(grad.dtype)
   flat = grad.astype(wide).reshape(-1, grad.shape[-1])
-  rows = []
-  for i in range(kernel.shape[0]):
-    taps = [_tap(padded, i, j, size, stride) for j in range(kernel.shape[1])]
-    taps = [_repeat(tap, multiplier).astype(wide).reshape(flat.shape) for tap in taps]
-    rows += sum_rows(*(tap * flat for tap in taps))
-  return jnp.stack(rows).reshape(kernel.shape).astype(kernel.dtype)
+  taps = (
+    _repeat(_tap(padded, i, j, size, stride), multiplier).astype(wide).reshape(flat.shape) * flat
+    for i in range(kernel.shape[0])
+    for j in range(kernel.shape[1])
+  )
+  return jnp.stack(sum_rows(*taps)).reshape(kernel.shape).astype(kernel.dtype)
 
 
 _shifted.defvjp(_shifted_fwd, _shifted_bwd)

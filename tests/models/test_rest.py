@@ -139,6 +139,16 @@ def test_training_uses_randomness_and_evaluation_does_not():
   )
 
 
+def test_remat_changes_nothing():
+  x = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
+  variables = jax.jit(tiny(1).init)(jax.random.key(1), x)
+  gradients = [
+    jax.jit(jax.grad(lambda v, m=model: jnp.sum(m.apply(v, x) ** 2), allow_int=True))(variables)
+    for model in (tiny(1), tiny(1, remat=True))
+  ]
+  chex.assert_trees_all_close(*(g['params'] for g in gradients), atol=1e-4, rtol=1e-4)
+
+
 def test_stochastic_depth_rises_linearly():
   model = create_model('rest_small', drop_path_rate=0.1).bind({})
   stages = (model.stage1, model.stage2, model.stage3, model.stage4)
@@ -230,9 +240,9 @@ def test_refuses_options(options, match):
 
 
 def test_create_model_names_what_is_near():
-  with pytest.raises(UserError, match='did you mean rest_small'):
+  with pytest.raises(UserError, match=r'did you mean rest_small'):
     create_model('rest_smal')
-  with pytest.raises(UserError, match='no option .width.; did you mean widths'):
+  with pytest.raises(UserError, match=r'no option .width.; did you mean widths'):
     create_model('rest_lite', width=(8, 8, 8, 8))
 
 
