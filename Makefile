@@ -11,15 +11,19 @@ EXTRAS_RUN := $(if $(ACCELERATOR),[$(ACCELERATOR)],)
 comma := ,
 EXTRAS_DEV := [dev$(if $(ACCELERATOR),$(comma)$(ACCELERATOR),)]
 
+# One stamp for each accelerator, so that asking for another one installs it.
+RUN := $(VENV)/.run$(ACCELERATOR)
+DEV := $(VENV)/.dev$(ACCELERATOR)
+
 .PHONY: train test lint clean
 
-train: $(VENV)/.run
+train: $(RUN)
 	$(BIN)/python train.py --config configs/digit_scenes.py $(ARGS)
 
 test: lint
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
-lint: $(VENV)/.dev
+lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
@@ -28,12 +32,12 @@ clean:
 	rm -rf $(VENV)
 
 # A stamp is written only when the installation went through, so a broken one is begun anew.
-$(VENV)/.run: pyproject.toml constraints.txt
+$(RUN): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(PIP_FLAGS) --editable '.$(EXTRAS_RUN)'
 	touch $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt
+$(DEV): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(PIP_FLAGS) --editable '.$(EXTRAS_DEV)'
-	touch $@ $(VENV)/.run
+	touch $@ $(RUN)

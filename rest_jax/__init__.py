@@ -18,7 +18,16 @@ _HOMES = {
 }
 _MODULES = ('data', 'models', 'ops', 'train')
 
-__all__ = [*_HOMES, *_MODULES]
+__all__ = [
+  'Classifier',
+  'UserError',
+  'create_model',
+  'data',
+  'list_models',
+  'models',
+  'ops',
+  'train',
+]
 
 
 def __getattr__(name: str):

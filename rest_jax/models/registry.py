@@ -69,4 +69,4 @@ def create_model(name: str, num_classes: int = 1000, **overrides) -> nn.Module:
       near = difflib.get_close_matches(key, fields, 3) or fields
       raise UserError(f'{name} has no option {key!r}; did you mean {" or ".join(near)}?')
   frozen = {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
-  return model.clone(num_classes=num_classes, **frozen)
+  return builders[name](num_classes=num_classes, **frozen)

@@ -158,12 +158,12 @@ def gather_phases(part, kernel_size, x_shape, stride: int, padding: int):
     (B, H, W, C).
   """
   reach = [-(-k // stride) for k in kernel_size]
-  total = None
+  total = jnp.zeros(())
   for q in range(reach[0]):
     for p in range(reach[1]):
       edges = ((0, 0), (q, reach[0] - 1 - q), (0, 0), (p, reach[1] - 1 - p), (0, 0), (0, 0))
       shifted = jnp.pad(part(q, p), edges)
-      total = shifted if total is None else total + shifted
+      total = total + shifted if q or p else shifted
   b, rows, _, cols, _, c = total.shape
   full = total.reshape(b, rows * stride, cols * stride, c)
   # Rows that no window reached (the stride left them over) have no gradient.
