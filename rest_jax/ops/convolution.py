@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float
 
 from rest_jax.ops.depthwise import gather_phases, split_phases
+from rest_jax.ops.plain import out_size, plain_conv
 from rest_jax.ops.platform import form
 
 # Largest output (Ho * Wo) whose input gradient goes through a matrix product. XLA:CPU takes
@@ -37,29 +38,18 @@ def conv(
     The maps, Ho = (H + 2 padding - kh) // stride + 1 and the same for Wo, in the dtype of x.
   """
   kernel = kernel.astype(x.dtype)
-  sides = [(x.shape[i + 1] + 2 * padding - kernel.shape[i]) // stride + 1 for i in (0, 1)]
-  if form() == 'plain' or sides[0] * sides[1] > SMALL_MAP:
-    return _conv(x, kernel, stride, padding)
+  if form() == 'plain' or math.prod(out_size(x.shape, kernel.shape, stride, padding)) > SMALL_MAP:
+    return plain_conv(x, kernel, stride, padding)
   return _small_conv(x, kernel, stride, padding)
-
-
-def _conv(x, kernel, stride: int, padding: int):
-  return lax.conv_general_dilated(
-    x,
-    kernel,
-    (stride, stride),
-    ((padding, padding), (padding, padding)),
-    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-  )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _small_conv(x, kernel, stride: int, padding: int):
-  return _conv(x, kernel, stride, padding)
+  return plain_conv(x, kernel, stride, padding)
 
 
 def _small_conv_fwd(x, kernel, stride: int, padding: int):
-  return _conv(x, kernel, stride, padding), (x, kernel)
+  return plain_conv(x, kernel, stride, padding), (x, kernel)
 
 
 def _small_conv_bwd(stride: int, padding: int, residuals, grad):
@@ -74,7 +64,7 @@ def _small_conv_bwd(stride: int, padding: int, residuals, grad):
     return taps[:, :, :, q, p].transpose(0, 1, 3, 2, 4, 5)
 
   x_grad = gather_phases(part, (kh, kw), x.shape, stride, padding)
-  _, kernel_vjp = jax.vjp(lambda k: _conv(x, k, stride, padding), kernel)
+  _, kernel_vjp = jax.vjp(lambda k: plain_conv(x, k, stride, padding), kernel)
   return x_grad.astype(x.dtype), kernel_vjp(grad)[0]
 
 

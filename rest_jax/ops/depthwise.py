@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from rest_jax.ops.plain import out_size, plain_conv
 from rest_jax.ops.platform import form
 from rest_jax.ops.reduce import sum_rows, wide_type
 
@@ -46,29 +47,14 @@ def depthwise_conv(
     raise ValueError(
       f'kernel {kernel.shape} does not fit {channels} channels: want (kh, kw, 1, m*C)'
     )
-  if min(_out_size(x.shape, kernel.shape, stride, padding)) < 1:
+  if min(out_size(x.shape, kernel.shape, stride, padding)) < 1:
     raise ValueError(
       f'kernel {kernel.shape[:2]} exceeds the image {x.shape[1:3]} padded by {padding}'
     )
   kernel = kernel.astype(x.dtype)
   if form() == 'plain':
-    return _conv(x, kernel, stride, padding)
+    return plain_conv(x, kernel, stride, padding)
   return _shifted(x, kernel, stride, padding)
-
-
-def _out_size(x_shape, k_shape, stride: int, padding: int) -> tuple[int, int]:
-  return tuple((x_shape[i + 1] + 2 * padding - k_shape[i]) // stride + 1 for i in (0, 1))
-
-
-def _conv(x, kernel, stride: int, padding: int):
-  return lax.conv_general_dilated(
-    x,
-    kernel,
-    (stride, stride),
-    ((padding, padding), (padding, padding)),
-    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-    feature_group_count=x.shape[-1],
-  )
 
 
 def _pad(x, padding: int):
@@ -103,7 +89,7 @@ def _shifted_fwd(x, kernel, stride: int, padding: int):
 
 
 def _sum_taps(x, kernel, stride: int, padding: int, loop: bool):
-  size = _out_size(x.shape, kernel.shape, stride, padding)
+  size = out_size(x.shape, kernel.shape, stride, padding)
   multiplier = kernel.shape[-1] // x.shape[-1]
   padded = _pad(x, padding)
   extent = stride * (size[0] - 1) + 1
