@@ -32,35 +32,44 @@ from rest_jax.models.layers import (
 from rest_jax.models.registry import register
 
 
+# Strides of the stem's two strided convolutions: the published stem divides the size by 4; for
+# small images fewer of them step.
+_STEM_STRIDES = {4: (2, 2), 2: (2, 1), 1: (1, 1)}
+
+
 class StemV1(nn.Module):
-  """Three 3x3 convolutions to a quarter of the size, then the position encoding."""
+  """Three 3x3 convolutions, then the position encoding."""
 
   width: int
+  stride: int
   position: str
   bn_axis_name: str | None = None
   dtype: Dtype | None = None
 
   @nn.compact
   def __call__(self, x, train: bool):
-    for i, stride in ((1, 2), (2, 1)):
+    first, last = _STEM_STRIDES[self.stride]
+    for i, stride in ((1, first), (2, 1)):
       x = _conv3(self.width // 2, stride, False, self.dtype, f'conv{i}')(x)
       x = nn.relu(_batch_norm(self, f'norm{i}')(x, train))
-    x = _conv3(self.width, 2, False, self.dtype, 'conv3')(x)
+    x = _conv3(self.width, last, False, self.dtype, 'conv3')(x)
     return Position(self.position, dtype=self.dtype, name='pos')(x)
 
 
 class StemV2(nn.Module):
-  """Two 3x3 convolutions and a 1x1 to a quarter of the size, position encoding, layer norm."""
+  """Two 3x3 convolutions and a 1x1, position encoding, layer norm."""
 
   width: int
+  stride: int
   position: str
   bn_axis_name: str | None = None
   dtype: Dtype | None = None
 
   @nn.compact
   def __call__(self, x, train: bool):
-    for i, width in ((1, self.width // 2), (2, self.width)):
-      x = _conv3(width, 2, False, self.dtype, f'conv{i}')(x)
+    first, second = _STEM_STRIDES[self.stride]
+    for i, width, stride in ((1, self.width // 2, first), (2, self.width, second)):
+      x = _conv3(width, stride, False, self.dtype, f'conv{i}')(x)
       x = nn.relu(_batch_norm(self, f'norm{i}')(x, train))
     x = Conv(self.width, 1, dtype=self.dtype, name='conv3')(x)
     x = Position(self.position, dtype=self.dtype, name='pos')(x)
@@ -164,6 +173,7 @@ class ResT(nn.Module):
     heads: attention heads of the four stages.
     depths: blocks of the four stages.
     reductions: s of the four stages' EMSA, 1 or even.
+    stem_stride: image size over the first stage's; 4, or 2 or 1 for small images (not published).
     position: 'pa' (pixel attention), 'gl' or 'none'.
     attention: 'emsa', or 'msa' for plain attention over every position.
     mlp_ratio: hidden over input width of the MLPs.
@@ -182,6 +192,7 @@ class ResT(nn.Module):
   heads: Sequence[int] = (1, 2, 4, 8)
   depths: Sequence[int] = (2, 2, 2, 2)
   reductions: Sequence[int] = (8, 4, 2, 1)
+  stem_stride: int = 4
   position: str = 'pa'
   attention: str = 'emsa'
   mlp_ratio: float = 4.0
@@ -199,7 +210,7 @@ class ResT(nn.Module):
     options: dict[str, Any] = dict(
       position=self.position, bn_axis_name=self.bn_axis_name, dtype=self.dtype
     )
-    self.stem = stem(self.widths[0], **options)
+    self.stem = stem(self.widths[0], self.stem_stride, **options)
     self.patch_embed2 = patch_embed(self.widths[1], **options)
     self.patch_embed3 = patch_embed(self.widths[2], **options)
     self.patch_embed4 = patch_embed(self.widths[3], **options)
@@ -232,6 +243,8 @@ class ResT(nn.Module):
         raise UserError(f'a width of {width} does not divide into {heads} heads; change either')
       if reduction != 1 and reduction % 2:
         raise UserError(f'reductions are 1 or even, got {reduction}')
+    if self.stem_stride not in _STEM_STRIDES:
+      raise UserError(f'stem_stride is 1, 2 or 4, got {self.stem_stride}')
     if self.position not in ('pa', 'gl', 'none'):
       raise UserError(f"position is 'pa', 'gl' or 'none', got {self.position!r}")
     if self.attention not in ('emsa', 'msa'):
@@ -245,7 +258,7 @@ class ResT(nn.Module):
       train: batch statistics, dropout and stochastic depth (rng 'dropout').
 
     Returns:
-      Four maps (B, ceil(H/r), ceil(W/r), width) for r = 4, 8, 16, 32.
+      Four maps (B, ceil(H/r), ceil(W/r), width) for r = 1, 2, 4, 8 times `stem_stride`.
 
     Raises:
       UserError: images that the model cannot read.

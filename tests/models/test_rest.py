@@ -49,6 +49,19 @@ def test_parameter_count_and_every_size(name):
 
 
 @pytest.mark.parametrize('version', [1, 2])
+@pytest.mark.parametrize('stride', [1, 2, 4])
+def test_stem_stride_sets_the_maps_and_no_parameter(version, stride):
+  variables, _ = abstract(tiny(version), (32, 32))
+  model = tiny(version, stem_stride=stride)
+  assert jax.tree.map(jnp.shape, abstract(model, (32, 32))[0]) == jax.tree.map(jnp.shape, variables)
+  x = jax.ShapeDtypeStruct((2, 32, 57, 3), jnp.float32)
+  maps = jax.eval_shape(lambda v, x: model.apply(v, x, method='features'), variables, x)
+  assert [m.shape[1:3] for m in maps] == [
+    (-(-32 // r), -(-57 // r)) for r in (stride, 2 * stride, 4 * stride, 8 * stride)
+  ]
+
+
+@pytest.mark.parametrize('version', [1, 2])
 @pytest.mark.parametrize('size', [(32, 32), (57, 83)])
 def test_odd_sizes_compute(version, size):
   model = tiny(version)
@@ -230,6 +243,7 @@ def test_refuses_images(version, shape, match):
     (dict(widths=(8, 8, 8)), 'widths takes four numbers'),
     (dict(heads=(3, 3, 3, 3)), 'does not divide into 3 heads'),
     (dict(reductions=(3, 2, 1, 1)), '1 or even'),
+    (dict(stem_stride=8), '1, 2 or 4'),
     (dict(position='sin'), "'pa', 'gl' or 'none'"),
     (dict(attention='flash'), "'emsa' or 'msa'"),
   ],
