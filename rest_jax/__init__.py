@@ -16,13 +16,15 @@ _HOMES = {
   'create_model': 'rest_jax.models',
   'list_models': 'rest_jax.models',
 }
-_MODULES = ('data', 'models', 'ops', 'train')
+_MODULES = ('attacks', 'data', 'explain', 'models', 'ops', 'train')
 
 __all__ = [
   'Classifier',
   'UserError',
+  'attacks',
   'create_model',
   'data',
+  'explain',
   'list_models',
   'models',
   'ops',

@@ -1,0 +1,167 @@
+"""What an iterative attack is, and the plain way to run one.
+
+An algorithm is a frozen, hashable value of hyperparameters with two pure functions on a batch:
+`init` asks the model nothing, `step` asks it once (or as the attack says). Each image of a batch
+is by itself: it has its own radius, key and iteration, so that a scheduler may put a new image in
+the place of a finished one without compiling anew, and no result depends on its neighbours.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Protocol, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.tree_util import Partial
+
+S = TypeVar('S', bound='State')
+
+
+class State(Protocol):
+  """What every algorithm's state has; each leaf of it has the batch as its first axis.
+
+  Attributes:
+    images: float32 (B, H, W, C), the originals.
+    labels: int32 (B,).
+    targets: int32 (B,); the labels where there are none.
+    eps: float32 (B,).
+    keys: PRNG keys (B,).
+    iteration: int32 (B,), steps taken.
+    adv: the adversarial image to return, `images` where none was found.
+    success: bool (B,), whether `adv` is one within eps.
+  """
+
+  images: jax.Array
+  labels: jax.Array
+  targets: jax.Array
+  eps: jax.Array
+  keys: jax.Array
+  iteration: jax.Array
+  adv: jax.Array
+  success: jax.Array
+
+
+class Algorithm(Protocol):
+  """An iterative attack.
+
+  Attributes:
+    steps: how many steps a run takes at most.
+  """
+
+  @property
+  def steps(self) -> int: ...
+
+  def init(
+    self,
+    model: Partial,
+    images: jax.Array,
+    labels: jax.Array,
+    eps: jax.Array,
+    keys: jax.Array,
+    targets: jax.Array | None = None,
+  ) -> Any:
+    """The state before the first step; asks the model nothing."""
+    ...
+
+  def step(self, model: Partial, state: Any) -> Any:
+    """The state after one more step; raises each iteration by 1 (or to a later one)."""
+    ...
+
+
+def register_state(cls: type[S]) -> type[S]:
+  """Makes a dataclass of arrays a pytree."""
+  return jax.tree_util.register_dataclass(cls)
+
+
+def select(mask: jax.Array, new: Any, old: Any) -> Any:
+  """Takes images of `new` where mask (B,) is true, of `old` elsewhere; over whole pytrees."""
+
+  def pick(a, b):
+    return jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - 1)), a, b)
+
+  return jax.tree.map(pick, new, old)
+
+
+def finished(algorithm: Algorithm, state: State, stop_early: bool) -> jax.Array:
+  """Which images are done, (B,): out of steps or, with `stop_early`, successful."""
+  done = state.iteration >= algorithm.steps
+  return done | state.success if stop_early else done
+
+
+def advance(algorithm: Algorithm, model: Partial, state: Any, stop_early: bool) -> Any:
+  """One step of the images that are not finished; the others keep their state."""
+  active = ~finished(algorithm, state, stop_early)
+  return select(active, algorithm.step(model, state), state)
+
+
+def run(
+  algorithm: Algorithm,
+  model: Partial,
+  images: jax.Array,
+  labels: jax.Array,
+  eps: jax.Array,
+  keys: jax.Array,
+  targets: jax.Array | None = None,
+  *,
+  stop_early: bool = True,
+) -> Any:
+  """Runs an algorithm on a whole batch, until each image is finished.
+
+  Compiled once an algorithm, a model's code and shapes; weights, images and radii are data.
+
+  Args:
+    algorithm: what to run.
+    model: a `Partial` of images to logits.
+    images: float32 (B, H, W, C) in [0, 1].
+    labels: int32 (B,).
+    eps: float32 (B,).
+    keys: PRNG keys (B,), one an image.
+    targets: int32 (B,), for targeted attacks and losses.
+    stop_early: leave images alone once they are adversarial.
+
+  Returns:
+    The final state.
+  """
+  return _run(algorithm, model, images, labels, eps, keys, targets, stop_early)
+
+
+@functools.partial(jax.jit, static_argnames=('algorithm', 'stop_early'))
+def _run(algorithm, model, images, labels, eps, keys, targets, stop_early):
+  state = algorithm.init(model, images, labels, eps, keys, targets)
+  return run_from(algorithm, model, state, stop_early)
+
+
+def run_from(algorithm: Algorithm, model: Partial, state: Any, stop_early: bool) -> Any:
+  """Steps from a state until each image is finished; for use inside jit."""
+  return lax.while_loop(
+    lambda state: jnp.any(~finished(algorithm, state, stop_early)),
+    lambda state: advance(algorithm, model, state, stop_early),
+    state,
+  )
+
+
+def in_chunks(function: Any, arrays: Any, size: int | None) -> Any:
+  """Calls `function` on `size` images at a time, so that memory is bounded.
+
+  The last chunk is filled up with copies of its first image: all chunks share one compiled form.
+
+  Args:
+    function: of the arrays, all with the batch as first axis; gives such arrays.
+    arrays: a pytree of them.
+    size: images at a time; None or a whole batch or more means one call.
+
+  Returns:
+    What `function` gives, for all images.
+  """
+  count = jax.tree.leaves(arrays)[0].shape[0]
+  if size is None or count <= size:
+    return function(arrays)
+  parts = []
+  for first in range(0, count, size):
+    rows = np.arange(first, first + size)
+    rows = np.where(rows < count, rows, first)
+    parts.append(function(jax.tree.map(lambda x, rows=rows: x[rows], arrays)))
+  return jax.tree.map(lambda *p: jnp.concatenate(p)[:count], *parts)

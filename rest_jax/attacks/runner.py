@@ -1,0 +1,85 @@
+"""Runs an algorithm with restarts, in chunks: what the public attack functions are made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.tree_util import Partial
+
+from rest_jax.attacks.algorithm import Algorithm, in_chunks, run_from, select
+from rest_jax.attacks.checks import Inputs, check_count, check_key
+from rest_jax.attacks.queries import fold_each, image_keys
+
+
+class Ranked(Algorithm, Protocol):
+  """An algorithm that also gives something for images on which it did not succeed."""
+
+  def outcome(self, state: Any) -> tuple[jax.Array, jax.Array]:
+    """The image to return (B, H, W, C) and how good it is (B,), higher is better."""
+    ...
+
+
+def attack(
+  algorithm: Ranked,
+  inputs: Inputs,
+  key: Any,
+  *,
+  restarts: int = 1,
+  stop_early: bool = True,
+  query_batch: int | None = None,
+) -> jax.Array:
+  """Attacks every image.
+
+  Args:
+    algorithm: what to run.
+    inputs: from `check_inputs`.
+    key: PRNG key; image i gets `fold_in(key, i)`, whatever the chunks.
+    restarts: runs; the best outcome is kept, a success before any other.
+    stop_early: leave an image alone once it is adversarial.
+    query_batch: images at a time; None for all.
+
+  Returns:
+    float32 (B, H, W, C): the outcomes.
+
+  Raises:
+    UserError: no key, or a number of restarts or a query_batch below 1.
+  """
+  check_count('restarts', restarts)
+  if query_batch is not None:
+    check_count('query_batch', query_batch)
+  keys = image_keys(check_key(key), inputs.images.shape[0])
+
+  def chunk(arrays):
+    return _restarts(algorithm, inputs.model, *arrays, restarts, stop_early)
+
+  arrays = (inputs.images, inputs.labels, inputs.eps, keys, inputs.targets)
+  return in_chunks(chunk, arrays, query_batch)
+
+
+@functools.partial(jax.jit, static_argnames=('algorithm', 'restarts', 'stop_early'))
+def _restarts(
+  algorithm: Ranked, model: Partial, images, labels, eps, keys, targets, restarts, stop_early
+):
+  def once(kept, index):
+    _, score, success = kept
+    state = algorithm.init(model, images, labels, eps, fold_each(keys, index), targets)
+    if stop_early:
+      state = select(success, _spent(algorithm, state), state)
+    state = run_from(algorithm, model, state, stop_early)
+    image, new = algorithm.outcome(state)
+    better = jnp.where(state.success == success, new > score, state.success)
+    better = better & ~success if stop_early else better
+    return select(better, (image, new, state.success), kept), None
+
+  worst = jnp.full(labels.shape, -jnp.inf)
+  start = (images, worst, jnp.zeros(labels.shape, bool))
+  return lax.scan(once, start, jnp.arange(restarts))[0][0]
+
+
+def _spent(algorithm: Algorithm, state: Any) -> Any:
+  return dataclasses.replace(state, iteration=jnp.full_like(state.iteration, algorithm.steps))
