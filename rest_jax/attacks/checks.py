@@ -120,9 +120,9 @@ def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 
 def check_key(key: Any) -> jax.Array:
-  """Returns the key as a typed one; raises `UserError` for what is no PRNG key."""
+  """Returns the key, or one key an image (B,), typed; raises `UserError` for what is neither."""
   dtype = getattr(key, 'dtype', None)
-  if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.ndim == 0:
+  if dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and key.ndim < 2:
     return key
   if dtype == jnp.uint32 and key.shape == (2,):
     return jax.random.wrap_key_data(key)

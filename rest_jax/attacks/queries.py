@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
 
+from rest_jax.errors import UserError
+
 LossFn = Callable[[jax.Array], jax.Array]  # logits (B, K) to losses (B,)
 
 
@@ -39,7 +41,17 @@ def is_random(model: Partial) -> bool:
 
 
 def image_keys(key: jax.Array, count: int, first: int | jax.Array = 0) -> jax.Array:
-  """One key for each image, (count,): that of image i is `fold_in(key, first + i)`."""
+  """One key for each image, (count,): that of image i is `fold_in(key, first + i)`.
+
+  Keys (count,) are given back: who attacks part of a data set gives each image its own key.
+
+  Raises:
+    UserError: another number of keys.
+  """
+  if key.ndim:
+    if key.shape != (count,):
+      raise UserError(f'key is one PRNG key or ({count},), one an image, got shape {key.shape}')
+    return key
   return jax.vmap(lambda i: jax.random.fold_in(key, i))(first + jnp.arange(count))
 
 
