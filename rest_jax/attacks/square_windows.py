@@ -1,0 +1,177 @@
+"""Square Attack's windows: how large at which query, and the pattern of its L2 and L1 forms.
+
+Andriushchenko, Croce, Flammarion & Hein, "Square Attack: a query-efficient black-box adversarial
+attack via random search", arXiv 1912.00049, sections 3.2-3.4. Everything here is computed once on
+the host, in numpy; the attack looks it up, so that windows of any size share one program.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+# The share p of changed pixels is halved after these queries of 10000 (the paper's section 4).
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+
+
+class Windows(NamedTuple):
+  """The tables of an image size, a norm and a budget.
+
+  Attributes:
+    sides: (L,) side of the square windows at each level, in pixels.
+    level: (n_queries,) level at each query.
+    rings: (L + 1, 2, R) the pattern's value at Chebyshev distance r from the centre of its upper
+      (0) and lower (1) half; the last row belongs to the tiles of the starting point.
+    tile: side of those tiles.
+  """
+
+  sides: np.ndarray
+  level: np.ndarray
+  rings: np.ndarray
+  tile: int
+
+
+def windows(
+  height: int, width: int, norm: str, n_queries: int, p_init: float, rescale: bool
+) -> Windows:
+  """Builds the tables.
+
+  Args:
+    height: of the images.
+    width: of the images.
+    norm: 'linf', 'l2' or 'l1'; the last two need windows of an odd side, at least 3.
+    n_queries: the budget.
+    p_init: share of pixels in the first windows.
+    rescale: stretches the schedule, made for 10000 queries, to the budget.
+  """
+  queries = np.arange(n_queries)
+  if rescale:
+    queries = (queries / n_queries * 10000).astype(int)
+  level = np.searchsorted(HALVINGS, queries, side='left')
+  sides = [_side(p_init / 2**k, height, width, norm) for k in range(len(HALVINGS) + 1)]
+  tile = max(height // 5, 1)
+  rings = np.zeros((len(sides) + 1, 2, max([*sides, tile]) // 2 + 1), np.float32)
+  for row, side in enumerate([*sides, tile]):
+    values = _rings(side, norm)
+    rings[row, :, : values.shape[1]] = values
+  return Windows(np.asarray(sides, np.int32), level.astype(np.int32), rings, tile)
+
+
+def _side(p: float, height: int, width: int, norm: str) -> int:
+  side = round((p * height * width) ** 0.5)
+  if norm != 'linf':
+    side = max(side, 3)
+    side += 1 - side % 2
+  return min(max(side, 1), height, width)
+
+
+def _rings(side: int, norm: str) -> np.ndarray:
+  """Values by half and ring, (2, side // 2 + 1), such that the window has norm 1.
+
+  In each half, nested squares around its centre add up: the k-th adds 1/(k+1)^2 in L2 and
+  1/(k+1)^4 in L1 (the paper's section 3.4). The lower half is negative.
+  """
+  power = 2 if norm == 'l2' else 1
+  values = np.zeros((2, side // 2 + 1))
+  steps = 1.0 / np.arange(1, side // 2 + 2) ** (2 * (3 - power))
+  for half, rows in enumerate((side // 2, side - side // 2)):
+    if rows:
+      count = _ring_counts(rows, side)
+      column = np.cumsum(steps[::-1])[::-1]
+      values[half] = (-1) ** half * column / np.sum(count * column**power) ** (1 / power)
+      values[half] /= (1 + (side > 1)) ** (1 / power)
+  return values
+
+
+def _ring_counts(rows: int, columns: int) -> np.ndarray:
+  """How many cells of a half lie at each distance from its centre."""
+  down = np.abs(np.arange(rows) - rows // 2)[:, None]
+  across = np.abs(np.arange(columns) - columns // 2)[None]
+  return np.bincount(np.maximum(down, across).ravel(), minlength=columns // 2 + 1)
+
+
+def inside(
+  top: Int[Array, ' B'], left: Int[Array, ' B'], side: Int[Array, ' B'], height: int, width: int
+) -> Bool[Array, 'B H W 1']:
+  """Where each image's window is."""
+  rows = jnp.arange(height, dtype=jnp.int32)[None] - top[:, None]
+  columns = jnp.arange(width, dtype=jnp.int32)[None] - left[:, None]
+  within_rows = (rows >= 0) & (rows < side[:, None])
+  within_columns = (columns >= 0) & (columns < side[:, None])
+  return (within_rows[:, :, None] & within_columns[:, None, :])[..., None]
+
+
+def pattern(
+  rings: Float[Array, 'B 2 R'],
+  side: Int[Array, ...],
+  down: Int[Array, 'B H W'],
+  across: Int[Array, 'B H W'],
+) -> Float[Array, 'B H W']:
+  """The values of windows at given places within them; of no meaning outside.
+
+  Args:
+    rings: each window's row of `Windows.rings`.
+    side: each window's side, in a shape that broadcasts against `down`.
+    down: distance from the edge where the positive half begins.
+    across: distance from an edge next to that.
+  """
+  upper = side // 2
+  lower = down >= upper
+  centre = jnp.where(lower, upper + (side - upper) // 2, upper // 2)
+  ring = jnp.maximum(jnp.abs(down - centre), jnp.abs(across - upper))
+  ring = jnp.clip(ring, 0, rings.shape[-1] - 1)
+  cell = lower.astype(jnp.int32) * rings.shape[-1] + ring
+  flat = rings.reshape(rings.shape[0], -1)
+  return jnp.take_along_axis(flat, cell.reshape(cell.shape[0], -1), axis=1).reshape(cell.shape)
+
+
+def window_pattern(
+  tables: Windows,
+  level: Int[Array, ' B'],
+  top: Int[Array, ' B'],
+  left: Int[Array, ' B'],
+  turned: Bool[Array, ' B'],
+  shape: tuple[int, int],
+) -> Float[Array, 'B H W 1']:
+  """The patterns of windows at (top, left), transposed where `turned`; 0 outside."""
+  height, width = shape
+  side = jnp.asarray(tables.sides)[level]
+  full = (level.shape[0], height, width)
+  rows = jnp.arange(height, dtype=jnp.int32)[None, :, None] - top[:, None, None]
+  columns = jnp.arange(width, dtype=jnp.int32)[None, None] - left[:, None, None]
+  rows, columns = jnp.broadcast_to(rows, full), jnp.broadcast_to(columns, full)
+  down = jnp.where(turned[:, None, None], columns, rows)
+  across = jnp.where(turned[:, None, None], rows, columns)
+  values = pattern(jnp.asarray(tables.rings)[level], side[:, None, None], down, across)
+  return jnp.where(inside(top, left, side, height, width), values[..., None], 0.0)
+
+
+def tiled_start(
+  keys: jax.Array, tables: Windows, shape: tuple[int, int, int]
+) -> Float[Array, 'B H W C']:
+  """The starting point of the L2 and L1 forms: a grid of tiles with random signs and turns."""
+  height, width, channels = shape
+  side = tables.tile
+  begin = max((height - 5 * side) // 2, 0)
+  rows, columns = np.arange(height) - begin, np.arange(width) - begin
+  grid = (height // side, width // side)
+  place = [np.clip(at // side, 0, n - 1) for at, n in zip((rows, columns), grid, strict=True)]
+  covered = [(at >= 0) & (at < n * side) for at, n in zip((rows, columns), grid, strict=True)]
+
+  def one(key):
+    turn_key, sign_key = jax.random.split(key)
+    turned = jax.random.bernoulli(turn_key, 0.5, grid)[place[0]][:, place[1]]
+    sign = jax.random.rademacher(sign_key, (*grid, channels), jnp.float32)
+    down, across = np.broadcast_arrays((rows % side)[:, None], (columns % side)[None])
+    rings = jnp.asarray(tables.rings[-1])[None]
+    where_down = jnp.where(turned, across, down)[None].astype(jnp.int32)
+    where_across = jnp.where(turned, down, across)[None].astype(jnp.int32)
+    values = pattern(rings, jnp.int32(side), where_down, where_across)[0]
+    values = jnp.where(covered[0][:, None] & covered[1][None], values, 0.0)
+    return values[..., None] * sign[place[0]][:, place[1]]
+
+  return jax.vmap(one)(keys)
