@@ -4,6 +4,7 @@ Every method is `method(model, images, targets=None, *, ...) -> maps (B, H, W)` 
 being float32 (B, H, W, C) in [0, 1]. `explain` runs one by name.
 """
 
+from rest_jax.explain.ablation_cam import ablation_cam
 from rest_jax.explain.common import (
   check_images,
   chunked,
@@ -12,26 +13,89 @@ from rest_jax.explain.common import (
   resolve_targets,
   upsample,
 )
+from rest_jax.explain.eigen_cam import eigen_cam
 from rest_jax.explain.grad_cam import grad_cam
+from rest_jax.explain.grad_cam_pp import grad_cam_pp
+from rest_jax.explain.gradient import gradient
+from rest_jax.explain.group_cam import group_cam
+from rest_jax.explain.guided_backprop import guided_backprop
+from rest_jax.explain.hires_cam import hires_cam
+from rest_jax.explain.integrated_gradients import (
+  integrated_gradient_attributions,
+  integrated_gradients,
+)
+from rest_jax.explain.layer_cam import layer_cam
+from rest_jax.explain.metrics import (
+  Curves,
+  DropIncrease,
+  Interval,
+  Road,
+  bootstrap,
+  centre_maps,
+  drop_increase,
+  energy_share,
+  insertion_deletion,
+  pointing_game,
+  rank_correlation,
+  road,
+  structural_similarity,
+)
+from rest_jax.explain.occlusion import occlusion
 from rest_jax.explain.registry import METHODS, Explanation, Method, explain, list_methods
+from rest_jax.explain.rise import rise
+from rest_jax.explain.score_cam import score_cam
+from rest_jax.explain.smooth_grad import smooth_grad
+from rest_jax.explain.smooth_grad_cam_pp import smooth_grad_cam_pp
+from rest_jax.explain.smooth_integrated_gradients import smooth_integrated_gradients
 from rest_jax.explain.survey import Survey
 from rest_jax.explain.taps import Tap, list_layers, tap
+from rest_jax.explain.xgrad_cam import xgrad_cam
 
 __all__ = [
   'METHODS',
+  'Curves',
+  'DropIncrease',
   'Explanation',
+  'Interval',
   'Method',
+  'Road',
   'Survey',
   'Tap',
+  'ablation_cam',
+  'bootstrap',
+  'centre_maps',
   'check_images',
   'chunked',
   'constant_maps',
+  'drop_increase',
+  'eigen_cam',
+  'energy_share',
   'explain',
   'grad_cam',
+  'grad_cam_pp',
+  'gradient',
+  'group_cam',
+  'guided_backprop',
+  'hires_cam',
+  'insertion_deletion',
+  'integrated_gradient_attributions',
+  'integrated_gradients',
+  'layer_cam',
   'list_layers',
   'list_methods',
   'min_max',
+  'occlusion',
+  'pointing_game',
+  'rank_correlation',
   'resolve_targets',
+  'rise',
+  'road',
+  'score_cam',
+  'smooth_grad',
+  'smooth_grad_cam_pp',
+  'smooth_integrated_gradients',
+  'structural_similarity',
   'tap',
   'upsample',
+  'xgrad_cam',
 ]

@@ -1,0 +1,29 @@
+"""How good a map is: measures of faithfulness and of place, with bootstrap intervals."""
+
+from rest_jax.explain.metrics.bootstrap import Interval, bootstrap
+from rest_jax.explain.metrics.confidence import DropIncrease, drop_increase
+from rest_jax.explain.metrics.fills import fill_images
+from rest_jax.explain.metrics.imputation import impute
+from rest_jax.explain.metrics.insertion_deletion import Curves, insertion_deletion
+from rest_jax.explain.metrics.pointing import box_masks, centre_maps, energy_share, pointing_game
+from rest_jax.explain.metrics.road import Road, road
+from rest_jax.explain.metrics.similarity import rank_correlation, structural_similarity
+
+__all__ = [
+  'Curves',
+  'DropIncrease',
+  'Interval',
+  'Road',
+  'bootstrap',
+  'box_masks',
+  'centre_maps',
+  'drop_increase',
+  'energy_share',
+  'fill_images',
+  'impute',
+  'insertion_deletion',
+  'pointing_game',
+  'rank_correlation',
+  'road',
+  'structural_similarity',
+]

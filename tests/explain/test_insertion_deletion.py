@@ -1,0 +1,167 @@
+"""Insertion and deletion against the Group-CAM authors' code and a plain loop."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rest_jax import UserError
+from rest_jax.explain.metrics import fill_images, insertion_deletion
+from rest_jax.explain.metrics.insertion_deletion import area
+
+GOLDEN = Path(__file__).parents[1] / 'golden'
+
+
+@pytest.fixture(scope='module')
+def golden():
+  with np.load(GOLDEN / 'groupcam_small_cnn.npz') as file:
+    return dict(file)
+
+
+@pytest.fixture(scope='module')
+def reference_order():
+  """Pixels by decreasing saliency, as the reference run took them.
+
+  Its masks are not a number anywhere (a constant group, divided by zero), so that this is how the
+  NumPy of that run orders 4096 ties; other builds of NumPy may do it otherwise.
+  """
+  return np.load(GOLDEN / 'groupcam_insertion_order.npy').astype(int)
+
+
+def network(golden):
+  def run(x):
+    for name in ('features.0', 'features.2'):
+      kernel = golden[f'param/{name}.weight'].transpose(2, 3, 1, 0)
+      x = jax.lax.conv_general_dilated(
+        x, kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+      )
+      x = jax.nn.relu(x + golden[f'param/{name}.bias'][None, None, None])
+    weight, bias = golden['param/fc.weight'], golden['param/fc.bias']
+    return x.mean((1, 2)) @ weight.T + bias[None]
+
+  return run
+
+
+def check_against(golden, curves):
+  for i in range(4):
+    np.testing.assert_allclose(curves.insertion[i], golden[f'ins/curve/{i}'], atol=1e-5)
+    np.testing.assert_allclose(curves.deletion[i], golden[f'del/curve/{i}'], atol=1e-5)
+    np.testing.assert_allclose(curves.insertion_auc[i], golden[f'ins/auc/{i}'], atol=1e-5)
+    np.testing.assert_allclose(curves.deletion_auc[i], golden[f'del/auc/{i}'], atol=1e-5)
+
+
+def test_curves_of_the_authors_code(golden, reference_order):
+  images = golden['input'].transpose(0, 2, 3, 1)
+  maps = np.empty(64 * 64)
+  maps[reference_order] = np.linspace(1, 0, 64 * 64)
+  maps = np.broadcast_to(maps.reshape(64, 64), (4, 64, 64))
+  model = network(golden)
+  curves = insertion_deletion(model, images, maps, pixels_per_step=128, query_batch=100)
+  check_against(golden, curves)
+  masks = np.stack([golden[f'mask/{i}'] for i in range(4)])
+  if np.array_equal(np.flip(np.argsort(masks[0], None)), reference_order):
+    as_they_are = insertion_deletion(model, images, masks, pixels_per_step=128, query_batch=100)
+    check_against(golden, as_they_are)
+
+
+def brightness(x):
+  """Two classes: how bright the left and the right half are."""
+  half = x.shape[2] // 2
+  return jnp.stack([x[:, :, :half].mean((1, 2, 3)), x[:, :, half:].mean((1, 2, 3))], 1) * 20
+
+
+@pytest.fixture(scope='module')
+def scenes():
+  rng = np.random.default_rng(0)
+  return (rng.uniform(size=(3, 6, 8, 3)).astype(np.float32), rng.uniform(size=(3, 6, 8)))
+
+
+def test_plain_loop(scenes):
+  images, maps = scenes
+  targets, step = np.array([0, 1, 0]), 7
+  got = insertion_deletion(
+    brightness, images, maps, targets, pixels_per_step=step, insertion_fill='mean', query_batch=5
+  )
+  for i, (image, order) in enumerate(zip(images, np.argsort(-maps.reshape(3, -1)), strict=True)):
+    inserted = np.broadcast_to(image.mean((0, 1)), image.shape).copy()
+    deleted = image.copy()
+    for k in range(8):
+      scores = jax.nn.softmax(brightness(np.stack([inserted, deleted])))[:, targets[i]]
+      np.testing.assert_allclose(scores, [got.insertion[i, k], got.deletion[i, k]], atol=1e-6)
+      rows, columns = np.divmod(order[k * step : (k + 1) * step], 8)
+      inserted[rows, columns], deleted[rows, columns] = image[rows, columns], 0
+    assert got.insertion.shape == (3, 8)
+  np.testing.assert_allclose(got.insertion_auc, np.trapezoid(got.insertion, dx=1 / 7), rtol=1e-5)
+
+
+def test_steps_of_both_variants(scenes):
+  images, maps = scenes
+  assert insertion_deletion(brightness, images, maps).deletion.shape == (3, 2)
+  latest = insertion_deletion(brightness, images, maps, variant='latest')
+  assert latest.deletion.shape == (3, 4)
+  whole = jax.nn.softmax(brightness(images)).max(1)  # the predicted class
+  np.testing.assert_allclose(latest.deletion[:, 0], whole, atol=1e-6)
+  np.testing.assert_allclose(latest.insertion[:, -1], whole, atol=1e-6)
+
+
+def test_batch_equals_single_images(scenes):
+  images, maps = scenes
+  together = insertion_deletion(brightness, images, maps, 1, pixels_per_step=6)
+  for i in range(3):
+    alone = insertion_deletion(
+      brightness, images[i : i + 1], maps[i : i + 1], 1, pixels_per_step=6, query_batch=4
+    )
+    for one, many in zip(alone, together, strict=True):
+      np.testing.assert_allclose(one[0], many[i], atol=1e-6)
+
+
+def test_area():
+  np.testing.assert_allclose(area(jnp.array([0.0, 1.0, 0.5])), (0 + 2 * 1 + 0.5) / 4)
+
+
+class Normalised:
+  """What a classifier tells about itself."""
+
+  mean = (0.5, 0.25, 0.125)
+
+  def __call__(self, x):
+    return brightness(x)
+
+
+def test_fills(scenes):
+  images = jnp.asarray(scenes[0])
+  zero = fill_images(Normalised(), images, 'zero')
+  np.testing.assert_array_equal(zero[1, 2, 3], np.float32(Normalised.mean))
+  assert not fill_images(brightness, images, 'zero').any()
+  assert not fill_images(Normalised(), images, 'black').any()
+  np.testing.assert_allclose(
+    fill_images(brightness, images, 'mean')[0, 4, 5], images[0].mean((0, 1)), rtol=1e-5
+  )
+  np.testing.assert_allclose(fill_images(brightness, images, 'blur').shape, images.shape)
+  np.testing.assert_array_equal(
+    fill_images(brightness, images, [1.0, 2.0, 3.0])[2, 0, 0], [1, 2, 3]
+  )
+  np.testing.assert_array_equal(fill_images(brightness, images, images[1])[2], images[1])
+
+
+@pytest.mark.parametrize(
+  ('options', 'words'),
+  [
+    ({'variant': 'old'}, "got 'old'"),
+    ({'pixels_per_step': 0}, '1 or more, got 0'),
+    ({'query_batch': 0}, 'query_batch'),
+    ({'insertion_fill': 'snow'}, "'snow'; there are blur"),
+    ({'deletion_fill': np.zeros(4)}, 'give a colour'),
+    ({'targets': 2}, 'no class 2'),
+  ],
+)
+def test_bad_options(scenes, options, words):
+  with pytest.raises(UserError, match=words):
+    insertion_deletion(brightness, *scenes, **options)
+
+
+def test_maps_of_another_shape(scenes):
+  with pytest.raises(UserError, match=r'maps \(3, 6, 7\) do not fit'):
+    insertion_deletion(brightness, scenes[0], scenes[1][:, :, 1:])
