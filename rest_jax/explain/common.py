@@ -90,6 +90,13 @@ def probability(logits: jax.Array, targets: jax.Array) -> jax.Array:
   return pick(jax.nn.softmax(logits, axis=-1), targets)
 
 
+def image_keys(key: jax.Array, count: int) -> jax.Array:
+  """One key an image: (count,), that of image i being `fold_in(key, i)`; such keys stay."""
+  if key.ndim:
+    return key
+  return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
+
+
 class LayerGradient(NamedTuple):
   """Map of a layer (B, h, w, K), gradient of the target's logit there, logits, targets (B,)."""
 

@@ -48,6 +48,27 @@ class Method:
 
 METHODS: dict[str, Method] = {}
 
+# As tables list them; methods registered elsewhere follow.
+_ORDER = (
+  'group_cam',
+  'grad_cam',
+  'grad_cam_pp',
+  'smooth_grad_cam_pp',
+  'xgrad_cam',
+  'hires_cam',
+  'layer_cam',
+  'eigen_cam',
+  'score_cam',
+  'ablation_cam',
+  'rise',
+  'occlusion',
+  'gradient',
+  'guided_backprop',
+  'smooth_grad',
+  'integrated_gradients',
+  'smooth_integrated_gradients',
+)
+
 
 def register(
   name: str,
@@ -70,14 +91,14 @@ def register(
 
 
 def list_methods() -> list[str]:
-  """Names that `explain` takes."""
-  return list(METHODS)
+  """Names that `explain` takes: class activation maps, then perturbation, then gradients."""
+  return sorted(METHODS, key=lambda name: (_ORDER.index(name) if name in _ORDER else 99, name))
 
 
 def get_method(name: str) -> Method:
   """The method of that name; `UserError` with the near names where there is none."""
   if name not in METHODS:
-    near = difflib.get_close_matches(name, METHODS, 3) or list(METHODS)
+    near = difflib.get_close_matches(name, METHODS, 3) or list_methods()
     raise UserError(f'there is no method {name!r}; did you mean {" or ".join(near)}?')
   return METHODS[name]
 

@@ -1,0 +1,191 @@
+"""Group-CAM.
+
+Paper: Zhang, Rao and Yang, "Group-CAM: Group Score-Weighted Visual Explanations for Deep
+Convolutional Networks", arXiv 2103.13859, section 3 and algorithm 1.
+Original code: github.com/wofmanaf/Group-CAM (PyTorch, Apache-2.0): variant 'paper' is that of 30
+May 2021, 'latest' that of 18 August 2021.
+
+Deviation: a constant group is skipped in both variants; the latest code divides 0 by 0 there.
+Images are blurred before the normalisation instead of after it, which is the same.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from rest_jax import ops
+from rest_jax.errors import UserError
+from rest_jax.explain import grouping as grouped
+from rest_jax.explain.common import (
+  chunked,
+  layer_gradient,
+  min_max,
+  prepare,
+  probability,
+  rescale,
+  span,
+  upsample,
+)
+from rest_jax.explain.registry import register
+from rest_jax.explain.taps import Tap
+
+
+class Settings(NamedTuple):
+  """The static options; as `group_cam`'s."""
+
+  groups: int
+  variant: str
+  percentile: float
+  blur_size: int
+  blur_sigma: float
+  query_batch: int
+
+
+@register(
+  'group_cam',
+  source='Zhang et al. 2021',
+  queries=lambda shape, options: options['groups'] + 3,
+  needs_layer=True,
+)
+def group_cam(
+  model: Any,
+  images: Any,
+  targets: Any = None,
+  *,
+  layer: str | None = None,
+  grid: tuple[int, int] | None = None,
+  groups: int = 32,
+  variant: str = 'paper',
+  grouping: str = 'order',
+  percentile: float = 70.0,
+  blur_size: int = 51,
+  blur_sigma: float = 50.0,
+  query_batch: int = 32,
+) -> jax.Array:
+  """Sum of the groups' masks, weighted by what each raises the target's probability by.
+
+  A group's mask is the ReLU of the sum of its weighted channels w_k A_k (weights as Grad-CAM's),
+  brought to the image's size; its weight alpha is the probability of the image seen through the
+  mask, blurred elsewhere, less that of the blurred image. 'paper': the mask is first cleaned below
+  its percentile, and L = ReLU(sum of alpha M'), M' being the masks in [0, 1]. 'latest': no
+  cleaning, alpha is ReLU(alpha), and the masks summed are not normalised.
+
+  Args:
+    model: as `explain.tap` takes it.
+    images: floats (B, H, W, C) in [0, 1].
+    targets: class indices, (B,) or one for all; by default the predicted classes.
+    layer: path of the layer whose map A is used; a default by `explain.tap`.
+    grid: (rows, columns) of a layer that gives tokens.
+    groups: G; with K channels, runs of ceil(K / G) make a group.
+    variant: 'paper' or 'latest'.
+    grouping: 'order', or 'kmeans' and 'agglomerative' by scikit-learn on the weighted channels of
+      each image, which runs on the host and therefore not inside jit.
+    percentile: theta, 0 to 100; values not above it become 0 ('paper' only).
+    blur_size: taps of the Gaussian, odd.
+    blur_sigma: its standard deviation in pixels.
+    query_batch: images a forward pass. It bounds the memory, whatever B and G are, and changes
+      nothing else.
+
+  Returns:
+    float32 (B, H, W) in [0, 1]; a constant map is all zero.
+
+  Raises:
+    UserError: bad images, targets, layer or options.
+  """
+  settings = Settings(groups, variant, percentile, blur_size, blur_sigma, query_batch)
+  _check(settings, grouping)
+  point, images, targets = prepare(model, images, targets, layer, grid)
+  if grouping == 'order':
+    return _in_order(point, images, targets, settings)
+  weighted, targets = _weighted(point, images, targets, query_batch)
+  labels = grouped.by_clustering(weighted, groups, grouping)
+  return _clustered(point, images, targets, weighted, jnp.asarray(labels), settings)
+
+
+@functools.partial(jax.jit, static_argnames='settings')
+def _in_order(point: Tap, images, targets, settings: Settings) -> jax.Array:
+  """A block of `query_batch` images at a time, from the gradient to the maps."""
+
+  def block(item):
+    chunk, classes = item
+    weighted, classes = _weigh(point, chunk, classes)
+    labels = grouped.in_order(weighted.shape[-1], settings.groups)
+    labels = jnp.broadcast_to(jnp.asarray(labels), (len(chunk), len(labels)))
+    return _explain(point, chunk, classes, weighted, labels, settings)
+
+  return chunked(block, (images, targets), settings.query_batch)
+
+
+@functools.partial(jax.jit, static_argnames='query_batch')
+def _weighted(point: Tap, images, targets, query_batch: int):
+  return chunked(lambda item: _weigh(point, item[0], item[1]), (images, targets), query_batch)
+
+
+@functools.partial(jax.jit, static_argnames='settings')
+def _clustered(point: Tap, images, targets, weighted, labels, settings: Settings) -> jax.Array:
+  items = (images, targets, weighted, labels)
+  return chunked(
+    lambda item: _explain(point, *item, settings=settings), items, settings.query_batch
+  )
+
+
+def _weigh(point: Tap, images, targets) -> tuple[jax.Array, jax.Array]:
+  """The channels times their weights, (B, h, w, K), and the targets (B,)."""
+  seen = layer_gradient(point, images, targets)
+  return jnp.mean(seen.gradients, axis=(1, 2), keepdims=True) * seen.features, seen.targets
+
+
+def _explain(point: Tap, images, targets, weighted, labels, settings: Settings) -> jax.Array:
+  groups = min(settings.groups, weighted.shape[-1])
+  maps = jax.nn.relu(grouped.sum_groups(weighted, labels, groups))
+  if settings.variant == 'paper':
+    maps = jnp.where(maps > grouped.percentile(maps, settings.percentile), maps, 0)
+  scores = _scores(point, images, targets, maps, settings)
+  alpha = scores[:, :-1] - scores[:, -1:]
+  if settings.variant == 'latest':
+    alpha = jax.nn.relu(alpha)
+  size = images.shape[1:3]
+
+  def add(total, group):
+    weight, small = group
+    mask = upsample(small, size)
+    range_ = span(mask)
+    mask = rescale(mask, range_) if settings.variant == 'paper' else mask * range_.varied
+    return total + weight[:, None, None] * mask, None
+
+  # Groups one by one at the image's size: all of them at once would be memory in G.
+  by_group = (alpha.T, jnp.moveaxis(maps, 1, 0))
+  total, _ = jax.lax.scan(add, jnp.zeros_like(images[..., 0]), by_group)
+  return min_max(jax.nn.relu(total))
+
+
+def _scores(point: Tap, images, targets, maps, settings: Settings) -> jax.Array:
+  """The target's probability behind each group's mask and, last, of the blurred image: (B, G+1)."""
+  blurred = ops.gaussian_blur(images, settings.blur_size, settings.blur_sigma)
+  maps = jnp.pad(maps, ((0, 0), (0, 1), (0, 0), (0, 0)))  # a mask of zeros is the baseline
+  count = maps.shape[1]
+
+  def query(pairs):
+    image, group = pairs
+    mask = min_max(upsample(maps[image, group], images.shape[1:3]))[..., None]
+    seen = images[image] * mask + blurred[image] * (1 - mask)
+    return probability(point(seen), targets[image])
+
+  pairs = jnp.meshgrid(jnp.arange(len(images)), jnp.arange(count), indexing='ij')
+  pairs = tuple(axis.ravel() for axis in pairs)
+  return chunked(query, pairs, settings.query_batch).reshape(-1, count)
+
+
+def _check(settings: Settings, grouping: str) -> None:
+  if settings.variant not in ('paper', 'latest'):
+    raise UserError(f"variant is 'paper' or 'latest', not {settings.variant!r}")
+  if grouping not in grouped.GROUPINGS:
+    raise UserError(f'grouping is one of {", ".join(grouped.GROUPINGS)}, not {grouping!r}')
+  if settings.groups < 1 or not 0 <= settings.percentile <= 100:
+    raise UserError(
+      f'groups is 1 or more and percentile 0 to 100, got {settings.groups}, {settings.percentile}'
+    )

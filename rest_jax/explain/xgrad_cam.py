@@ -1,0 +1,55 @@
+"""XGrad-CAM.
+
+Paper: Fu et al., "Axiom-based Grad-CAM: Towards Accurate Visualization and Explanation of CNNs",
+BMVC 2020, arXiv 2008.02312, equation 8.
+
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from rest_jax.explain.gradient_cams import gradient_cam
+from rest_jax.explain.registry import register
+
+
+@register('xgrad_cam', source='Fu et al. 2020', queries=2, needs_layer=True)
+def xgrad_cam(
+  model: Any,
+  images: Any,
+  targets: Any = None,
+  *,
+  layer: str | None = None,
+  grid: tuple[int, int] | None = None,
+  query_batch: int = 32,
+) -> jax.Array:
+  """ReLU(sum over k of w_k A_k), w_k the mean of the gradient weighted by A_k.
+
+  w_k = sum(A_k dS/dA_k) / sum(A_k), sums over the plane; 0 for a channel that sums to 0.
+
+  Args:
+    model: as `explain.tap` takes it.
+    images: floats (B, H, W, C) in [0, 1].
+    targets: class indices, (B,) or one for all; by default the predicted classes.
+    layer: path of the layer whose map A is used; a default by `explain.tap`.
+    grid: (rows, columns) of a layer that gives tokens.
+    query_batch: images at a time.
+
+  Returns:
+    float32 (B, H, W) in [0, 1]; a constant map is all zero.
+
+  Raises:
+    UserError: bad images, targets or layer.
+  """
+  return gradient_cam(_combine, model, images, targets, layer, grid, query_batch)
+
+
+def _combine(features: jax.Array, gradients: jax.Array) -> jax.Array:
+  total, weighted = (
+    jnp.sum(x, axis=(1, 2), keepdims=True) for x in (features, features * gradients)
+  )
+  weights = jnp.where(total == 0, 0, weighted / jnp.where(total == 0, 1, total))
+  return jax.nn.relu(jnp.sum(weights * features, axis=-1))
