@@ -1,0 +1,115 @@
+"""The images of an evaluation: arrays or batches, each image with its index in the source."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from rest_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+  """Images in host memory.
+
+  Attributes:
+    images: float32 (N, H, W, C) in [0, 1].
+    labels: integers (N,).
+    targets: integers (N,), or None.
+    indices: int64 (N,), in the source.
+    pixels: checksum of each image.
+  """
+
+  images: np.ndarray
+  labels: np.ndarray
+  targets: np.ndarray | None
+  indices: np.ndarray
+  pixels: list[str]
+
+
+def chunks(images: Any, labels: Any, targets: Any, indices: Any) -> Iterator[Chunk]:
+  """Gives the images of an evaluation, whatever form they came in.
+
+  Args:
+    images: floats (N, H, W, C) in [0, 1] with `labels`; or, without, an iterable of batches: pairs
+      (images, labels), or dictionaries with 'image' (uint8 too), 'label' and, as they may be,
+      'target', 'index' and 'mask' (False where a row is filler).
+    labels: integers (N,), or None.
+    targets: integers (N,), for arrays; None for none.
+    indices: integers (N,), for arrays; None for 0, 1, ...
+
+  Yields:
+    One chunk an array or batch, none of them empty.
+
+  Raises:
+    UserError: something missing, of wrong length, or twice the same index.
+  """
+  seen: set[int] = set()
+  for batch in _as_dictionaries(images, labels, targets, indices):
+    chunk = _chunk(batch, len(seen))
+    fresh = set(chunk.indices.tolist())
+    if len(fresh) < len(chunk.indices) or fresh & seen:
+      raise UserError('two images have the same index; an index says which image of the source')
+    seen |= fresh
+    if len(chunk.images):
+      yield chunk
+
+
+def _as_dictionaries(images: Any, labels: Any, targets: Any, indices: Any) -> Iterator[Any]:
+  if labels is not None:
+    yield {'image': images, 'label': labels, 'target': targets, 'index': indices}
+    return
+  if targets is not None or indices is not None:
+    raise UserError("targets and indices of batches come with the batches, as 'target', 'index'")
+  if hasattr(images, 'shape') or not isinstance(images, Iterable):
+    raise UserError('images without labels; give labels, or an iterable of batches of both')
+  for batch in images:
+    if isinstance(batch, Mapping):
+      yield batch
+    elif isinstance(batch, tuple | list) and len(batch) == 2:
+      yield {'image': batch[0], 'label': batch[1]}
+    else:
+      raise UserError(
+        f"a batch is a pair (images, labels) or has 'image' and 'label', not {type(batch).__name__}"
+      )
+
+
+def _chunk(batch: Mapping[str, Any], first: int) -> Chunk:
+  missing = [name for name in ('image', 'label') if batch.get(name) is None]
+  if missing:
+    raise UserError(f'a batch lacks {" and ".join(missing)}; it has {", ".join(batch)}')
+  images, labels = np.asarray(batch['image']), np.asarray(batch['label'])
+  count = len(images) if images.ndim else 0
+  rows = np.arange(count)
+  if batch.get('mask') is not None:
+    rows = np.flatnonzero(np.asarray(batch['mask']))
+  images = images[rows] if images.ndim else images
+  given = batch.get('index')
+  indices = first + np.arange(len(rows)) if given is None else _rows('indices', given, count, rows)
+  targets = batch.get('target')
+  targets = None if targets is None else _rows('targets', targets, count, rows)
+  images = _in_unit_range(images)
+  pixels = [f'{zlib.crc32(image.tobytes()):08x}' for image in images]
+  return Chunk(
+    images, _rows('labels', labels, count, rows), targets, indices.astype(np.int64), pixels
+  )
+
+
+def _rows(name: str, values: Any, count: int, rows: np.ndarray) -> np.ndarray:
+  values = np.asarray(values)
+  if values.shape != (count,):
+    raise UserError(f'{name} are ({count},), one an image, got shape {values.shape}')
+  if not np.issubdtype(values.dtype, np.integer):
+    raise UserError(f'{name} are integers, got {values.dtype}')
+  return values[rows]
+
+
+def _in_unit_range(images: np.ndarray) -> np.ndarray:
+  """Bytes become [0, 1]; what else is wrong with images is for `check_inputs` to find."""
+  if images.dtype == np.uint8:
+    return images.astype(np.float32) / np.float32(255)
+  return images if images.dtype == np.float64 else images.astype(np.float32)

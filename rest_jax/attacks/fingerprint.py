@@ -1,0 +1,53 @@
+"""Tells whether results on disk are those of the same model."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import jax
+import numpy as np
+from jax.tree_util import Partial
+
+from rest_jax.attacks.health_probe import logits_once
+from rest_jax.attacks.queries import image_keys
+
+_PROBES = 4  # images
+
+
+def fingerprint(
+  model: Partial, shape: tuple[int, ...], batch_size: int, model_id: str | None
+) -> dict[str, Any]:
+  """What pins a model in the header of its results.
+
+  Args:
+    model: images to logits.
+    shape: of one image.
+    batch_size: images to ask for at a time.
+    model_id: the user's word for it, which then decides alone.
+
+  Returns:
+    'weights': a hash, None for a function that holds none as arguments, or `model_id`; 'probe': the
+    logits of some images of noise, null where not finite.
+  """
+  if model_id is not None:
+    return {'weights': f'id {model_id}', 'probe': []}
+  noise = np.random.default_rng(0).random((batch_size, *shape), np.float32)
+  keys = image_keys(jax.random.key(0), batch_size)
+  probe = np.asarray(logits_once(model, noise, keys))[:_PROBES].ravel()
+  values = [float(value) if np.isfinite(value) else None for value in probe]
+  return {'weights': _hash(model), 'probe': values}
+
+
+def _hash(model: Partial) -> str | None:
+  leaves, _ = jax.tree_util.tree_flatten_with_path(model)
+  if not leaves:
+    return None
+  found = hashlib.sha256()
+  for path, leaf in leaves:
+    if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      leaf = jax.random.key_data(leaf)
+    array = np.ascontiguousarray(leaf)
+    found.update(f'{jax.tree_util.keystr(path)} {array.dtype} {array.shape}'.encode())
+    found.update(array.tobytes())
+  return found.hexdigest()

@@ -1,0 +1,290 @@
+"""Health checks: signs that an evaluation says more about the attack than about the model.
+
+After Carlini et al., "On evaluating adversarial robustness" (2019), Croce & Hein, "Reliable
+evaluation of adversarial robustness" (2020), and Pintor et al., "Indicators of attack failure"
+(2022). A raised check does not prove the evaluation wrong, nor does silence prove it right.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jax.tree_util import Partial
+
+from rest_jax.attacks import health_probe as probe
+from rest_jax.attacks.queries import fold_each, is_random
+from rest_jax.attacks.results import Record, RunName
+from rest_jax.attacks.summary import at_radius
+from rest_jax.attacks.threat import Threat
+
+RANDOM_CHANGE = 1e-4  # relative change of logits, as in the authors' AutoAttack
+BATCH_CHANGE = 1e-2  # leaves room for bfloat16 in another order of rows
+LOSS_RISE = 1e-3  # relative; less is no rise
+HELD_AT_GREY = 0.05  # robust accuracy at the radius where every image can become grey
+BLACK_BOX_GAIN = 0.002  # share of images, as in the authors' AutoAttack
+SOFTMAX_SLACK = 1e-5
+
+
+class Explanation(NamedTuple):
+  """When a check is raised, and what helps."""
+
+  raised_if: str
+  what_to_do: str
+
+
+CHECKS: dict[str, Explanation] = {
+  'softmax_output': Explanation(
+    'every output is in [0, 1] and the outputs of each image sum to 1',
+    'return logits, the values before the softmax: after it gradients vanish in rounding and the '
+    'DLR loss is not what it should be',
+  ),
+  'zero_gradients': Explanation(
+    'for any image the gradient of the cross-entropy at a random start is exactly 0',
+    'attack with a margin loss (apgd_dlr, apgd_t); if a step of the model is not differentiable '
+    '(rounding, quantisation), attack through attacks.bpda, and trust square most',
+  ),
+  'nan_gradients': Explanation(
+    'for any image the gradient of the cross-entropy at a random start is not finite',
+    'find the operation (jax.config.update("jax_debug_nans", True)); usually a square root, norm '
+    'or logarithm at 0, or an overflow',
+  ),
+  'random_output': Explanation(
+    f'the same images evaluated again give other logits (relative change over {RANDOM_CHANGE:g}), '
+    'with another key where the model takes one, or in a program traced anew',
+    'average over chance: attacks.eot, and auto_attack with version="rand"; draw from keys that '
+    'are arguments, because chance from NumPy is frozen when a function is compiled',
+  ),
+  'batch_dependence': Explanation(
+    f'the same images in another order give other logits (relative change over {BATCH_CHANGE:g})',
+    'make what one image gets independent of the others: batch norm in evaluation mode, no '
+    'statistics over the batch',
+  ),
+  'steps_do_not_help': Explanation(
+    f'from {probe.FEW_STEPS} to {probe.MANY_STEPS} gradient steps neither the robust accuracy '
+    'falls nor the mean loss rises, though images are left to fool',
+    'the gradients do not lead uphill (masked gradients): try apgd_dlr, more restarts, '
+    'attacks.bpda for what is not differentiable, and square',
+  ),
+  'radius_does_not_help': Explanation(
+    'at twice the radius neither the robust accuracy falls nor the mean loss rises, though images '
+    'are left to fool',
+    'as for steps_do_not_help: a larger ball holds the smaller one, so only the attack can be to '
+    'blame',
+  ),
+  'survives_grey_radius': Explanation(
+    f'over {HELD_AT_GREY:.0%} of the images withstand {probe.GREY_STEPS} gradient steps at radius '
+    f'{probe.GREY_RADIUS} in Linf (within L2 radius 0.5 sqrt(d) and L1 radius 0.5 d, d values an '
+    'image), where every image can become plain grey',
+    'nothing is robust there: the gradients are masked; attack through attacks.bpda or attacks.eot '
+    'whatever hides them',
+  ),
+  'black_box_wins': Explanation(
+    f'more than {BLACK_BOX_GAIN:.1%} of the images withstand every white-box attack of a radius '
+    'and are fooled by a black-box one',
+    'the white-box attacks miss something: more steps and restarts, another loss, an adaptive '
+    'attack; and a longer square',
+  ),
+  'out_of_bounds': Explanation(
+    'an attack returned an image farther away than the radius, by more than rounding, or with a '
+    'pixel outside [0, 1] or not a number; it does not count as a success',
+    'project what the attack returns: attacks.finish',
+  ),
+  'unconfirmed_success': Explanation(
+    'an image that fooled the model did not do so when it was evaluated again, in another order of '
+    'the batch and, of a random model, with other keys',
+    'see random_output and batch_dependence; count only what holds on average over several '
+    'evaluations',
+  ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class HealthCheck:
+  """One check of an evaluation.
+
+  Attributes:
+    name: one of `CHECKS`.
+    raised: whether something looks wrong.
+    evidence: what was measured.
+    raised_if: the condition.
+    what_to_do: what helps.
+  """
+
+  name: str
+  raised: bool
+  evidence: str
+  raised_if: str
+  what_to_do: str
+
+
+def _check(name: str, raised: bool, evidence: str) -> HealthCheck:
+  return HealthCheck(name, bool(raised), evidence, *CHECKS[name])
+
+
+def check_model_health(model: Partial, sample: probe.Sample, threat: Threat) -> list[HealthCheck]:
+  """Probes a model: some evaluations, and short attacks of 1, 20 and 50 steps.
+
+  Args:
+    model: images to logits.
+    sample: images to probe with.
+    threat: the radius at which steps and radius are compared.
+
+  Returns:
+    One check each of what can be said from the model alone.
+  """
+  return [*_check_outputs(model, sample), *_check_gradients(model, sample, threat)]
+
+
+def _check_outputs(model: Partial, sample: probe.Sample) -> list[HealthCheck]:
+  images, keys, real = sample.images, sample.keys, sample.real
+  other = fold_each(keys, 1)
+  first = np.asarray(probe.logits_once(model, images, keys))
+  again = np.asarray(probe.logits_once(model, images, other))
+  anew = np.asarray(probe.logits_traced_anew(model, images, keys))
+  turned = np.asarray(probe.logits_once(model, images[::-1], keys[::-1]))[::-1]
+  outputs = first[real]
+  sums = outputs.sum(axis=1)
+  softmax = (outputs.min() >= -SOFTMAX_SLACK and outputs.max() <= 1 + SOFTMAX_SLACK) and np.abs(
+    sums - 1
+  ).max() <= SOFTMAX_SLACK
+  spread = f'outputs from {outputs.min():.4g} to {outputs.max():.4g}, sums from {sums.min():.6g} '
+  change = max(probe.relative_change(first[real], x[real]) for x in (again, anew))
+  order = probe.relative_change(first[real], turned[real])
+  # Where the same order does not give the same, another order tells nothing.
+  random = change > RANDOM_CHANGE
+  takes = ' with another key' if is_random(model) else ''
+  return [
+    _check('softmax_output', softmax, spread + f'to {sums.max():.6g}'),
+    _check('random_output', random, f'relative change of logits{takes} {change:.3g}'),
+    _check(
+      'batch_dependence',
+      order > BATCH_CHANGE and not random,
+      'not to be told from chance' if random else f'relative change of logits {order:.3g}',
+    ),
+  ]
+
+
+def _check_gradients(model: Partial, sample: probe.Sample, threat: Threat) -> list[HealthCheck]:
+  zero, broken = probe.gradient_shares(model, sample, threat.norm, threat.eps)
+  checks = [
+    _check('zero_gradients', zero > 0, f'{zero:.2%} of the images'),
+    _check('nan_gradients', broken > 0, f'{broken:.2%} of the images'),
+  ]
+  if not sample.counts.any():
+    none = 'no image is classified correctly'
+    names = ('steps_do_not_help', 'radius_does_not_help', 'survives_grey_radius')
+    return checks + [_check(name, False, none) for name in names]
+  return checks + _check_progress(model, sample, threat) + [_check_grey(model, sample)]
+
+
+def _check_progress(model: Partial, sample: probe.Sample, threat: Threat) -> list[HealthCheck]:
+  """More steps, and a larger radius, must lead somewhere."""
+  names = ('steps_do_not_help', 'radius_does_not_help')
+  if threat.eps == 0:
+    return [_check(name, False, 'radius 0') for name in names]
+  few, many = (
+    probe.short_attack(model, sample, threat.norm, threat.eps, steps)
+    for steps in (probe.FEW_STEPS, probe.MANY_STEPS)
+  )
+  wide = probe.short_attack(model, sample, threat.norm, 2 * threat.eps, probe.MANY_STEPS)
+  steps = f'{probe.FEW_STEPS} and {probe.MANY_STEPS} steps'
+  radii = f'radius {threat.eps:.4g} and {2 * threat.eps:.4g}'
+  return [
+    _check(names[0], _no_gain(few, many), _compared(steps, few, many)),
+    _check(names[1], _no_gain(many, wide), _compared(radii, many, wide)),
+  ]
+
+
+def _no_gain(weak: probe.Held, strong: probe.Held) -> bool:
+  falls = strong.accuracy < weak.accuracy
+  rises = strong.loss > weak.loss + LOSS_RISE * max(abs(weak.loss), LOSS_RISE)
+  return strong.accuracy > 0 and not (falls or rises)
+
+
+def _compared(what: str, weak: probe.Held, strong: probe.Held) -> str:
+  return (
+    f'{what}: robust accuracy {weak.accuracy:.2%} and {strong.accuracy:.2%}, '
+    f'mean loss {weak.loss:.4g} and {strong.loss:.4g}, {weak.count} images'
+  )
+
+
+def _check_grey(model: Partial, sample: probe.Sample) -> HealthCheck:
+  held = probe.short_attack(model, sample, 'linf', probe.GREY_RADIUS, probe.GREY_STEPS)
+  evidence = f'robust accuracy {held.accuracy:.2%} of {held.count} images'
+  return _check('survives_grey_radius', held.accuracy > HELD_AT_GREY, evidence)
+
+
+def check_results_health(
+  records: Mapping[RunName, Mapping[int, Record]], black_box: Collection[str]
+) -> list[HealthCheck]:
+  """Checks what the attacks found.
+
+  Args:
+    records: by run and image index.
+    black_box: labels of the attacks that use no gradient of the model.
+
+  Returns:
+    One check each of what can be said from the results.
+  """
+  found = [record for run in records.values() for record in run.values()]
+  fooled = [record for record in found if record.success and record.correct]
+  lost = [record for record in fooled if not record.confirmed]
+  outside = [record for record in found if not record.inside]
+  return [
+    _check_black_box(records, black_box),
+    _check('out_of_bounds', bool(outside), _counted(outside, len(found), 'images')),
+    _check('unconfirmed_success', bool(lost), _counted(lost, len(fooled), 'successes')),
+  ]
+
+
+def _counted(bad: Sequence[Record], count: int, what: str) -> str:
+  text = f'{len(bad)} of {count} {what}'
+  if not bad:
+    return text
+  one = bad[0]
+  return text + f', such as image {one.index} of {one.attack}, {one.norm} {one.distance:.6g} away'
+
+
+def _check_black_box(
+  records: Mapping[RunName, Mapping[int, Record]], black_box: Collection[str]
+) -> HealthCheck:
+  gains = {}
+  for norm, eps in sorted({(n.norm, n.eps) for n in records if n.eps is not None}):
+    at = {
+      n.attack: at_radius(found, n, eps)
+      for n, found in records.items()
+      if n.norm == norm and n.eps in (None, eps)
+    }
+    white = [found for attack, found in at.items() if attack not in black_box]
+    black = [found for attack, found in at.items() if attack in black_box]
+    if white and black:
+      gains[f'{norm} {eps:.4g}'] = _gain(white, black)
+  if not gains:
+    return _check('black_box_wins', False, 'not both kinds of attack at one radius')
+  where = max(gains, key=lambda name: gains[name])
+  evidence = f'{gains[where]:.2%} of the images at {where}'
+  return _check('black_box_wins', gains[where] > BLACK_BOX_GAIN, evidence)
+
+
+def _gain(white: Sequence[Mapping[int, Record]], black: Sequence[Mapping[int, Record]]) -> float:
+  """Share of images that only the black-box attacks fooled."""
+  common = set.intersection(*(set(found) for found in (*white, *black)))
+  only = sum(
+    all(found[i].robust for found in white) and any(found[i].success for found in black)
+    for i in common
+  )
+  return only / max(len(common), 1)
+
+
+def markdown(checks: Sequence[HealthCheck]) -> str:
+  """The checks as a Markdown list, the raised ones with what to do."""
+  lines = []
+  for check in checks:
+    mark = '**raised**' if check.raised else 'quiet'
+    lines.append(f'- {check.name}: {mark}; {check.evidence}')
+    if check.raised:
+      lines.append(f'  Raised if {check.raised_if}. What to do: {check.what_to_do}.')
+  return ''.join(line + '\n' for line in lines)

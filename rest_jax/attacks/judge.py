@@ -1,0 +1,87 @@
+"""The judge of an evaluation: it trusts no attack, but evaluates and measures what came back."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.tree_util import Partial
+
+from rest_jax.attacks.health_probe import logits_once
+from rest_jax.attacks.queries import fold_each
+from rest_jax.attacks.threat import Norm
+
+_OWN = 0x6A756467  # folded into an image's key: draws of a random model that no attack has seen
+_FIRST, _SECOND = 1, 2
+_ROUNDING = 2.0**-23  # one ulp of a pixel in [0.5, 1], where an attack adds in float32
+_RELATIVE = 1e-6  # of a norm summed in float32
+
+
+class Verdict(NamedTuple):
+  """What a model says of images.
+
+  Attributes:
+    predicted: int64 (B,), -1 where the logits are not numbers.
+    loss: float64 (B,) cross-entropy of the true class, nats.
+  """
+
+  predicted: np.ndarray
+  loss: np.ndarray
+
+
+def judge(
+  model: Partial, images: np.ndarray, labels: np.ndarray, keys: jax.Array, second: bool = False
+) -> Verdict:
+  """Evaluates a batch.
+
+  Args:
+    model: images to logits.
+    images: float32 (B, H, W, C).
+    labels: integers (B,).
+    keys: PRNG keys (B,), for a random model.
+    second: a second evaluation: in the opposite order, a random model with other draws.
+
+  Returns:
+    The verdict.
+  """
+  keys = fold_each(fold_each(keys, _OWN), _SECOND if second else _FIRST)
+  if second:
+    logits = np.asarray(logits_once(model, images[::-1], keys[::-1]))[::-1]
+  else:
+    logits = np.asarray(logits_once(model, images, keys))
+  logits = logits.astype(np.float64)
+  # -inf is a logit, of a class that is ruled out.
+  good = (np.isfinite(logits) | (logits == -np.inf)).all(axis=1)
+  logits = np.where(good[:, None], logits, 0.0)
+  highest = logits.max(axis=1, keepdims=True)
+  total = np.log(np.exp(logits - highest).sum(axis=1)) + highest[:, 0]
+  loss = total - logits[np.arange(len(labels)), labels]
+  return Verdict(np.where(good, logits.argmax(axis=1), -1), np.where(good, loss, np.nan))
+
+
+def measure(
+  adv: np.ndarray, images: np.ndarray, norm: Norm, eps: float | None
+) -> tuple[np.ndarray, np.ndarray]:
+  """Measures perturbations in float64.
+
+  Args:
+    adv: float32 (B, H, W, C).
+    images: likewise.
+    norm: of the distance.
+    eps: radius, None for none.
+
+  Returns:
+    Distances float64 (B,), and bool (B,): in [0, 1] and no farther away than the radius, give or
+    take the rounding of one float32 addition a pixel and of the norm.
+  """
+  shape = (len(images), -1)
+  flat = adv.astype(np.float64).reshape(shape) - images.astype(np.float64).reshape(shape)
+  pixels = flat.shape[1]
+  order = {'linf': np.inf, 'l2': 2, 'l1': 1}[norm]
+  distance = np.linalg.norm(flat, ord=order, axis=1)
+  inside = np.all((adv >= 0) & (adv <= 1), axis=(1, 2, 3))  # NaN is neither
+  if eps is not None:
+    slack = _ROUNDING * {'linf': 1.0, 'l2': pixels**0.5, 'l1': float(pixels)}[norm]
+    inside &= distance <= eps * (1 + _RELATIVE) + (slack if eps else 0.0)
+  return distance, inside
