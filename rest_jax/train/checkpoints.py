@@ -15,9 +15,10 @@ import jax
 import orbax.checkpoint as ocp
 import tensorstore as ts
 from absl import logging as absl_logging
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from rest_jax.errors import UserError
+from rest_jax.train.parallel import state_sharding
 from rest_jax.train.state import TrainState
 from rest_jax.train.workdir import writing
 
@@ -114,9 +115,10 @@ class Checkpoints:
     except Exception as error:
       return _skip(step, error)
     _check_same_model(saved, template, self._root / 'last' / str(step))
-    sharding = NamedSharding(mesh, PartitionSpec())
     target = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), template
+      lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+      template,
+      state_sharding(template, mesh),
     )
     args = ocp.args.Composite(state=ocp.args.StandardRestore(target), meta=ocp.args.JsonRestore())
     try:

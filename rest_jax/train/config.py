@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from typing import Any, TypeAlias
 
 from ml_collections import config_dict
@@ -26,6 +27,7 @@ FIELDS: dict[str, dict[str, tuple[Any, str]]] = {
     'name': ('rest_lite', 'a name of rest_jax.list_models()'),
     'overrides': ({}, 'arguments for create_model, for example widths or drop_path_rate'),
     'dtype': ('float32', "computing type, 'float32' or 'bfloat16'; parameters stay float32"),
+    'init': ('', 'weights to start from: zoo name, model directory or .pth; empty: random'),
   },
   'data': {
     'name': ('digit_scenes', 'digit_scenes, a TFDS name, or a folder of images'),
@@ -53,6 +55,9 @@ FIELDS: dict[str, dict[str, tuple[Any, str]]] = {
     'mix_prob': (1.0, 'chance that a batch is mixed at all'),
     'erasing': (0.0, 'chance that a rectangle of an image is replaced by noise'),
     'label_smoothing': (0.0, 'probability mass spread over all classes'),
+    'group_cam': (0.0, 'share of a batch blurred outside its salient pixels; 0 is off'),
+    'group_cam_groups': (32, 'groups of channels of that saliency'),
+    'group_cam_layer': ('', "its layer, such as 'stage3'; empty: explain's default"),
   },
   'optim': {
     'name': ('adamw', "'adamw' or 'sgd'"),
@@ -64,7 +69,10 @@ FIELDS: dict[str, dict[str, tuple[Any, str]]] = {
     'eps': (1e-8, 'AdamW: added to the root of the second moment'),
     'momentum': (0.9, 'SGD: momentum'),
     'clip_norm': (0.0, 'largest global norm of the gradient; 0 is off'),
-    'schedule': ('cosine', "after the warm-up: 'cosine' or 'constant'"),
+    'layer_decay': (1.0, 'factor of the learning rate from each layer to the one below; 1: off'),
+    'freeze': ('', "regex; parameters whose path it matches from the start stay: 'stem|stage1/'"),
+    'schedule': ('cosine', "after the warm-up: 'cosine', 'step' or 'constant'"),
+    'step_epochs': ((), "schedule 'step': epochs from which the rate is a tenth of before"),
     'warmup_epochs': (0.0, 'epochs of linear warm-up'),
     'warmup_lr': (1e-6, 'learning rate of the very first step'),
     'min_lr': (0.0, 'learning rate the cosine ends at'),
@@ -78,6 +86,18 @@ FIELDS: dict[str, dict[str, tuple[Any, str]]] = {
     'eval_every': (1.0, 'epochs between evaluations on the test split'),
     'checkpoint_every_steps': (0, 'steps between checkpoints; 0: at evaluations only'),
     'checkpoint_every_seconds': (300.0, 'and after so many seconds; 0 is off'),
+  },
+  'adversarial': {
+    'kind': ('', "training loss: 'pgd', 'trades', 'mart', 'free', 'fast'; empty: none of them"),
+    'norm': ('linf', "of the perturbation: 'linf', 'l2' or 'l1'"),
+    'eps': (8 / 255, 'radius of the ball, for images in [0, 1]'),
+    'step_size': (0.0, "of the ascent; 0: the kind's own, see rest_jax/train/adversarial.py"),
+    'steps': (10, "steps of the ascent for 'pgd', 'trades' and 'mart'"),
+    'random_start': (True, "'pgd': starts at random in the ball, else at the image"),
+    'beta': (0.0, 'weight of the KL divergence; 0: 6 for trades, 5 for mart, as published'),
+    'replays': (4, "'free': updates from each batch, m in the paper"),
+    'batch_norm': ('eval', "the network while it is attacked: 'eval', or 'train' (and dropout)"),
+    'eval_steps': (0, 'steps of the PGD attack in evaluations; 0: clean accuracy only'),
   },
   'log': {
     'every': (20, 'steps between lines of metrics.jsonl'),
@@ -174,13 +194,19 @@ _CHOICES = {
   'data.eval_resize': ('squash', 'resize_crop'),
   'augment.interpolation': ('bilinear', 'bicubic'),
   'optim.name': ('adamw', 'sgd'),
-  'optim.schedule': ('cosine', 'constant'),
+  'optim.schedule': ('cosine', 'step', 'constant'),
+  'adversarial.kind': ('', 'pgd', 'trades', 'mart', 'free', 'fast'),
+  'adversarial.norm': ('linf', 'l2', 'l1'),
+  'adversarial.batch_norm': ('eval', 'train'),
 }
 _POSITIVE = (
     'data.image_size', 'data.eval_crop_pct', 'optim.lr', 'train.epochs', 'train.batch_size',
-    'train.accumulate', 'train.eval_every', 'log.every',
+    'train.accumulate', 'train.eval_every', 'log.every', 'optim.layer_decay',
+    'adversarial.steps', 'adversarial.replays', 'augment.group_cam_groups',
 )  # fmt: skip
-_FRACTIONS = ('augment.switch_prob', 'augment.mix_prob', 'augment.erasing')
+_FRACTIONS = (
+    'augment.switch_prob', 'augment.mix_prob', 'augment.erasing', 'augment.group_cam',
+)  # fmt: skip
 _BELOW_ONE = ('augment.label_smoothing', 'train.ema', 'optim.b1', 'optim.b2', 'optim.momentum')
 _LENGTHS = {
     'data.mean': (3,), 'data.std': (3,), 'augment.crop_scale': (0, 2), 'augment.crop_ratio': (2,),
@@ -207,6 +233,29 @@ def _check_values(flat: dict[str, Any]) -> None:
       problem = 'a number of 0 or more'
     if problem:
       raise UserError(f'config key {name!r} is {value!r}; it takes {problem}')
+  _check_together(flat)
+
+
+def _check_together(flat: dict[str, Any]) -> None:
+  """Refuses what no single key shows to be wrong."""
+  try:
+    re.compile(flat['optim.freeze'])
+  except re.error as error:
+    raise UserError(f"config key 'optim.freeze' is no regular expression: {error}") from error
+  marks = flat['optim.step_epochs']
+  if (flat['optim.schedule'] == 'step') != bool(marks) or list(marks) != sorted(marks):
+    raise UserError(
+      "optim.schedule='step' and optim.step_epochs, rising epochs such as (15.0,), go together; "
+      f'got {flat["optim.schedule"]!r} and {marks!r}'
+    )
+  softened = [f'augment.{key}' for key in ('mixup', 'cutmix', 'label_smoothing')]
+  softened = [name for name in softened if flat[name]]
+  if flat['adversarial.kind'] == 'mart' and softened:
+    raise UserError(
+      f"adversarial.kind='mart' is defined for plain labels; set {' and '.join(softened)} to 0"
+    )
+  if flat['adversarial.kind'] == 'free' and flat['adversarial.norm'] == 'l1':
+    raise UserError("adversarial.kind='free' takes adversarial.norm 'linf' or 'l2', not 'l1'")
 
 
 def flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
@@ -222,8 +271,12 @@ def flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
 
 
 def differing_keys(config: dict[str, Any], saved: dict[str, Any]) -> list[str]:
-  """Returns the dotted keys in which two resolved configs differ, logging and speed apart."""
-  mine, theirs = flatten(json.loads(json.dumps(config))), flatten(saved)
+  """Returns the dotted keys in which two resolved configs differ, logging and speed apart.
+
+  A key that is younger than the saved config counts there with its default, which is off.
+  """
+  defaults = flatten(json.loads(json.dumps(default_config().to_dict())))
+  mine, theirs = flatten(json.loads(json.dumps(config))), defaults | flatten(saved)
   names = sorted(mine.keys() | theirs.keys())
   missing = object()
   return [

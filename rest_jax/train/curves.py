@@ -11,7 +11,17 @@ from rest_jax.train.workdir import writing
 
 _PANELS = (
   ('loss', (('train/loss', 'train'), ('test/loss', 'test'), ('ema/loss', 'test, average'))),
-  ('top-1 accuracy', (('train/top1', 'train'), ('test/top1', 'test'), ('ema/top1', 'average'))),
+  (
+    'top-1 accuracy',
+    (
+      ('train/top1', 'train'),
+      ('train/adversarial_top1', 'train, attacked'),
+      ('test/top1', 'test'),
+      ('ema/top1', 'average'),
+      ('test/robust_top1', 'test, attacked'),
+      ('ema/robust_top1', 'average, attacked'),
+    ),
+  ),
   ('learning rate', (('train/lr', 'learning rate'),)),
 )
 

@@ -14,8 +14,10 @@ from rest_jax.train.metrics import IN_FLIGHT
 from rest_jax.train.parallel import to_global
 
 
-def _zero_totals() -> dict[str, np.ndarray]:
+def _zero_totals(robust: bool) -> dict[str, np.ndarray]:
   kinds = {'count': np.int32, 'top1': np.int32, 'top5': np.int32, 'loss': np.float32}
+  if robust:
+    kinds['robust_top1'] = np.int32
   return {name: np.zeros((), kind) for name, kind in kinds.items()}
 
 
@@ -24,6 +26,7 @@ def evaluate(
   variables: Any,
   batches: Iterable[dict[str, np.ndarray]],
   mesh: Mesh,
+  robust: bool = False,
 ) -> dict[str, float]:
   """Measures a classifier on all examples of a split.
 
@@ -32,11 +35,13 @@ def evaluate(
     variables: {'params', 'batch_stats'}.
     batches: from `data.eval_batches`; each with 'image', 'label' and 'mask'.
     mesh: from `parallel.make_mesh`.
+    robust: whether the step attacks (`config.adversarial.eval_steps`).
 
   Returns:
-    top1 and top5 as fractions, loss in nats (mean over the examples) and count.
+    top1 and top5 as fractions, loss in nats (mean over the examples) and count; with `robust` also
+    robust_top1, the fraction that is right before and after the attack.
   """
-  totals = _replicated_totals(mesh)
+  totals = _replicated_totals(mesh, robust)
   under_way: collections.deque[Any] = collections.deque()
   for batch in batches:
     totals = eval_step(variables, to_global(batch, mesh), totals)
@@ -45,14 +50,15 @@ def evaluate(
       jax.block_until_ready(under_way.popleft())
   sums = jax.device_get(totals)
   count = max(int(sums['count']), 1)
-  means = {name: float(sums[name]) / count for name in ('top1', 'top5', 'loss')}
-  return {**means, 'count': int(sums['count'])}
+  return {
+    name: int(value) if name == 'count' else float(value) / count for name, value in sums.items()
+  }
 
 
-def _replicated_totals(mesh: Mesh) -> Any:
+def _replicated_totals(mesh: Mesh, robust: bool) -> Any:
   # Built with the sharding that the step returns, so that its first call compiles for good.
   sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   return {
     name: jax.make_array_from_process_local_data(sharding, zero)
-    for name, zero in _zero_totals().items()
+    for name, zero in _zero_totals(robust).items()
   }

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from rest_jax.train.config import Config
+from rest_jax.train.layer_decay import scale_by_layer
 
 
 def decay_mask(params):
@@ -59,6 +62,30 @@ def warmup_cosine(
   return schedule
 
 
+def warmup_steps(peak: float, *, marks: Sequence[int], warmup: int, start: float) -> optax.Schedule:
+  """Linear warm-up from `start` to `peak`, which then falls to a tenth at every mark.
+
+  Args:
+    peak: learning rate at step `warmup`.
+    marks: steps from which the rate is a tenth of what it was.
+    warmup: number of warm-up steps, 0 for none.
+    start: learning rate of step 0 where there is a warm-up.
+
+  Returns:
+    Function from the step (int32 scalar) to the learning rate (float32 scalar).
+  """
+
+  def schedule(count):
+    step = jnp.asarray(count, jnp.float32)
+    rising = start + (peak - start) * step / max(warmup, 1)
+    falling = jnp.float32(peak)
+    for i, mark in enumerate(marks, 1):
+      falling = jnp.where(step < mark, falling, peak * 0.1**i)
+    return jnp.where(step < warmup, rising, falling)
+
+  return schedule
+
+
 def make_schedule(
   optim: Config, *, batch_size: int, steps_per_epoch: float, total: int
 ) -> optax.Schedule:
@@ -74,21 +101,29 @@ def make_schedule(
     Function from the step to the learning rate.
   """
   peak = peak_learning_rate(optim, batch_size)
+  warmup = min(round(optim.warmup_epochs * steps_per_epoch), total)
+  start = min(optim.warmup_lr, peak)
+  if optim.schedule == 'step':
+    marks = [round(epoch * steps_per_epoch) for epoch in optim.step_epochs]
+    return warmup_steps(peak, marks=marks, warmup=warmup, start=start)
   return warmup_cosine(
     peak,
     total=total,
-    warmup=min(round(optim.warmup_epochs * steps_per_epoch), total),
-    start=min(optim.warmup_lr, peak),
+    warmup=warmup,
+    start=start,
     floor=peak if optim.schedule == 'constant' else min(optim.min_lr, peak),
   )
 
 
-def make_optimizer(optim: Config, schedule: optax.Schedule) -> optax.GradientTransformation:
+def make_optimizer(
+  optim: Config, schedule: optax.Schedule, depths: tuple[int, ...] = ()
+) -> optax.GradientTransformation:
   """Builds clip -> AdamW, or clip -> decay -> SGD with momentum (PyTorch's order).
 
   Args:
     optim: the config's `optim` group.
     schedule: learning rate by step.
+    depths: blocks of the four stages, where the learning rate decays by layer.
 
   Returns:
     An optax transformation; weight decay skips vectors (`decay_mask`).
@@ -108,6 +143,8 @@ def make_optimizer(optim: Config, schedule: optax.Schedule) -> optax.GradientTra
       optax.add_decayed_weights(optim.weight_decay, mask=decay_mask),
       optax.sgd(schedule, momentum=optim.momentum or None),
     )
+  if optim.layer_decay != 1.0:
+    rule = optax.chain(rule, scale_by_layer(optim.layer_decay, depths))
   return _with_standard_promotion(optax.chain(clip, rule))
 
 

@@ -7,6 +7,7 @@ processes each holds its own rows of the global batch.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rest_jax.errors import UserError
+from rest_jax.train.state import FreeTrainState, TrainState
 from rest_jax.train.step import AXIS
 
 _REPLICATED, _SPLIT = PartitionSpec(), PartitionSpec(AXIS)
@@ -25,14 +27,39 @@ def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
   return Mesh(np.asarray(jax.devices() if devices is None else devices), (AXIS,))
 
 
-def map_train_step(step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-  """Maps and compiles (state, batch) -> (state, metrics); the given state is used up."""
+def state_spec(template: TrainState) -> Any:
+  """How a state lies on the mesh: replicated, but for the perturbation of free training."""
+  if not isinstance(template, FreeTrainState):
+    return _REPLICATED
+  fields: Any = {f.name: _REPLICATED for f in dataclasses.fields(template)}
+  return FreeTrainState(**{**fields, 'perturbation': _SPLIT})
+
+
+def state_sharding(template: TrainState, mesh: Mesh) -> Any:
+  """The sharding of every array of a state, a tree like `template`."""
+
+  def spread(spec, part):
+    return jax.tree.map(lambda _: NamedSharding(mesh, spec), part)
+
+  return jax.tree.map(spread, state_spec(template), template)
+
+
+def map_train_step(
+  step: Callable[..., Any], mesh: Mesh, spec: Any = _REPLICATED
+) -> Callable[..., Any]:
+  """Maps and compiles (state, batch) -> (state, metrics); the given state is used up.
+
+  Args:
+    step: of one device.
+    mesh: the devices.
+    spec: from `state_spec`.
+  """
   # check_vma is off: the step is written in pmap's form, with its own pmean of the gradients.
   mapped = jax.shard_map(
     step,
     mesh=mesh,
-    in_specs=(_REPLICATED, _SPLIT),
-    out_specs=(_REPLICATED, _REPLICATED),
+    in_specs=(spec, _SPLIT),
+    out_specs=(spec, _REPLICATED),
     check_vma=False,
   )
   return jax.jit(mapped, donate_argnums=0)
@@ -50,11 +77,18 @@ def map_eval_step(step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
   return jax.jit(mapped)
 
 
-def replicate(create: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-  """Compiles `create`, which runs once, so that its results lie on every device of the mesh."""
+def replicate(create: Callable[..., Any], mesh: Mesh, sharding: Any = None) -> Callable[..., Any]:
+  """Compiles `create`, which runs once, so that its results lie on every device of the mesh.
+
+  Args:
+    create: makes a state.
+    mesh: the devices.
+    sharding: of every array, from `state_sharding`; replicated by default.
+  """
   # Optimising hundreds of random initialisers takes the CPU's compiler longer than running them.
   quick = {'xla_backend_optimization_level': 0} if mesh.devices.flat[0].platform == 'cpu' else None
-  return jax.jit(create, out_shardings=NamedSharding(mesh, _REPLICATED), compiler_options=quick)
+  where = NamedSharding(mesh, _REPLICATED) if sharding is None else sharding
+  return jax.jit(create, out_shardings=where, compiler_options=quick)
 
 
 def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -73,11 +73,14 @@ class Recorder:
   def evaluation(self, plain: dict[str, Any], ema: dict[str, Any] | None) -> None:
     """Logs and shows an evaluation of the weights and, where there is one, of their average."""
     step, epoch = plain['step'], plain['epoch']
-    values = {f'test/{name}': plain[name] for name in ('loss', 'top1', 'top5')}
+    names = [name for name in ('loss', 'top1', 'top5', 'robust_top1') if name in plain]
+    values = {f'test/{name}': plain[name] for name in names}
     shown = f'test loss {plain["loss"]:.4f}, top-1 {plain["top1"]:.2%}'
     if ema is not None:
-      values |= {f'ema/{name}': ema[name] for name in ('loss', 'top1', 'top5')}
+      values |= {f'ema/{name}': ema[name] for name in names}
       shown += f' (average {ema["top1"]:.2%})'
+    if 'robust_top1' in plain:
+      shown += f', robust {(ema or plain)["robust_top1"]:.2%}'
     if self._writer is not None:
       self._writer.write(step, {'epoch': epoch, **values})
     if self._train:

@@ -82,17 +82,19 @@ def card(config: Config, results: Results, name: str) -> str:
     for title, r in (('best (these weights)', results.best), ('last', results.last))
   ]
   overrides = config.model.overrides.to_dict()
+  begun = f', starting from `{config.model.init}`,' if config.model.init else ''
   return '\n'.join(
     [
       f'# {name}',
       '',
-      f'{config.model.name} {overrides or ""} trained on `{results.source}` '
+      f'{config.model.name} {overrides or ""} trained{begun} on `{results.source}` '
       f'at {config.data.image_size} px.',
       '',
       f'| {results.best["count"]} test images | top-1 | top-5 | loss | epoch |',
       '| --- | --- | --- | --- | --- |',
       *rows,
       '',
+      *_robustness(config, results),
       'The best evaluation was chosen on the same test split, so it is slightly optimistic; '
       'the last one is not chosen.',
       '',
@@ -107,3 +109,18 @@ def card(config: Config, results: Results, name: str) -> str:
       '',
     ]
   )
+
+
+def _robustness(config: Config, results: Results) -> list[str]:
+  """Lines on accuracy under attack; none where it was not measured."""
+  if 'robust_top1' not in results.best:
+    return []
+  adversarial = config.adversarial
+  training = f'trained with `{adversarial.kind}`' if adversarial.kind else 'trained on clean images'
+  return [
+    f'Right before and after {adversarial.eval_steps} steps of PGD within {adversarial.norm} '
+    f'{adversarial.eps:.4g}: {results.best["robust_top1"]:.2%} (best, chosen by it), '
+    f'{results.last["robust_top1"]:.2%} (last); {training}. PGD alone gives an upper bound; '
+    'AutoAttack is the stronger judge.',
+    '',
+  ]

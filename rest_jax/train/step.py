@@ -6,6 +6,8 @@ Images arrive as uint8 and are scaled, augmented and normalised here, on the dev
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,10 +15,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import Partial
 
 from rest_jax.data import device
+from rest_jax.train import freezing
+from rest_jax.train.adversarial import attack_for_evaluation
 from rest_jax.train.config import Config
-from rest_jax.train.losses import smooth_one_hot, soft_cross_entropy
+from rest_jax.train.gradients import make_gradients
+from rest_jax.train.losses import hits_at, smooth_one_hot, soft_cross_entropy
+from rest_jax.train.pixels import normalise, to_unit
+from rest_jax.train.saliency import blur_background
 from rest_jax.train.state import TrainState, update_average
 
 AXIS = 'batch'
@@ -30,37 +38,21 @@ def seed_keys(seed: int) -> tuple[jax.Array, jax.Array]:
   return init, steps
 
 
-def to_unit(images: jax.Array) -> jax.Array:
-  """Scales uint8 images to float32 in [0, 1]."""
-  return images.astype(jnp.float32) / 255.0
-
-
-def normalise(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
-  """Removes the channel means and divides by the channel standard deviations.
-
-  Args:
-    images: float32 (B, H, W, 3) in [0, 1].
-    mean: three channel means.
-    std: three channel standard deviations.
-
-  Returns:
-    float32 (B, H, W, 3).
-  """
-  shape = (1, 1, 1, 3)
-  centred = images - jnp.asarray(mean, jnp.float32).reshape(shape)
-  return centred / jnp.asarray(std, jnp.float32).reshape(shape)
-
-
 def augment_on_device(
-  key: jax.Array, batch: Batch, config: Config, num_classes: int
+  key: jax.Array,
+  batch: Batch,
+  config: Config,
+  num_classes: int,
+  classify: Callable[[jax.Array], jax.Array] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-  """Random erasing, then mixup or cutmix (timm's order).
+  """Group-CAM's blurring, random erasing, then mixup or cutmix (timm's order).
 
   Args:
     key: random key of this step and device.
     batch: 'image' uint8 (B, H, W, 3), 'label' int32 (B,).
     config: the whole experiment configuration.
     num_classes: K.
+    classify: images in [0, 1] to logits, what Group-CAM explains; needed where it is on.
 
   Returns:
     Images float32 (B, H, W, 3) in [0, 1] and targets float32 (B, K).
@@ -68,6 +60,8 @@ def augment_on_device(
   augment, mean, std = config.augment, tuple(config.data.mean), tuple(config.data.std)
   images = to_unit(batch['image'])
   targets = smooth_one_hot(batch['label'], num_classes, augment.label_smoothing)
+  if augment.group_cam and classify is not None:
+    images = blur_background(classify, images, batch['label'], augment)
   erase_key, mix_key = jax.random.split(key)
   if augment.erasing:
     images = device.random_erasing(erase_key, images, augment.erasing, mean=mean, std=std)
@@ -82,49 +76,6 @@ def augment_on_device(
       prob=augment.mix_prob,
     )
   return images, targets
-
-
-def _micro_gradients(model: nn.Module) -> Callable[..., Any]:
-  """Returns f(params, stats, images, targets, key) -> ((loss, (stats, hits)), gradients)."""
-
-  def loss_fn(params, stats, images, targets, key):
-    logits, new = model.apply(
-      {'params': params, 'batch_stats': stats},
-      images,
-      train=True,
-      mutable=['batch_stats'],
-      rngs={'dropout': key},
-    )
-    loss = jnp.mean(soft_cross_entropy(logits, targets))
-    hits = jnp.mean((jnp.argmax(logits, -1) == jnp.argmax(targets, -1)).astype(jnp.float32))
-    return loss, (new.get('batch_stats', {}), hits)
-
-  return jax.value_and_grad(loss_fn, has_aux=True)
-
-
-def _accumulated_gradients(model: nn.Module, pieces: int) -> Callable[..., Any]:
-  """Returns the gradient function averaged over `pieces` micro-batches, one after the other."""
-  gradients = _micro_gradients(model)
-  if pieces == 1:
-    return gradients
-
-  def accumulated(params, stats, images, targets, key):
-    def split(x):
-      return x.reshape((pieces, x.shape[0] // pieces) + x.shape[1:])
-
-    def body(carry, piece):
-      stats, total = carry
-      (loss, (stats, hits)), grads = gradients(params, stats, *piece)
-      return (stats, jax.tree.map(jnp.add, total, (loss, hits, grads))), None
-
-    zero = jnp.zeros((), jnp.float32)
-    start = (stats, (zero, zero, jax.tree.map(jnp.zeros_like, params)))
-    keys = jax.random.split(key, pieces)
-    (stats, total), _ = jax.lax.scan(body, start, (split(images), split(targets), keys))
-    loss, hits, grads = jax.tree.map(lambda x: x / pieces, total)
-    return (loss, (stats, hits)), grads
-
-  return accumulated
 
 
 def _mean_statistics(stats: Any) -> Any:
@@ -153,40 +104,75 @@ def make_train_step(
   Returns:
     Function (state, batch) -> (state, metrics) to be mapped over `AXIS`. The batch is this
     device's slice: 'image' uint8 (b, H, W, 3), 'label' int32 (b,). The metrics are float32
-    scalars equal on all devices: loss, top1 (fraction), grad_norm (before clipping), lr.
+    scalars equal on all devices: loss, grad_norm (before clipping), lr, and those of the loss
+    (`gradients.METRICS`).
   """
-  gradients = _accumulated_gradients(model, config.train.accumulate)
+  update = _make_update(model, optimizer, config)
+  apply = functools.partial(_logits, model, config)
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     _, key = seed_keys(config.seed)
     key = jax.random.fold_in(key, state.step)
     key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
-    augment_key, dropout_key = jax.random.split(key)
-    images, targets = augment_on_device(augment_key, batch, config, num_classes)
-    images = normalise(images, config.data.mean, config.data.std)
-
-    (loss, (stats, hits)), grads = gradients(
-      state.params, state.batch_stats, images, targets, dropout_key
-    )
-    loss, hits, grads = jax.lax.pmean((loss, hits, grads), AXIS)
-    if not config.train.sync_bn:
-      stats = _mean_statistics(stats)
-
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    ema = state.ema
-    if ema is not None:
-      new = {'params': params, 'batch_stats': stats}
-      ema = update_average(ema, new, config.train.ema)
-    metrics = {
-      'loss': loss,
-      'top1': hits,
-      'grad_norm': optax.tree.norm(grads),
-      'lr': schedule(state.step),
-    }
-    return TrainState(state.step + 1, params, stats, opt_state, ema), metrics
+    augment_key, loss_key = jax.random.split(key)
+    classify = Partial(apply, state.variables())
+    images, targets = augment_on_device(augment_key, batch, config, num_classes, classify)
+    if not config.adversarial.kind:
+      images = normalise(images, config.data.mean, config.data.std)
+    new, metrics = update(state, images, targets, loss_key)
+    metrics['lr'] = jnp.asarray(schedule(state.step))
+    return dataclasses.replace(new, step=state.step + 1), metrics
 
   return step
+
+
+def _make_update(
+  model: nn.Module, optimizer: optax.GradientTransformation, config: Config
+) -> Callable[..., tuple[TrainState, Metrics]]:
+  """Returns f(state, images, targets, key) -> (state, metrics): one update, or several."""
+  gradients = make_gradients(model, config)
+
+  def update(state, images, targets, key, perturbation=None):
+    trained, frozen = freezing.split(state.params, config.optim.freeze)
+    fixed = freezing.frozen_modules(state.params, config.optim.freeze)
+    rows = (images, targets, perturbation)
+    with freezing.evaluating(fixed):
+      (loss, aux), grads = gradients(trained, frozen, state.batch_stats, rows, key)
+    loss, measured, grads = jax.lax.pmean((loss, aux.metrics, grads), AXIS)
+    stats = aux.stats if config.train.sync_bn else _mean_statistics(aux.stats)
+    stats = freezing.keep(stats, state.batch_stats, fixed)
+
+    updates, opt_state = optimizer.update(grads, state.opt_state, trained)
+    params = freezing.merge(optax.apply_updates(trained, updates), frozen)
+    ema = state.ema
+    if ema is not None:
+      ema = _averaged(ema, {'params': params, 'batch_stats': stats}, config, fixed)
+    new = dataclasses.replace(state, params=params, batch_stats=stats, opt_state=opt_state, ema=ema)
+    metrics = {'loss': loss, **measured, 'grad_norm': optax.tree.norm(grads)}
+    return new, metrics, aux.perturbation
+
+  def once(state, images, targets, key):
+    return update(state, images, targets, key)[:2]
+
+  def replayed(state, images, targets, key):
+    def replay(state, key):
+      new, metrics, moved = update(state, images, targets, key, state.perturbation)
+      return dataclasses.replace(new, perturbation=moved), metrics
+
+    keys = jax.random.split(key, config.adversarial.replays)
+    state, metrics = jax.lax.scan(replay, state, keys)
+    return state, jax.tree.map(jnp.mean, metrics)
+
+  return replayed if config.adversarial.kind == 'free' else once
+
+
+def _averaged(ema: Any, new: Any, config: Config, fixed: frozenset[freezing.Path]) -> Any:
+  """The moving average after an update; what is frozen is taken as it is."""
+  average = update_average(ema, new, config.train.ema)
+  trained, _ = freezing.split(average['params'], config.optim.freeze)
+  _, frozen = freezing.split(new['params'], config.optim.freeze)
+  stats = freezing.keep(average['batch_stats'], new['batch_stats'], fixed)
+  return {'params': freezing.merge(trained, frozen), 'batch_stats': stats}
 
 
 def make_eval_step(model: nn.Module, config: Config) -> Callable[[Any, Batch, Metrics], Metrics]:
@@ -199,23 +185,41 @@ def make_eval_step(model: nn.Module, config: Config) -> Callable[[Any, Batch, Me
   Returns:
     Function (variables, batch, totals) -> totals to be mapped over `AXIS`. The batch has a bool
     'mask' (b,), False for padding. The totals are sums over all real examples seen so far:
-    count, top1, top5 (int32) and loss (float32).
+    count, top1, top5 (int32) and loss (float32); robust_top1 (int32) where
+    `config.adversarial.eval_steps` is set: right before and after the attack.
   """
 
   def step(variables: Any, batch: Batch, totals: Metrics) -> Metrics:
-    images = normalise(to_unit(batch['image']), config.data.mean, config.data.std)
-    logits = jnp.asarray(model.apply(variables, images, train=False), jnp.float32)
-    mask, labels = batch['mask'], batch['label']
-    own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-    # Ties count against the model: an example is right only where its class is on top alone.
-    rank = jnp.sum((logits >= own).astype(jnp.int32), axis=-1) - 1
+    def classify(images):
+      return jnp.asarray(_logits(model, config, variables, images), jnp.float32)
+
+    images, mask, labels = to_unit(batch['image']), batch['mask'], batch['label']
+    logits = classify(images)
     losses = soft_cross_entropy(logits, smooth_one_hot(labels, logits.shape[-1]))
     sums = {
       'count': jnp.sum(mask.astype(jnp.int32)),
-      'top1': jnp.sum((mask & (rank < 1)).astype(jnp.int32)),
-      'top5': jnp.sum((mask & (rank < 5)).astype(jnp.int32)),
+      'top1': jnp.sum((mask & hits_at(logits, labels, 1)).astype(jnp.int32)),
+      'top5': jnp.sum((mask & hits_at(logits, labels, 5)).astype(jnp.int32)),
       'loss': jnp.sum(jnp.where(mask, losses, 0.0)),
     }
+    if config.adversarial.eval_steps:
+      keys = _attack_keys(config.seed, totals['count'], labels.shape[0])
+      attacked = classify(attack_for_evaluation(classify, images, labels, keys, config))
+      robust = mask & hits_at(logits, labels, 1) & hits_at(attacked, labels, 1)
+      sums['robust_top1'] = jnp.sum(robust.astype(jnp.int32))
     return jax.tree.map(jnp.add, totals, jax.lax.psum(sums, AXIS))
 
   return step
+
+
+def _logits(model: nn.Module, config: Config, variables: Any, images: jax.Array) -> jax.Array:
+  """Logits of images in [0, 1], in evaluation mode."""
+  images = normalise(images, config.data.mean, config.data.std)
+  return jnp.asarray(model.apply(variables, images, train=False))
+
+
+def _attack_keys(seed: int, seen: jax.Array, rows: int) -> jax.Array:
+  """A key an image, by its place in the split: the same for any number of devices."""
+  _, key = seed_keys(seed)
+  places = seen + jax.lax.axis_index(AXIS) * rows + jnp.arange(rows, dtype=jnp.int32)
+  return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, places)

@@ -1,0 +1,114 @@
+"""Gradients of the training losses on one device, whole or summed over micro-batches.
+
+A gradient function is f(trained, frozen, stats, rows, key) -> ((loss, Aux), gradients): `trained`
+and `frozen` are the two parts of the parameters (`freezing.split`), `rows` the images, their
+targets and, in free adversarial training, their perturbations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rest_jax.train import freezing
+from rest_jax.train.config import Config
+from rest_jax.train.losses import hit_rate, soft_cross_entropy
+
+Rows = tuple[jax.Array, jax.Array, jax.Array | None]
+GradientFunction = Callable[..., Any]
+
+# What each loss measures beside itself: accuracy on the images, mean cross entropy and accuracy on
+# the perturbed images; means over the batch.
+_ATTACKED = ('adversarial_loss', 'adversarial_top1')
+METRICS = {
+  '': ('top1',),
+  'pgd': _ATTACKED,
+  'fast': _ATTACKED,
+  'free': _ATTACKED,
+  'trades': ('top1', *_ATTACKED),
+  'mart': ('top1', *_ATTACKED),
+}
+
+
+class Aux(NamedTuple):
+  """What comes out beside the loss.
+
+  Attributes:
+    stats: the new batch statistics.
+    metrics: float32 scalars under the names of `METRICS`.
+    perturbation: that of free adversarial training, moved on; None otherwise.
+  """
+
+  stats: Any
+  metrics: dict[str, jax.Array]
+  perturbation: jax.Array | None = None
+
+
+def make_gradients(model: nn.Module, config: Config) -> GradientFunction:
+  """Builds the gradient function of the config's loss, summed over its micro-batches.
+
+  Args:
+    model: Linen module.
+    config: the whole experiment configuration.
+
+  Returns:
+    A gradient function. Its images are normalised, but in [0, 1] for adversarial losses, which
+    perturb pixels. Loss and gradients are means over all rows; the statistics of the micro-batches
+    follow each other.
+  """
+  # Not at the top: that module builds on this one.
+  from rest_jax.train.adversarial import adversarial_gradients
+
+  kind = config.adversarial.kind
+  gradients = adversarial_gradients(model, config) if kind else _plain_gradients(model)
+  return _accumulated(gradients, config.train.accumulate, METRICS[kind])
+
+
+def _plain_gradients(model: nn.Module) -> GradientFunction:
+  """The cross entropy of the images as they are."""
+
+  def loss_fn(trained, frozen, stats, rows, key):
+    images, targets, _ = rows
+    logits, new = model.apply(
+      {'params': freezing.merge(trained, frozen), 'batch_stats': stats},
+      images,
+      train=True,
+      mutable=['batch_stats'],
+      rngs={'dropout': key},
+    )
+    loss = jnp.mean(soft_cross_entropy(logits, targets))
+    return loss, Aux(new.get('batch_stats', {}), {'top1': hit_rate(logits, targets)})
+
+  return jax.value_and_grad(loss_fn, has_aux=True)
+
+
+def _accumulated(
+  gradients: GradientFunction, pieces: int, metrics: tuple[str, ...]
+) -> GradientFunction:
+  """The gradient function averaged over `pieces` micro-batches, one after the other."""
+  if pieces == 1:
+    return gradients
+
+  def accumulated(trained, frozen, stats, rows, key):
+    def split(x):
+      return x.reshape((pieces, x.shape[0] // pieces) + x.shape[1:])
+
+    def body(carry, piece):
+      stats, total = carry
+      (loss, aux), grads = gradients(trained, frozen, stats, *piece)
+      total = jax.tree.map(jnp.add, total, (loss, aux.metrics, grads))
+      return (aux.stats, total), aux.perturbation
+
+    zero = jnp.zeros((), jnp.float32)
+    zeros = (zero, dict.fromkeys(metrics, zero), jax.tree.map(jnp.zeros_like, trained))
+    keys = jax.random.split(key, pieces)
+    (stats, total), moved = jax.lax.scan(body, (stats, zeros), (jax.tree.map(split, rows), keys))
+    loss, measured, grads = jax.tree.map(lambda x: x / pieces, total)
+    moved = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), moved)
+    return (loss, Aux(stats, measured, moved)), grads
+
+  return accumulated
