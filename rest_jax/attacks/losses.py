@@ -103,7 +103,9 @@ def loss_of(
   return dlr_targeted(logits, labels, targets)
 
 
-def fooled(logits: jax.Array, labels: jax.Array, targets: jax.Array, targeted: bool) -> jax.Array:
+def fooled(
+  logits: jax.Array, labels: jax.Array, targets: jax.Array | None, targeted: bool
+) -> jax.Array:
   """Whether each image is an attacker's success: (B,) bool. Logits that are NaN are none."""
   prediction = jnp.argmax(logits, axis=1)
   reached = prediction == targets if targeted else prediction != labels

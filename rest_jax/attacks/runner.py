@@ -13,11 +13,21 @@ from jax.tree_util import Partial
 
 from rest_jax.attacks.algorithm import Algorithm, in_chunks, run_from, select
 from rest_jax.attacks.checks import Inputs, check_count, check_key
-from rest_jax.attacks.queries import fold_each, image_keys
+from rest_jax.attacks.losses import fooled
+from rest_jax.attacks.queries import fold_each, image_keys, logits_of
+
+_CLEAN = 0x7FFFFFFF  # folded into the keys for the first question, beside restarts 0, 1, ...
 
 
 class Ranked(Algorithm, Protocol):
-  """An algorithm that also gives something for images on which it did not succeed."""
+  """An algorithm that also gives something for images on which it did not succeed.
+
+  Attributes:
+    targeted: whether success is to reach the target.
+  """
+
+  @property
+  def targeted(self) -> bool: ...
 
   def outcome(self, state: Any) -> tuple[jax.Array, jax.Array]:
     """The image to return (B, H, W, C) and how good it is (B,), higher is better."""
@@ -67,7 +77,8 @@ def _restarts(
 ):
   def once(kept, index):
     _, score, success = kept
-    state = algorithm.init(model, images, labels, eps, fold_each(keys, index), targets)
+    goals = _of_restart(targets, index)
+    state = algorithm.init(model, images, labels, eps, fold_each(keys, index), goals)
     if stop_early:
       state = select(success, _spent(algorithm, state), state)
     state = run_from(algorithm, model, state, stop_early)
@@ -76,9 +87,20 @@ def _restarts(
     better = better & ~success if stop_early else better
     return select(better, (image, new, state.success), kept), None
 
+  success = jnp.zeros(labels.shape, bool)
+  if stop_early:
+    # Whoever is there already stays as it is; a batch of those is returned at once.
+    logits = logits_of(model, images, fold_each(keys, _CLEAN))
+    success = fooled(logits, labels, _of_restart(targets, 0), algorithm.targeted)
   worst = jnp.full(labels.shape, -jnp.inf)
-  start = (images, worst, jnp.zeros(labels.shape, bool))
-  return lax.scan(once, start, jnp.arange(restarts))[0][0]
+  return lax.scan(once, (images, worst, success), jnp.arange(restarts))[0][0]
+
+
+def _of_restart(targets: jax.Array | None, index: jax.Array | int) -> jax.Array | None:
+  """Targets (B,) serve every restart; of (B, n) the restarts take one column after the other."""
+  if targets is None or targets.ndim == 1:
+    return targets
+  return jnp.take(targets, index % targets.shape[1], axis=1)
 
 
 def _spent(algorithm: Algorithm, state: Any) -> Any:

@@ -1,0 +1,107 @@
+"""Auto-PGD: the attack; `apgd_steps.APGD` is the algorithm."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from rest_jax.attacks import losses
+from rest_jax.attacks.algorithm import in_chunks
+from rest_jax.attacks.apgd_steps import APGD
+from rest_jax.attacks.checks import check_choice, check_count, check_inputs
+from rest_jax.attacks.queries import logits_of
+from rest_jax.attacks.runner import attack
+from rest_jax.attacks.threat import Norm
+
+
+def apgd(
+  logits_fn: Any,
+  images: Any,
+  labels: Any,
+  *,
+  key: Any,
+  norm: Norm = 'linf',
+  eps: Any,
+  steps: int = 100,
+  loss: str = 'ce',
+  restarts: int = 1,
+  targets: Any = None,
+  num_targets: int = 9,
+  large_radii: bool = False,
+  stop_early: bool = True,
+  query_batch: int | None = None,
+) -> jax.Array:
+  """Auto-PGD: a gradient attack that sets its own step sizes.
+
+  Croce & Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse
+  parameter-free attacks", 2020, section 3; in L1 "Mind the box! l1-APGD for sparse adversarial
+  attacks on image classifiers", 2021, section 4.
+
+  Args:
+    logits_fn: float32 images (B, H, W, C) in [0, 1] to logits (B, K), or a `Classifier`.
+    images: floats (B, H, W, C) in [0, 1].
+    labels: integers (B,).
+    key: PRNG key; image i uses `fold_in(key, i)`.
+    norm: 'linf', 'l2' or 'l1'.
+    eps: radius in units of [0, 1], a number or (B,).
+    steps: gradient steps.
+    loss: 'ce', 'dlr', 'margin' or 'dlr_targeted'. The last without `targets` is APGD-T of
+      AutoAttack: any wrong class counts, and each restart is run towards each of the classes
+      that follow in the logits of the image.
+    restarts: runs from different starts.
+    targets: classes to reach, (B,); any wrong one by default.
+    num_targets: how many classes APGD-T tries; all others where there are fewer.
+    large_radii: begin with three and two times the radius, as AutoAttack does in L1.
+    stop_early: leave an image alone once it is adversarial, one misclassified from the start
+      too.
+    query_batch: images at a time; None for all.
+
+  Returns:
+    float32 (B, H, W, C), in the ball and in [0, 1]: of an image that was fooled an adversarial
+    point, of another the one of highest loss.
+
+  Raises:
+    UserError: bad input, or too few classes for the loss.
+  """
+  check_count('steps', steps)
+  check_choice('loss', loss, tuple(losses.MIN_CLASSES))
+  targeted = targets is not None
+  if targeted and not loss.endswith('_targeted'):
+    loss = f'{loss}_targeted'
+  inputs = check_inputs(
+    logits_fn,
+    images,
+    labels,
+    norm=norm,
+    eps=eps,
+    targets=targets,
+    min_classes=losses.MIN_CLASSES[loss],
+  )
+  if loss.endswith('_targeted') and not targeted:
+    check_count('num_targets', num_targets)
+    count = min(num_targets, inputs.num_classes - 1)
+    inputs, restarts = _with_targets(inputs, count, query_batch), restarts * count
+  algorithm = APGD(norm, int(steps), loss, targeted, large_radii=bool(large_radii))
+  return attack(
+    algorithm, inputs, key, restarts=restarts, stop_early=stop_early, query_batch=query_batch
+  )
+
+
+def _with_targets(inputs, count: int, query_batch: int | None):
+  def chunk(arrays):
+    return _next_classes(inputs.model, *arrays, count)
+
+  return inputs._replace(targets=in_chunks(chunk, (inputs.images, inputs.labels), query_batch))
+
+
+@functools.partial(jax.jit, static_argnames='count')
+def _next_classes(model: Partial, images: jax.Array, labels: jax.Array, count: int) -> jax.Array:
+  """The classes of the highest logits other than the label, (B, count)."""
+  logits = logits_of(model, images)
+  own = jnp.arange(logits.shape[1])[None] == labels[:, None]
+  order = jnp.argsort(jnp.where(own, jnp.inf, logits), axis=1, descending=True)
+  return order[:, 1 : count + 1].astype(jnp.int32)

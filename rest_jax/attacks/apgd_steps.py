@@ -1,0 +1,261 @@
+"""Auto-PGD as an algorithm.
+
+Croce & Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse
+parameter-free attacks", 2020, section 3; in L1 "Mind the box", 2021, section 4.
+
+Step by step the published code (github.com/fra31/auto-attack), each image at its own iteration.
+Where it deviates: after each step `finish` takes rounding back, so that what was evaluated can be
+returned.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from rest_jax.attacks import losses
+from rest_jax.attacks.algorithm import register_state, select
+from rest_jax.attacks.apgd_table import Row, Table, make_table
+from rest_jax.attacks.directions import sparse_sign, usable
+from rest_jax.attacks.projections import into_ball, normalize, per_image, total
+from rest_jax.attacks.queries import Answer, ask, fold_each
+from rest_jax.attacks.rounding import finish
+from rest_jax.attacks.threat import Norm
+
+_L1_CUT = 1.5  # divides the sparsity and the step size at a checkpoint, in L1
+_L1_LEAST_STEP = 0.1  # in units of the radius
+
+
+@register_state
+@dataclasses.dataclass(frozen=True)
+class APGDState:
+  """`algorithm.State`, and what the step rule remembers of each image.
+
+  Attributes:
+    point: the current point; `gradient` is the loss's there.
+    before: the point before, for the momentum.
+    best: the point of highest loss; `best_gradient` and `best_loss` are those there.
+    step_size: in units of the current radius.
+    last_loss: of the step before.
+    rises: steps since the checkpoint at which the loss rose.
+    checked_loss: the highest loss at the last checkpoint.
+    reduced: whether the step size was halved there.
+    fresh: whether no move was made since the stage's start.
+    share: of the pixels that move (L1).
+    support: pixels that `best` had changed at the last checkpoint (L1).
+  """
+
+  images: jax.Array
+  labels: jax.Array
+  targets: jax.Array
+  eps: jax.Array
+  keys: jax.Array
+  iteration: jax.Array
+  adv: jax.Array
+  success: jax.Array
+  point: jax.Array
+  before: jax.Array
+  gradient: jax.Array
+  best: jax.Array
+  best_gradient: jax.Array
+  best_loss: jax.Array
+  step_size: jax.Array
+  last_loss: jax.Array
+  rises: jax.Array
+  checked_loss: jax.Array
+  reduced: jax.Array
+  fresh: jax.Array
+  share: jax.Array
+  support: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class APGD:
+  """Auto-PGD.
+
+  Attributes:
+    norm: of the ball.
+    iterations: gradient steps.
+    loss: a name of `losses.MIN_CLASSES`.
+    targeted: whether success is to reach the target; the loss 'dlr_targeted' without it wants any
+      wrong class and heads for the target.
+    rho: share of rising steps below which the step size is halved.
+    large_radii: begin with three and two times the radius, 30 % of the steps each (L1).
+  """
+
+  norm: Norm
+  iterations: int = 100
+  loss: str = 'ce'
+  targeted: bool = False
+  rho: float = 0.75
+  large_radii: bool = False
+
+  @property
+  def steps(self) -> int:
+    """Queries: one a step, and one for the start of each stage."""
+    return len(self._table().start)
+
+  def init(self, model: Partial, images, labels, eps, keys, targets=None) -> APGDState:
+    """At a random point; asks the model nothing."""
+    del model
+    zeros, ones = jnp.zeros(labels.shape), jnp.ones(labels.shape)
+    radius = eps * self._table().radius[0]
+    point = finish(images + self._start(keys, images, radius), images, self.norm, radius)
+    return APGDState(
+      images=images,
+      labels=labels,
+      targets=labels if targets is None else targets,
+      eps=eps,
+      keys=keys,
+      iteration=jnp.zeros(labels.shape, jnp.int32),
+      adv=images,
+      success=jnp.zeros(labels.shape, bool),
+      point=point,
+      before=point,
+      gradient=jnp.zeros_like(images),
+      best=point,
+      best_gradient=jnp.zeros_like(images),
+      best_loss=-jnp.inf * ones,
+      step_size=ones,
+      last_loss=zeros,
+      rises=zeros,
+      checked_loss=zeros,
+      reduced=ones > 0,
+      fresh=ones > 0,
+      share=ones,
+      support=ones,
+    )
+
+  def step(self, model: Partial, state: APGDState) -> APGDState:
+    """Moves, asks at the new point, and adapts the step size where a checkpoint is due."""
+    table = self._table().at(state.iteration)
+    radius = state.eps * table.radius
+    state = select(table.start, self._begin(state, radius), self._move(state, radius))
+    answer = ask(
+      model,
+      state.point,
+      lambda logits: losses.loss_of(self.loss, logits, state.labels, state.targets),
+      fold_each(state.keys, state.iteration),
+    )
+    state = self._note(state, answer, table)
+    check = self._check_l1 if self.norm == 'l1' else self._check
+    state = select(table.window > 0, check(state, table.window), state)
+    return dataclasses.replace(state, iteration=state.iteration + 1)
+
+  def outcome(self, state: APGDState) -> tuple[jax.Array, jax.Array]:
+    """The adversarial image, else the one of highest loss."""
+    return select(state.success, state.adv, state.best), state.best_loss
+
+  def _start(self, keys: jax.Array, images: jax.Array, eps: jax.Array) -> jax.Array:
+    shape = images.shape[1:]
+    if self.norm == 'linf':
+      draw = jax.vmap(lambda key: jax.random.uniform(key, shape, minval=-1.0, maxval=1.0))(keys)
+    else:
+      draw = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+    if self.norm != 'l1':
+      draw = per_image(eps, images) * normalize(draw, self.norm)
+    return into_ball(draw, images, self.norm, eps)
+
+  def _begin(self, state: APGDState, radius: jax.Array) -> APGDState:
+    """The first question of a stage is put where the stage before found the highest loss."""
+    if self.large_radii:
+      delta = into_ball(state.best - state.images, state.images, self.norm, radius)
+      moved = finish(state.images + delta, state.images, self.norm, radius)
+      changed = _count(moved - state.images)
+      share, support = changed / math.prod(state.images.shape[1:]) / _L1_CUT, changed
+    else:
+      moved = state.point
+      share = jnp.full(radius.shape, 0.2)
+      support = jnp.full(radius.shape, float(math.prod(state.images.shape[1:])))
+    return dataclasses.replace(
+      state,
+      point=moved,
+      before=moved,
+      step_size=jnp.full(radius.shape, 1.0 if self.norm == 'l1' else 2.0),
+      share=share,
+      support=support,
+    )
+
+  def _move(self, state: APGDState, radius: jax.Array) -> APGDState:
+    length = per_image(state.step_size * radius, state.point)
+    momentum = state.point - state.before
+    # The first move of a stage has none.
+    weight = per_image(jnp.where(state.fresh, 1.0, 0.75), state.point)
+
+    def inside(point):
+      return state.images + into_ball(point - state.images, state.images, self.norm, radius)
+
+    if self.norm == 'l1':
+      new = inside(state.point + length * sparse_sign(state.gradient, state.share))
+    else:
+      way = jnp.sign(state.gradient)
+      way = way if self.norm == 'linf' else normalize(state.gradient, 'l2')
+      plain = inside(state.point + length * way)
+      new = inside(state.point + (plain - state.point) * weight + momentum * (1 - weight))
+    new = finish(new, state.images, self.norm, radius)
+    return dataclasses.replace(state, point=new, before=state.point)
+
+  def _note(self, state: APGDState, answer: Answer, table: Row) -> APGDState:
+    gradient = usable(answer.gradient)
+    higher = table.start | (answer.losses > state.best_loss)
+    hit = losses.fooled(answer.logits, state.labels, state.targets, self.targeted)
+    hit &= table.radius == 1
+    best_loss = jnp.where(higher, answer.losses, state.best_loss)
+    # The published count compares the first move's loss with a 0, not with the start's.
+    rises = state.rises + (answer.losses > state.last_loss).astype(jnp.float32)
+    return dataclasses.replace(
+      state,
+      adv=select(hit, state.point, state.adv),
+      success=state.success | hit,
+      gradient=gradient,
+      best=select(higher, state.point, state.best),
+      best_gradient=select(higher, gradient, state.best_gradient),
+      best_loss=best_loss,
+      last_loss=jnp.where(table.start, 0.0, answer.losses),
+      rises=jnp.where(table.start, 0.0, rises),
+      checked_loss=jnp.where(table.start, best_loss, state.checked_loss),
+      reduced=table.start | state.reduced,
+      fresh=table.start,
+    )
+
+  def _check(self, state: APGDState, window: jax.Array) -> APGDState:
+    """Halves the step size and goes back to the best point: conditions 1 and 2 of section 3.1."""
+    seldom = state.rises <= window * self.rho
+    stuck = ~state.reduced & (state.checked_loss >= state.best_loss)
+    reduce = seldom | stuck
+    return dataclasses.replace(
+      state,
+      step_size=jnp.where(reduce, state.step_size / 2, state.step_size),
+      point=select(reduce, state.best, state.point),
+      gradient=select(reduce, state.best_gradient, state.gradient),
+      rises=jnp.zeros_like(state.rises),
+      checked_loss=state.best_loss,
+      reduced=reduce,
+    )
+
+  def _check_l1(self, state: APGDState, window: jax.Array) -> APGDState:
+    """Adapts the sparsity; a step size that did not make the best point sparser is cut."""
+    del window
+    support = _count(state.best - state.images)
+    sparser = support < 0.95 * state.support
+    size = jnp.where(sparser, 1.0, jnp.maximum(state.step_size / _L1_CUT, _L1_LEAST_STEP))
+    return dataclasses.replace(
+      state,
+      step_size=size,
+      share=support / math.prod(state.images.shape[1:]) / _L1_CUT,
+      support=support,
+      point=select(sparser, state.best, state.point),
+      gradient=select(sparser, state.best_gradient, state.gradient),
+    )
+
+  def _table(self) -> Table:
+    return make_table(self.norm, self.iterations, self.large_radii)
+
+
+def _count(delta: jax.Array) -> jax.Array:
+  """Values that are not 0, of each image (B,)."""
+  return total((delta != 0).astype(jnp.float32)).reshape(-1)

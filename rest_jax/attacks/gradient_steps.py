@@ -1,0 +1,238 @@
+"""Attacks of fixed step rules: FGSM, PGD, BIM and MI-FGSM."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.tree_util import Partial
+
+from rest_jax.attacks import losses
+from rest_jax.attacks.algorithm import in_chunks
+from rest_jax.attacks.checks import check_choice, check_count, check_inputs, check_key
+from rest_jax.attacks.directions import usable
+from rest_jax.attacks.pgd_steps import PGD, SCHEDULES
+from rest_jax.attacks.projections import furthest
+from rest_jax.attacks.queries import ask, image_keys
+from rest_jax.attacks.rounding import finish
+from rest_jax.attacks.runner import attack
+from rest_jax.attacks.threat import Norm
+from rest_jax.errors import UserError
+
+
+def fgsm(
+  logits_fn: Any,
+  images: Any,
+  labels: Any,
+  *,
+  key: Any = None,
+  norm: Norm = 'linf',
+  eps: Any,
+  targets: Any = None,
+  loss: str = 'ce',
+  query_batch: int | None = None,
+) -> jax.Array:
+  """Fast gradient sign method: Goodfellow et al., "Explaining and harnessing", 2015, section 4.
+
+  In L2 and L1 too it goes to the point of the ball within [0, 1] where the linearised loss is
+  highest; in Linf that is images + eps sign(gradient), clipped.
+
+  Args:
+    logits_fn: float32 images (B, H, W, C) in [0, 1] to logits (B, K), or a `Classifier`.
+    images: floats (B, H, W, C) in [0, 1].
+    labels: integers (B,).
+    key: PRNG key; only random models need one.
+    norm: 'linf', 'l2' or 'l1'.
+    eps: radius in units of [0, 1], a number or (B,).
+    targets: classes to reach, (B,); any wrong one by default.
+    loss: 'ce', 'dlr' or 'margin', or a targeted one.
+    query_batch: images at a time; None for all.
+
+  Returns:
+    float32 (B, H, W, C), in the ball and in [0, 1].
+
+  Raises:
+    UserError: bad input.
+  """
+  loss = loss_name(loss, targets)
+  inputs = check_inputs(
+    logits_fn,
+    images,
+    labels,
+    norm=norm,
+    eps=eps,
+    targets=targets,
+    min_classes=losses.MIN_CLASSES[loss],
+  )
+  key = check_key(jax.random.key(0) if key is None else key)
+  keys = image_keys(key, inputs.images.shape[0])
+  arrays = (inputs.images, inputs.labels, inputs.eps, keys, inputs.targets)
+  return in_chunks(lambda a: _fgsm(inputs.model, *a, norm, loss), arrays, query_batch)
+
+
+@functools.partial(jax.jit, static_argnames=('norm', 'loss'))
+def _fgsm(model: Partial, images, labels, eps, keys, targets, norm: Norm, loss: str):
+  answer = ask(model, images, lambda x: losses.loss_of(loss, x, labels, targets), keys)
+  delta = furthest(usable(answer.gradient), images, norm, eps)
+  return finish(images + delta, images, norm, eps)
+
+
+def pgd(
+  logits_fn: Any,
+  images: Any,
+  labels: Any,
+  *,
+  key: Any,
+  norm: Norm = 'linf',
+  eps: Any,
+  steps: int = 40,
+  step_size: float | None = None,
+  rel_step: float | None = None,
+  schedule: str = 'constant',
+  random_start: bool = True,
+  restarts: int = 1,
+  targets: Any = None,
+  loss: str = 'ce',
+  stop_early: bool = True,
+  query_batch: int | None = None,
+) -> jax.Array:
+  """Projected gradient descent: Madry et al., "Towards deep learning models resistant", 2018.
+
+  Steps along the sign (Linf), the gradient (L2) or the signs of its largest 5 % (L1), each
+  followed by the projection onto ball and [0, 1]. Every point is evaluated, the last one too: of
+  an image that was fooled an adversarial point is returned, of another the one of highest loss.
+
+  Args:
+    logits_fn: float32 images (B, H, W, C) in [0, 1] to logits (B, K), or a `Classifier`.
+    images: floats (B, H, W, C) in [0, 1].
+    labels: integers (B,).
+    key: PRNG key; image i uses `fold_in(key, i)`.
+    norm: 'linf', 'l2' or 'l1'.
+    eps: radius in units of [0, 1], a number or (B,).
+    steps: gradient steps.
+    step_size: length of a step in units of [0, 1]; a part of what is compiled.
+    rel_step: the same in units of the radius; 2.5 / steps where neither is given.
+    schedule: 'constant', 'linear' or 'cosine' lengths, the latter two falling to 0.
+    random_start: begin at a point drawn uniformly from the ball; at the image otherwise.
+    restarts: runs from different starts.
+    targets: classes to reach, (B,); any wrong one by default.
+    loss: 'ce', 'dlr' or 'margin', or a targeted one.
+    stop_early: leave an image alone once it is adversarial, one misclassified from the start
+      too; otherwise the point of highest loss that is adversarial is sought in all steps.
+    query_batch: images at a time; None for all.
+
+  Returns:
+    float32 (B, H, W, C), in the ball and in [0, 1].
+
+  Raises:
+    UserError: bad input.
+  """
+  rel_step = _relative(step_size, rel_step, eps, 2.5 / max(steps, 1))
+  algorithm = _algorithm(norm, steps, rel_step, schedule, random_start, 0.0, loss, targets)
+  return _attack(
+    algorithm, logits_fn, images, labels, key, eps, targets, restarts, stop_early, query_batch
+  )
+
+
+def bim(logits_fn: Any, images: Any, labels: Any, *, key: Any = None, **options) -> jax.Array:
+  """Basic iterative method: Kurakin et al., 2017. `pgd` from the image itself; same arguments."""
+  key = jax.random.key(0) if key is None else key
+  return pgd(logits_fn, images, labels, key=key, random_start=False, **options)
+
+
+def mi_fgsm(
+  logits_fn: Any,
+  images: Any,
+  labels: Any,
+  *,
+  key: Any = None,
+  norm: Norm = 'linf',
+  eps: Any,
+  steps: int = 10,
+  step_size: float | None = None,
+  rel_step: float | None = None,
+  decay: float = 1.0,
+  targets: Any = None,
+  loss: str = 'ce',
+  stop_early: bool = False,
+  query_batch: int | None = None,
+) -> jax.Array:
+  """Momentum iterative FGSM: Dong et al., "Boosting adversarial attacks with momentum", 2018.
+
+  Its perturbations transfer better between models than those of `pgd`. Arguments, result and
+  errors are those of `pgd`, and:
+
+  Args:
+    logits_fn: as in `pgd`.
+    images: as in `pgd`.
+    labels: as in `pgd`.
+    key: only random models need one.
+    norm: 'linf', 'l2' or 'l1'.
+    eps: as in `pgd`.
+    steps: gradient steps.
+    step_size: as in `pgd`.
+    rel_step: as in `pgd`; 1 / steps where neither is given.
+    decay: of the accumulated gradient, mu in equation 6.
+    targets: as in `pgd`.
+    loss: as in `pgd`.
+    stop_early: as in `pgd`; off by default, because more loss transfers better.
+    query_batch: as in `pgd`.
+
+  Returns:
+    As `pgd`.
+  """
+  key = jax.random.key(0) if key is None else key
+  rel_step = _relative(step_size, rel_step, eps, 1 / max(steps, 1))
+  algorithm = _algorithm(norm, steps, rel_step, 'constant', False, decay, loss, targets)
+  return _attack(
+    algorithm, logits_fn, images, labels, key, eps, targets, 1, stop_early, query_batch
+  )
+
+
+def loss_name(loss: str, targets: Any) -> str:
+  """The loss that rises towards the attacker's goal; raises `UserError` for an unknown one."""
+  check_choice('loss', loss, tuple(losses.MIN_CLASSES))
+  if targets is None:
+    if loss.endswith('_targeted'):
+      raise UserError(f'the loss {loss!r} needs targets, one class an image')
+    return loss
+  return loss if loss.endswith('_targeted') else f'{loss}_targeted'
+
+
+def _algorithm(norm, steps, rel_step, schedule, random_start, decay, loss, targets) -> PGD:
+  check_count('steps', steps)
+  check_choice('schedule', schedule, SCHEDULES)
+  if not 0 <= decay < math.inf:
+    raise UserError(f'decay is a number from 0, not {decay!r}')
+  name, targeted = loss_name(loss, targets), targets is not None
+  return PGD(norm, int(steps), rel_step, schedule, bool(random_start), decay, name, targeted)
+
+
+def _attack(algorithm, logits_fn, images, labels, key, eps, targets, restarts, early, batch):
+  inputs = check_inputs(
+    logits_fn,
+    images,
+    labels,
+    norm=algorithm.norm,
+    eps=eps,
+    targets=targets,
+    min_classes=losses.MIN_CLASSES[algorithm.loss],
+  )
+  return attack(algorithm, inputs, key, restarts=restarts, stop_early=early, query_batch=batch)
+
+
+def _relative(step_size: Any, rel_step: Any, eps: Any, default: float) -> float:
+  if step_size is not None and rel_step is not None:
+    raise UserError('give step_size or rel_step, not both')
+  value = default if rel_step is None else rel_step
+  if step_size is not None:
+    if not isinstance(eps, (int, float, np.number)):
+      raise UserError('step_size needs one number as eps; give rel_step, in units of the radius')
+    # Rounded, so that an equal ratio is an equal program.
+    value = float(f'{step_size / eps:.6g}') if eps > 0 else 0.0
+  if not 0 <= value < math.inf:
+    raise UserError(f'the length of a step is a number from 0, not {value!r}')
+  return float(value)
