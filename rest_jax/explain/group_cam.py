@@ -100,14 +100,14 @@ def group_cam(
   _check(settings, grouping)
   point, images, targets = prepare(model, images, targets, layer, grid)
   if grouping == 'order':
-    return _in_order(point, images, targets, settings)
+    return in_order(point, images, targets, settings)
   weighted, targets = _weighted(point, images, targets, query_batch)
   labels = grouped.by_clustering(weighted, groups, grouping)
   return _clustered(point, images, targets, weighted, jnp.asarray(labels), settings)
 
 
 @functools.partial(jax.jit, static_argnames='settings')
-def _in_order(point: Tap, images, targets, settings: Settings) -> jax.Array:
+def in_order(point: Tap, images, targets, settings: Settings) -> jax.Array:
   """A block of `query_batch` images at a time, from the gradient to the maps."""
 
   def block(item):

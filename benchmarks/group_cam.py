@@ -1,0 +1,117 @@
+"""Cost of Group-CAM beside the model's own passes, in one run.
+
+  python benchmarks/group_cam.py
+
+Time: Group-CAM of one image against its G + 1 forward passes in the same chunks and one gradient
+pass down to the layer; the two take turns, and the figure to quote is the median of the ratios
+pair by pair. Memory: what XLA allocates for intermediate results, as the compiled programs
+declare it. Throughput: a batch of images against one image at a time.
+"""
+
+import argparse
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rest_jax import Classifier, create_model, explain
+from rest_jax.explain.common import chunked, layer_gradient
+from rest_jax.explain.group_cam import Settings, in_order
+
+
+def classifier(name: str, size: int) -> Classifier:
+  """A model of the registry with random weights; time and memory do not depend on them."""
+  module = create_model(name)
+  images = jnp.zeros((1, size, size, 3))
+  variables = jax.jit(lambda key: module.init({'params': key}, images, train=False))(
+    jax.random.key(0)
+  )
+  return Classifier.create(name, variables, num_classes=1000, input_size=size)
+
+
+def timed(call) -> float:
+  start = time.perf_counter()
+  jax.block_until_ready(call())
+  return time.perf_counter() - start
+
+
+def take_turns(first, second, repeats: int) -> tuple[list[float], list[float]]:
+  """Seconds of each of two calls, alternating."""
+  timed(first), timed(second)
+  pairs = [(timed(first), timed(second)) for _ in range(repeats)]
+  return [a for a, _ in pairs], [b for _, b in pairs]
+
+
+def ratio(ours: list[float], theirs: list[float]) -> str:
+  """'median (least-greatest)' of the ratios pair by pair."""
+  ratios = sorted(a / b for a, b in zip(ours, theirs, strict=True))
+  return f'{statistics.median(ratios):.3f} ({ratios[0]:.3f}-{ratios[-1]:.3f})'
+
+
+def megabytes(compiled) -> float:
+  return compiled.memory_analysis().temp_size_in_bytes / 2**20
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
+  parser.add_argument('--model', default='rest_small')
+  parser.add_argument('--size', type=int, default=224)
+  parser.add_argument('--groups', type=int, default=32)
+  parser.add_argument('--query_batch', type=int, default=8)
+  parser.add_argument('--batch', type=int, default=16, help='images for the throughput')
+  parser.add_argument('--repeats', type=int, default=9)
+  args = parser.parse_args()
+  model = classifier(args.model, args.size)
+  images = np.random.default_rng(0).uniform(size=(args.batch, args.size, args.size, 3))
+  images = jnp.asarray(images, jnp.float32)
+  point = explain.tap(model)
+  settings = Settings(args.groups, 'paper', 70.0, 51, 50.0, args.query_batch)
+  print(
+    f'{args.model}, {args.size} px, G = {args.groups}, query_batch {args.query_batch}, layer '
+    f'{point.resolve(images.shape)}, jax {jax.__version__}, {jax.devices()[0].device_kind}'
+  )
+
+  def passes(point, images):
+    queries = jnp.broadcast_to(images, (args.groups + 1, *images.shape[1:]))
+    seen = layer_gradient(point, images, None)
+    return seen.gradients, chunked(point, queries, args.query_batch)
+
+  def parts(point, batch):
+    return point(batch), layer_gradient(point, batch[:1], None).gradients
+
+  first = images[:1]
+  start = time.perf_counter()
+  ours = in_order.lower(point, first, None, settings).compile()
+  seconds = time.perf_counter() - start
+  start = time.perf_counter()
+  theirs = jax.jit(passes).lower(point, first).compile()
+  print(f'compilation: {seconds:.1f} s, the passes alone {time.perf_counter() - start:.1f} s')
+  plain = jax.jit(parts).lower(point, images[: args.query_batch]).compile()
+  print(
+    f'memory: {megabytes(ours):.1f} MiB; a forward pass of batch {args.query_batch} and the '
+    f'gradient pass {megabytes(plain):.1f} MiB; ratio {megabytes(ours) / megabytes(plain):.3f}'
+  )
+  a, b = take_turns(lambda: ours(point, first, None), lambda: theirs(point, first), args.repeats)
+  print(
+    f'time: {statistics.median(a):.3f} s; {args.groups + 1} forward passes and the gradient pass '
+    f'{statistics.median(b):.3f} s; ratio {ratio(a, b)}'
+  )
+  together = in_order.lower(point, images, None, settings).compile()
+  print(f'memory with {args.batch} images: {megabytes(together):.1f} MiB')
+  a, b = take_turns(
+    lambda: together(point, images, None),
+    lambda: [ours(point, images[i : i + 1], None) for i in range(args.batch)],
+    max(1, args.repeats // 4),
+  )
+  print(
+    f'throughput: {args.batch / statistics.median(a):.3f} images a second in a batch of '
+    f'{args.batch}, {args.batch / statistics.median(b):.3f} one at a time; time ratio {ratio(a, b)}'
+  )
+
+
+if __name__ == '__main__':
+  main()
