@@ -90,6 +90,7 @@ def _maps(point, images, fills, targets, key, visible, masks, cells, query_batch
   return min_max(total / (masks * visible))
 
 
+@functools.partial(jax.jit, static_argnames=('size', 'cells'))
 def random_masks(
   key: jax.Array,
   samples: jax.Array,
@@ -111,23 +112,24 @@ def random_masks(
   """
 
   def one(sample):
-    for_grid, *for_offsets = jax.random.split(jax.random.fold_in(key, sample), 3)
-    grid = jax.random.bernoulli(for_grid, visible, (cells, cells)).astype(jnp.float32)
-    rows, columns = (_crop(k, side, cells) for k, side in zip(for_offsets, size, strict=True))
+    draws = jax.random.uniform(jax.random.fold_in(key, sample), (cells * cells + 2,))
+    grid = (draws[2:] < visible).astype(jnp.float32).reshape(cells, cells)
+    rows, columns = (_crop(draws[i], size[i], cells) for i in range(2))
     return jnp.einsum('hi,ij,wj->hw', rows, grid, columns, precision='highest')
 
   return jax.vmap(one)(samples)
 
 
-def _crop(key: jax.Array, side: int, cells: int) -> jax.Array:
+def _crop(draw: jax.Array, side: int, cells: int) -> jax.Array:
   """Interpolation weights (side, cells) of a window at a random offset of the enlarged grid.
 
   The grid of `cells` becomes (cells + 1) * cell pixels, one cell more than the image, whose window
-  starts at 0 to cell - 1.
+  starts at 0 to cell - 1, as `draw` in [0, 1) says.
   """
   cell = -(-side // cells)
-  offset = jax.random.randint(key, (), 0, cell)
+  offset = jnp.floor(draw * cell)
   scale = cells / ((cells + 1) * cell)
-  position = (offset + jnp.arange(side) + 0.5) * scale - 0.5
-  position = jnp.clip(position, 0, cells - 1)
-  return jnp.maximum(0, 1 - jnp.abs(position[:, None] - jnp.arange(cells)[None]))
+  pixels = offset + jnp.arange(side, dtype=jnp.float32)
+  position = jnp.clip((pixels + 0.5) * scale - 0.5, 0, cells - 1)
+  distance = jnp.abs(position[:, None] - jnp.arange(cells, dtype=jnp.float32)[None])
+  return jnp.maximum(0, 1 - distance)

@@ -83,7 +83,7 @@ def _maps(point, images, start, targets, key, noise, samples, reduction, query_b
 
     shape = pairs.shape[:1] + pairs.shape[2:]
     ways = cross(draws(key, sample, shape[1:]), pairs, way_of)
-    share = jnp.repeat((sample + 0.5) / samples, shape[0])[:, None, None, None]
+    share = jnp.repeat((sample.astype(jnp.float32) + 0.5) / samples, shape[0])[:, None, None, None]
     on_path = jnp.tile(pairs[:, 1], (len(sample), 1, 1, 1)) + share * ways
     parts = ways * target_gradients(point, on_path, jnp.tile(labels, len(sample)))
     return jnp.einsum('r,rpijc->pijc', weights, parts.reshape(-1, *shape), precision='highest')

@@ -1,9 +1,11 @@
-"""Does the map point at the object? Pointing game and energy share; maps to compare with."""
+"""Does the map point at the object? Pointing game and energy share; a map to compare with.
+
+On the host: the maps are there to be reported, and nothing here is worth a compilation.
+"""
 
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from rest_jax.errors import UserError
@@ -16,7 +18,7 @@ def pointing_game(
   objects: jax.Array | np.ndarray,
   *,
   tolerance: float | None = None,
-) -> jax.Array:
+) -> np.ndarray:
   """Whether a map's maximum lies on the object or near it (Zhang et al. 2018, arXiv 1608.00507).
 
   The maximum is the first in reading order where several pixels share it, as argmax has it. A
@@ -35,20 +37,19 @@ def pointing_game(
     UserError: shapes that do not belong together, an object without a pixel, a negative tolerance.
   """
   maps, masks = _maps_and_masks(maps, objects)
-  tolerance = TOLERANCE * min(maps.shape[1:]) if tolerance is None else tolerance
+  height, width = maps.shape[1:]
+  tolerance = TOLERANCE * min(height, width) if tolerance is None else tolerance
   if not tolerance >= 0:
     raise UserError(f'a tolerance is 0 px or more, got {tolerance}')
-  count, height, width = maps.shape
-  flat = maps.reshape(count, -1)
-  y, x = jnp.divmod(jnp.argmax(flat, 1), width)
-  rows, columns = jnp.arange(height), jnp.arange(width)
-  squares = (rows[None, :, None] - y[:, None, None]) ** 2
-  squares = squares + (columns[None, None] - x[:, None, None]) ** 2
-  nearest = jnp.min(jnp.where(masks, squares, height**2 + width**2), (1, 2))
+  flat = maps.reshape(len(maps), -1)
+  y, x = np.divmod(np.argmax(flat, 1), width)
+  squares = (np.arange(height)[:, None] - y[:, None, None]) ** 2
+  squares = squares + (np.arange(width) - x[:, None, None]) ** 2
+  nearest = np.where(masks, squares, height**2 + width**2).min((1, 2))
   return (nearest <= tolerance**2) & (flat.min(1) < flat.max(1))
 
 
-def energy_share(maps: jax.Array | np.ndarray, objects: jax.Array | np.ndarray) -> jax.Array:
+def energy_share(maps: jax.Array | np.ndarray, objects: jax.Array | np.ndarray) -> np.ndarray:
   """Share of a map's sum that lies on the object (Wang et al. 2020, Score-CAM, arXiv 1910.01279).
 
   Args:
@@ -56,32 +57,30 @@ def energy_share(maps: jax.Array | np.ndarray, objects: jax.Array | np.ndarray) 
     objects: as for `pointing_game`.
 
   Returns:
-    float32 (B,) in [0, 1]; 0 for a map of zeros.
+    float64 (B,) in [0, 1]; 0 for a map of zeros.
 
   Raises:
     UserError: shapes that do not belong together, an object without a pixel.
   """
   maps, masks = _maps_and_masks(maps, objects)
-  total = jnp.sum(maps, (1, 2))
-  inside = jnp.sum(jnp.where(masks, maps, 0.0), (1, 2))
-  return jnp.where(total > 0, inside / jnp.where(total > 0, total, 1.0), 0.0)
+  total = maps.sum((1, 2))
+  inside = np.where(masks, maps, 0).sum((1, 2))
+  return np.where(total > 0, inside / np.where(total > 0, total, 1), 0)
 
 
-def centre_maps(count: int, size: tuple[int, int]) -> jax.Array:
+def centre_maps(count: int, size: tuple[int, int]) -> np.ndarray:
   """The baseline that always points at the centre: float32 (count, H, W) in [0, 1].
 
   A round hill over the middle of the picture, 1 there (at the lower right of the four middle
   pixels where a side is even) and 0 in the corner furthest away.
   """
   height, width = size
-  squares = (jnp.arange(height) - height // 2)[:, None] ** 2
-  squares = squares + (jnp.arange(width) - width // 2)[None] ** 2
-  distance = jnp.sqrt(squares.astype(jnp.float32))
-  hill = 1 - distance / jnp.maximum(jnp.max(distance), 1.0)
-  return jnp.broadcast_to(hill[None], (count, height, width))
+  squares = (np.arange(height) - height // 2)[:, None] ** 2 + (np.arange(width) - width // 2) ** 2
+  hill = 1 - np.sqrt(squares / max(squares.max(), 1))
+  return np.tile(hill.astype(np.float32), (count, 1, 1))
 
 
-def box_masks(boxes: jax.Array | np.ndarray, size: tuple[int, int]) -> jax.Array:
+def box_masks(boxes: jax.Array | np.ndarray, size: tuple[int, int]) -> np.ndarray:
   """The pixels whose centre lies in a box.
 
   Args:
@@ -91,17 +90,17 @@ def box_masks(boxes: jax.Array | np.ndarray, size: tuple[int, int]) -> jax.Array
   Returns:
     bool (B, H, W).
   """
-  ymin, xmin, ymax, xmax = (b[:, None] for b in jnp.asarray(boxes, jnp.float32).T)
-  y, x = ((jnp.arange(side) + 0.5)[None] / side for side in size)
+  ymin, xmin, ymax, xmax = (b[:, None] for b in np.asarray(boxes, np.float64).T)
+  y, x = ((np.arange(side) + 0.5) / side for side in size)
   rows, columns = (ymin <= y) & (y <= ymax), (xmin <= x) & (x <= xmax)
   return rows[:, :, None] & columns[:, None]
 
 
-def _maps_and_masks(maps, objects) -> tuple[jax.Array, jax.Array]:
-  maps, objects = jnp.asarray(maps, jnp.float32), jnp.asarray(objects)
+def _maps_and_masks(maps, objects) -> tuple[np.ndarray, np.ndarray]:
+  maps, objects = np.asarray(maps, np.float64), np.asarray(objects)
   if maps.ndim != 3 or not maps.size:
     raise UserError(f'maps are (B, H, W), got {maps.shape}')
-  if objects.shape == (len(maps), 4) and jnp.issubdtype(objects.dtype, jnp.floating):
+  if objects.shape == (len(maps), 4) and np.issubdtype(objects.dtype, np.floating):
     masks = box_masks(objects, (maps.shape[1], maps.shape[2]))
   elif objects.shape == maps.shape:
     masks = objects.astype(bool)
@@ -110,7 +109,7 @@ def _maps_and_masks(maps, objects) -> tuple[jax.Array, jax.Array]:
       f'objects of {objects.dtype} {objects.shape} do not fit maps {maps.shape}; '
       f'give masks of the same shape or float boxes ({len(maps)}, 4)'
     )
-  empty = np.flatnonzero(~np.asarray(masks).any((1, 2)))
+  empty = np.flatnonzero(~masks.any((1, 2)))
   if len(empty):
     raise UserError(f'the object of image {empty[0]} has no pixel; leave that image out')
   return maps, masks

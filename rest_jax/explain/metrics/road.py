@@ -93,7 +93,7 @@ def _road(point, images, maps, targets, key, percentiles, noise, query_batch: in
     image, query = chunk
     rank = ranks[image]
     gone = (rank >= low[query][:, None, None]) & (rank < high[query][:, None, None])
-    return impute(images[image], gone) + gone[..., None] * disturbance[None]
+    return impute(images[image], gone) + jnp.where(gone[..., None], disturbance[None], 0)
 
   scores = probabilities(point, make, items, query_batch).reshape(*shape, -1)
   curves = of_target(scores, resolve_targets(scores[:, -1], targets))

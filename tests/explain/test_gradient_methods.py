@@ -1,0 +1,180 @@
+"""Gradient methods against closed forms, and the axioms they are known for."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rest_jax import UserError, explain
+from rest_jax.explain.gradient import target_gradients
+
+METHODS = ('gradient', 'smooth_grad', 'integrated_gradients', 'smooth_integrated_gradients')
+MEAN = (0.4, 0.5, 0.6)
+
+
+@pytest.fixture(scope='module')
+def images():
+  return np.random.default_rng(0).uniform(size=(3, 5, 6, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope='module')
+def weights():
+  return np.random.default_rng(1).normal(size=(5, 6, 3, 4)).astype(np.float32)
+
+
+@pytest.fixture(scope='module')
+def quadratic(weights):
+  """Logits sum(w x^2) / 2, whose gradient is w x."""
+
+  def model(x):
+    return jnp.einsum('bhwc,hwck->bk', x**2, weights, precision='highest') / 2
+
+  return model
+
+
+@pytest.fixture(scope='module')
+def network(weights):
+  """Two layers that are neither linear nor polynomial."""
+
+  def model(x):
+    return jnp.einsum('bhwc,hwck->bk', jnp.tanh(2 * x - 1) * jax.nn.softplus(x), weights)
+
+  return model
+
+
+def normalised(maps):
+  low, high = (f(maps, axis=(1, 2), keepdims=True) for f in (np.min, np.max))
+  return (maps - low) / (high - low)
+
+
+@pytest.mark.parametrize('reduction', ['max', 'sum'])
+def test_gradient_of_a_quadratic(images, weights, quadratic, reduction):
+  targets = np.array([2, 0, 3])
+  expected = np.abs(np.moveaxis(weights, -1, 0)[targets] * images)
+  expected = normalised(expected.max(-1) if reduction == 'max' else expected.sum(-1))
+  got = explain.gradient(quadratic, images, targets, reduction=reduction, query_batch=2)
+  np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_predicted_class_is_the_default(images, network):
+  predicted = np.asarray(network(images)).argmax(1)
+  assert len(set(predicted.tolist())) > 1
+  for name in METHODS:
+    method = explain.METHODS[name].fn
+    maps = [method(network, images, targets) for targets in (None, predicted)]
+    np.testing.assert_allclose(*maps, atol=1e-5)
+
+
+@pytest.mark.parametrize('baseline', ['black', 'zero', 'mean', 'blur', (0.1, 0.9, 0.3)])
+def test_completeness(images, network, baseline):
+  class Model:
+    mean = MEAN
+
+    def __call__(self, x):
+      return network(x)
+
+  targets = np.array([1, 0, 3])
+  attributions = explain.integrated_gradient_attributions(
+    Model(), images, targets, baseline=baseline, steps=20, query_batch=7
+  )
+  start = explain.metrics.fill_images(Model(), jnp.asarray(images), baseline)
+  gained = np.take_along_axis(np.asarray(network(images) - network(start)), targets[:, None], 1)
+  np.testing.assert_allclose(attributions.sum((1, 2, 3)), gained[:, 0], atol=2e-5)
+
+
+def test_two_steps_are_exact_for_a_cubic(images):
+  def cubic(x):
+    return jnp.stack([jnp.sum(x**3, (1, 2, 3)), jnp.sum(x, (1, 2, 3))], 1)
+
+  got = explain.integrated_gradient_attributions(cubic, images, 0, steps=2)
+  np.testing.assert_allclose(got, images**3, atol=1e-6)
+
+
+def test_smooth_grad_without_noise_is_the_gradient(images, network):
+  np.testing.assert_allclose(
+    explain.smooth_grad(network, images, noise=0.0, samples=3),
+    explain.gradient(network, images),
+    atol=1e-5,
+  )
+
+
+def test_smooth_grad_of_a_quadratic(images, weights, quadratic, key):
+  """The mean of w (x + s z): the noise's mean is part of the result and known from its keys."""
+  samples, noise, targets = 5, 0.3, np.array([0, 1, 2])
+  draws = np.stack(
+    [jax.random.normal(jax.random.fold_in(key, n), (5, 6, 3)) for n in range(samples)]
+  )
+  spread = noise * (images.max((1, 2, 3)) - images.min((1, 2, 3)))[:, None, None, None]
+  copies = images[None] + spread[None] * draws[:, None]
+  gradients = np.moveaxis(weights, -1, 0)[targets][None] * copies
+  options = dict(key=key, samples=samples, noise=noise, query_batch=4)
+  got = explain.smooth_grad(quadratic, images, targets, **options)
+  np.testing.assert_allclose(got, normalised(np.abs(gradients.mean(0)).max(-1)), atol=1e-5)
+  got = explain.smooth_grad(quadratic, images, targets, squared=True, **options)
+  np.testing.assert_allclose(got, normalised((gradients**2).mean(0).max(-1)), atol=1e-5)
+
+
+def test_smooth_integrated_gradients_of_a_quadratic(images, weights, quadratic, key):
+  """Each sample: way * w * point, the point a share of the way to a noisy image."""
+  samples, noise = 6, 0.2
+  draws = np.stack(
+    [jax.random.normal(jax.random.fold_in(key, n), (5, 6, 3)) for n in range(samples)]
+  )
+  spread = noise * (images.max((1, 2, 3)) - images.min((1, 2, 3)))[:, None, None, None]
+  start = np.float32(0.5)
+  ways = images[None] + spread[None] * draws[:, None] - start
+  shares = ((np.arange(samples) + 0.5) / samples)[:, None, None, None, None]
+  parts = ways * weights[None, None, ..., 1] * (start + shares * ways)
+  got = explain.smooth_integrated_gradients(
+    quadratic, images, 1, key=key, samples=samples, noise=noise, baseline=0.5, query_batch=5
+  )
+  np.testing.assert_allclose(got, normalised(np.abs(parts.mean(0)).sum(-1)), atol=1e-5)
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_batch_equals_single_images(name, images, network, key):
+  method = explain.METHODS[name]
+  options = {'key': key} if method.needs_key else {}
+  together = method.fn(network, images, 2, **options)
+  for i in range(len(images)):
+    alone = method.fn(network, images[i : i + 1], 2, query_batch=3, **options)
+    np.testing.assert_allclose(alone[0], together[i], atol=2e-5)
+  assert together.shape == images.shape[:3]
+  assert together.dtype == jnp.float32
+
+
+def test_another_key_is_another_noise(images, network):
+  a, b = (explain.smooth_grad(network, images, key=jax.random.key(k), samples=2) for k in (0, 1))
+  assert np.abs(a - b).max() > 1e-2
+
+
+def test_linear_model_has_a_constant_map(images):
+  def model(x):
+    return jnp.stack([jnp.sum(x, (1, 2, 3)), -jnp.sum(x, (1, 2, 3))], 1)
+
+  maps = explain.gradient(model, images)
+  assert not maps.any() and explain.constant_maps(maps).all()
+
+
+def test_gradient_is_of_the_logit(images, network):
+  got = target_gradients(network, jnp.asarray(images), jnp.array([1, 1, 1]))
+  step = 1e-2 * np.eye(1, images[0].size, 17).reshape(images.shape[1:]).astype(np.float32)
+  numeric = (network(images + step[None]) - network(images - step[None]))[:, 1] / 2e-2
+  np.testing.assert_allclose(got.reshape(3, -1)[:, 17], numeric, rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+  ('name', 'options', 'words'),
+  [
+    ('gradient', {'reduction': 'mean'}, "got 'mean'"),
+    ('integrated_gradients', {'steps': 0}, 'got 0'),
+    ('integrated_gradients', {'baseline': 'red'}, "'red'"),
+    ('smooth_grad', {'samples': 0}, 'got 0 and'),
+    ('smooth_integrated_gradients', {'noise': -1.0}, 'and -1'),
+    ('gradient', {'targets': 9}, 'no class 9'),
+    ('gradient', {'query_batch': 0}, 'query_batch'),
+  ],
+)
+def test_bad_options(images, network, name, options, words):
+  with pytest.raises(UserError, match=words):
+    explain.METHODS[name].fn(network, images, **options)
