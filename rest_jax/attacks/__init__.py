@@ -8,23 +8,47 @@ attack gives images of the same shape, in the ball and in [0, 1].
 
 from rest_jax.attacks.algorithm import run
 from rest_jax.attacks.apgd import apgd
+from rest_jax.attacks.attack_list import list_attacks, named_attack
+from rest_jax.attacks.evaluation import Evaluation, epsilon_grid, evaluate
 from rest_jax.attacks.gradient_steps import bim, fgsm, mi_fgsm, pgd
+from rest_jax.attacks.health import CHECKS, HealthCheck
+from rest_jax.attacks.named import Attack
+from rest_jax.attacks.picture import draw_attacks
 from rest_jax.attacks.projections import distances, norm_of, project, random_start
+from rest_jax.attacks.results import Record, RunName
 from rest_jax.attacks.rounding import finish
+from rest_jax.attacks.summary import accuracy_interval, robust_accuracy_curve
 from rest_jax.attacks.threat import NORMS, Threat
+from rest_jax.attacks.transfer import transfer, transfer_attack, transfer_matrix
 
 __all__ = [
+  'CHECKS',
   'NORMS',
+  'Attack',
+  'Evaluation',
+  'HealthCheck',
+  'Record',
+  'RunName',
   'Threat',
+  'accuracy_interval',
   'apgd',
   'bim',
   'distances',
+  'draw_attacks',
+  'epsilon_grid',
+  'evaluate',
   'fgsm',
   'finish',
+  'list_attacks',
   'mi_fgsm',
+  'named_attack',
   'norm_of',
   'pgd',
   'project',
   'random_start',
+  'robust_accuracy_curve',
   'run',
+  'transfer',
+  'transfer_attack',
+  'transfer_matrix',
 ]

@@ -141,7 +141,7 @@ def evaluate(
     radii=_radii(threats, targets),
     targeted=_targeted(threats),
     key=_one_key(key),
-    batch_size=batch_size,
+    batch_size=_batch_size(batch_size, labels),
     output_dir=None if output_dir is None else Path(output_dir),
     class_names=class_names if class_names is not None else getattr(logits_fn, 'class_names', None),
     model_id=model_id,
@@ -214,8 +214,13 @@ def _one_key(key: Any) -> jax.Array:
   return key
 
 
+def _batch_size(size: int, labels: Any) -> int:
+  check_count('batch_size', size)
+  # Of a few images a whole batch would be filler.
+  return size if labels is None else max(1, min(size, np.size(labels)))
+
+
 def _check(settings: Settings, confidence: float) -> None:
-  check_count('batch_size', settings.batch_size)
   check_count('pictures', settings.pictures, 0)
   if not 0 < confidence < 1:
     raise UserError(f'confidence must be between 0 and 1, got {confidence}')

@@ -17,7 +17,7 @@ from rest_jax.attacks.evaluation_data import Chunk
 from rest_jax.attacks.evaluation_sample import SampleRows, Shown, keys_of
 from rest_jax.attacks.fingerprint import fingerprint
 from rest_jax.attacks.health_probe import Sample
-from rest_jax.attacks.judge import Verdict, judge, measure
+from rest_jax.attacks.judge import Verdict, judge, measure, reached
 from rest_jax.attacks.named import Attack
 from rest_jax.attacks.result_images import ImageFiles
 from rest_jax.attacks.results import Record, ResultStore, RunName
@@ -151,7 +151,7 @@ class Runner:
     first = judge(self.model, adv, labels, keys)
     second = judge(self.model, adv, labels, keys, second=True)
     distance, inside = measure(adv, images, run.norm, run.eps)
-    reached = [_reached(v, labels, targets) & inside for v in (first, second)]
+    goal = [reached(v, labels, targets) & inside for v in (first, second)]
     records = [
       dataclasses.replace(
         self._not_attacked(chunk, clean, run, int(row)),
@@ -160,8 +160,8 @@ class Runner:
         distance=float(distance[i]),
         queries=None if queries is None else int(queries[i]),
         inside=bool(inside[i]),
-        success=bool(reached[0][i]),
-        confirmed=bool(reached[0][i] == reached[1][i]),
+        success=bool(goal[0][i]),
+        confirmed=bool(goal[0][i] == goal[1][i]),
       )
       for i, row in enumerate(rows)
     ]
@@ -259,10 +259,3 @@ class Runner:
       'seed': settings.seed,
       'save_images': settings.save_images,
     }
-
-
-def _reached(verdict: Verdict, labels: np.ndarray, targets: np.ndarray | None) -> np.ndarray:
-  """Whether the attacker's goal is reached; logits that are not numbers reach none."""
-  if targets is not None:
-    return verdict.predicted == targets
-  return (verdict.predicted != labels) & (verdict.predicted >= 0)

@@ -6,6 +6,7 @@ import hashlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
@@ -36,16 +37,18 @@ def fingerprint(
   keys = image_keys(jax.random.key(0), batch_size)
   probe = np.asarray(logits_once(model, noise, keys))[:_PROBES].ravel()
   values = [float(value) if np.isfinite(value) else None for value in probe]
-  return {'weights': _hash(model), 'probe': values}
+  return {'weights': weights_hash(model), 'probe': values}
 
 
-def _hash(model: Partial) -> str | None:
+def weights_hash(model: Any) -> str | None:
+  """A hash of a pytree's arrays, their names, types and shapes; None where it holds none."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(model)
+  leaves = [(path, leaf) for path, leaf in leaves if hasattr(leaf, 'dtype')]
   if not leaves:
     return None
   found = hashlib.sha256()
   for path, leaf in leaves:
-    if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
       leaf = jax.random.key_data(leaf)
     array = np.ascontiguousarray(leaf)
     found.update(f'{jax.tree_util.keystr(path)} {array.dtype} {array.shape}'.encode())

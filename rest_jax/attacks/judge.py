@@ -85,3 +85,10 @@ def measure(
     slack = _ROUNDING * {'linf': 1.0, 'l2': pixels**0.5, 'l1': float(pixels)}[norm]
     inside &= distance <= eps * (1 + _RELATIVE) + (slack if eps else 0.0)
   return distance, inside
+
+
+def reached(verdict: Verdict, labels: np.ndarray, targets: np.ndarray | None) -> np.ndarray:
+  """Whether the attacker's goal is reached, bool (B,); logits that are not numbers reach none."""
+  if targets is not None:
+    return verdict.predicted == targets
+  return (verdict.predicted != labels) & (verdict.predicted >= 0)

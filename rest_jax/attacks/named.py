@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rest_jax.attacks.fingerprint import weights_hash
 from rest_jax.attacks.threat import NORMS, Norm
 from rest_jax.errors import UserError
 
@@ -90,8 +91,16 @@ class Attack:
   def describe(self) -> dict[str, Any]:
     """JSON values that pin the attack in the header of its results."""
     name = getattr(self.function, '__qualname__', type(self.function).__name__)
-    options = json.dumps(dict(self.options), sort_keys=True, default=lambda x: type(x).__name__)
-    return {'function': name, 'options': json.loads(options)}
+    return {'function': name, 'options': json.loads(json.dumps(dict(self.options), default=_pin))}
+
+
+def _pin(value: Any) -> Any:
+  """What stands in a header for an option that JSON has not: the weights of a model, for one."""
+  if isinstance(value, Attack):
+    return value.describe()
+  if isinstance(value, np.generic | np.ndarray | jax.Array) and np.ndim(value) < 2:
+    return np.asarray(value).tolist()
+  return weights_hash(value) or type(value).__name__
 
 
 def _accepted(function: Callable[..., Any]) -> set[str] | None:
