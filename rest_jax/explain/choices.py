@@ -1,0 +1,161 @@
+"""What the user asked for by name: model, methods, target class. Part of the script explain.py."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rest_jax import explain
+from rest_jax.errors import UserError
+from rest_jax.explain.command import Command
+from rest_jax.explain.registry import METHODS, get_method
+from rest_jax.models.classifier import Classifier
+
+_CHECKPOINTS = ('.pth', '.pt', '.bin', '.safetensors')
+
+
+def open_classifier(name: str, architecture: str | None = None) -> Classifier:
+  """Loads the model of `--model`.
+
+  Args:
+    name: model directory, zoo name, or a PyTorch checkpoint.
+    architecture: model name of a checkpoint; by default what its file is called.
+
+  Returns:
+    The classifier.
+
+  Raises:
+    UserError: there is none, it is damaged, or it has no classes.
+  """
+  if Path(name).suffix in _CHECKPOINTS and not Path(name).is_dir():
+    classifier = _from_checkpoint(Path(name), architecture)
+  else:
+    classifier = Classifier.load(name)
+  if not classifier.num_classes:
+    raise UserError(f'the model {name} has no classes, so it decides nothing to be explained')
+  return classifier
+
+
+def _from_checkpoint(path: Path, architecture: str | None) -> Classifier:
+  if not path.is_file():
+    raise UserError(f'no checkpoint {path}: check --model')
+  try:
+    return Classifier.from_pytorch(path, model=architecture)
+  except UserError as error:
+    if architecture is None and 'Say model' in str(error):
+      text = str(error).replace('Say model (--model)', 'Say --architecture')
+      raise UserError(text) from error
+    raise
+
+
+def choose_methods(names: Sequence[str]) -> tuple[str, ...]:
+  """Names of the registry, each once, 'all' for every one.
+
+  Raises:
+    UserError: an unknown name; near ones are given.
+  """
+  chosen: dict[str, None] = {}
+  for name in names:
+    known = name.lower().replace('-', '_')
+    every = explain.list_methods() if known == 'all' else [get_method(known).name]
+    chosen |= dict.fromkeys(every)
+  if not chosen:
+    raise UserError('--method names no method; give one or more, or all')
+  return tuple(chosen)
+
+
+def usable_methods(names: Sequence[str], classifier: Classifier) -> tuple[tuple[str, ...], str]:
+  """What 'all' means for a model: guided backpropagation is left out where there is no ReLU.
+
+  Args:
+    names: as the user gave them; one that is named outright stays, and fails with its reason.
+    classifier: the model.
+
+  Returns:
+    The methods, and why one was left out ('' where none was).
+  """
+  methods = choose_methods(names)
+  outright = 'guided_backprop' in (name.lower().replace('-', '_') for name in names)
+  if outright or 'guided_backprop' not in methods:
+    return methods, ''
+  size = classifier.input_size
+  images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+  try:
+    jax.eval_shape(lambda x: METHODS['guided_backprop'].fn(classifier, x, 0), images)
+  except UserError as error:
+    return tuple(m for m in methods if m != 'guided_backprop'), f'guided_backprop left out: {error}'
+  return methods, ''
+
+
+def method_options(method: str, command: Command) -> dict[str, Any]:
+  """The options of a method that the command line sets.
+
+  Args:
+    method: name of the registry.
+    command: the command line.
+
+  Returns:
+    Keyword arguments for `explain.explain`.
+  """
+  chosen = METHODS[method]
+  names = ('query_batch', 'variant', 'groups')
+  options: dict[str, Any] = {name: getattr(command, name) for name in names}
+  options = {name: v for name, v in options.items() if v is not None and name in chosen.options()}
+  return options | ({'layer': command.layer} if chosen.needs_layer else {})
+
+
+def choose_targets(target: str, class_names: Sequence[str], logits: np.ndarray) -> np.ndarray:
+  """The classes to explain.
+
+  Args:
+    target: 'predicted', 'topN', a class name (capitals do not matter) or a class number; a name
+      goes before a number, where classes are called by numbers.
+    class_names: one a class.
+    logits: (B, K).
+
+  Returns:
+    int32 (B, N), N = 1 but for 'topN'.
+
+  Raises:
+    UserError: no such class; near names are given.
+  """
+  count = len(class_names)
+  ranked = np.argsort(-logits, axis=1, kind='stable')
+  if target in class_names:
+    return np.full((len(logits), 1), class_names.index(target), np.int32)
+  if target == 'predicted':
+    return ranked[:, :1].astype(np.int32)
+  if match := re.fullmatch(r'top(\d+)', target):
+    return _top(int(match[1]), target, ranked)
+  folded = [name.casefold() for name in class_names]
+  if target.casefold() in folded:
+    number = folded.index(target.casefold())
+  elif re.fullmatch(r'-?\d+', target) and 0 <= int(target) < count:
+    number = int(target)
+  else:
+    raise UserError(_no_class(target, class_names, folded))
+  return np.full((len(logits), 1), number, np.int32)
+
+
+def _top(wanted: int, target: str, ranked: np.ndarray) -> np.ndarray:
+  if not 1 <= wanted <= ranked.shape[1]:
+    raise UserError(
+      f'--target {target}: the model has {ranked.shape[1]} classes, take top1 to top'
+      f'{ranked.shape[1]}'
+    )
+  return ranked[:, :wanted].astype(np.int32)
+
+
+def _no_class(target: str, class_names: Sequence[str], folded: list[str]) -> str:
+  near = difflib.get_close_matches(target.casefold(), folded, 3)
+  names = [class_names[folded.index(name)] for name in near]
+  hint = f'did you mean {" or ".join(names)}?' if names else f'such as {", ".join(class_names[:3])}'
+  last = len(class_names) - 1
+  return f'no class {target!r} in the model, which has numbers 0 to {last} and names; {hint}'

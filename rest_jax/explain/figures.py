@@ -1,0 +1,249 @@
+"""Figures of explanations: comparison of methods, curves, sanity strip, examples.
+
+Matplotlib figures without pyplot: no global state, no window system.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from rest_jax.explain.output import replacing
+from rest_jax.explain.overlay import COLOURS, overlay
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
+
+_SMALL, _LARGE = 192, 480  # pixels that a picture in a figure has on its longer side
+_LINES = ('-', '--', ':', '-.')
+
+TITLES = {
+  'grad_cam': 'Grad-CAM',
+  'grad_cam_pp': 'Grad-CAM++',
+  'smooth_grad_cam_pp': 'Smooth Grad-CAM++',
+  'group_cam': 'Group-CAM',
+  'xgrad_cam': 'XGrad-CAM',
+  'hires_cam': 'HiResCAM',
+  'layer_cam': 'LayerCAM',
+  'eigen_cam': 'EigenCAM',
+  'score_cam': 'Score-CAM',
+  'ablation_cam': 'Ablation-CAM',
+  'rise': 'RISE',
+  'gradient': 'Gradient',
+  'guided_backprop': 'Guided backpropagation',
+  'smooth_grad': 'SmoothGrad',
+  'integrated_gradients': 'Integrated gradients',
+  'smooth_integrated_gradients': 'Smooth integrated gradients',
+  'occlusion': 'Occlusion',
+}
+
+
+class Panel(NamedTuple):
+  """A map in a figure: (h, w) floats in [0, 1] and the lines above it."""
+
+  saliency: np.ndarray
+  title: str
+
+
+def title_of(method: str) -> str:
+  """The name of a method as its paper writes it."""
+  return TITLES.get(method, method.replace('_', ' '))
+
+
+def new_figure(width: float, height: float) -> Figure:
+  """An empty figure of that many inches, laid out without overlaps."""
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(width, height), layout='constrained')
+  FigureCanvasAgg(figure)
+  return figure
+
+
+def save_figure(path: Path, figure: Figure, dpi: int = 110) -> None:
+  """Writes a figure as PNG.
+
+  Raises:
+    UserError: the place cannot be written.
+  """
+  with replacing(path) as temporary:
+    figure.savefig(temporary, dpi=dpi, facecolor='white', bbox_inches='tight', pad_inches=0.06)
+
+
+def thumbnail(
+  picture: Image.Image,
+  saliency: np.ndarray | None = None,
+  place: tuple[float, float, float, float] | None = None,
+) -> Image.Image:
+  """A picture at a size for figures, with its map where one is given.
+
+  Args:
+    picture: mode RGB; a small one is enlarged pixel for pixel, its map smoothly.
+    saliency: (h, w) floats in [0, 1].
+    place: the rectangle of the picture that the map covers; all of it by default.
+  """
+  side = max(picture.size)
+  scale = _LARGE / side if side > _LARGE else float(max(1, _SMALL // side))
+  kernel = Image.Resampling.NEAREST if scale >= 1 else Image.Resampling.LANCZOS
+  size = tuple(max(1, round(length * scale)) for length in picture.size)
+  small = picture.resize((size[0], size[1]), kernel, reducing_gap=3.0)
+  if saliency is None:
+    return small
+  place = place or (0.0, 0.0, float(picture.width), float(picture.height))
+  across, down = size[0] / picture.width, size[1] / picture.height
+  scaled = (place[0] * across, place[1] * down, place[2] * across, place[3] * down)
+  return overlay(small, saliency, scaled)
+
+
+def comparison_figure(
+  picture: Image.Image,
+  panels: Sequence[Panel],
+  place: tuple[float, float, float, float] | None = None,
+  heading: str = '',
+) -> Figure:
+  """The picture and one overlay a method, side by side.
+
+  Args:
+    picture: mode RGB.
+    panels: maps with their titles.
+    place: the rectangle of the picture that the maps cover.
+    heading: what the picture is taken for.
+  """
+  rows = -(-(len(panels) + 1) // 6)
+  columns = -(-(len(panels) + 1) // rows)  # evenly filled
+  height = 2.2 * min(max(picture.height / picture.width, 0.3), 2.0)
+  lines = 1 + max((panel.title.count('\n') for panel in panels), default=0)
+  figure = new_figure(2.2 * columns + 0.9, (height + 0.2 * lines + 0.1) * rows + 0.4)
+  figure.suptitle(heading, fontsize=11)
+  axes = figure.subplots(rows, columns, squeeze=False)
+  _show(axes.flat[0], thumbnail(picture), 'picture')
+  for place_on, panel in zip(axes.flat[1:], panels, strict=False):
+    _show(place_on, thumbnail(picture, panel.saliency, place), panel.title)
+  for empty in axes.flat[len(panels) + 1 :]:
+    empty.set_axis_off()
+  _colour_bar(figure, axes)
+  return figure
+
+
+def curves_figure(
+  curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
+  aucs: Mapping[str, tuple[float, float]],
+  heading: str = '',
+) -> Figure:
+  """Insertion and deletion curves.
+
+  Args:
+    curves: {method: (insertion (n,), deletion (n,))}, probabilities of the target.
+    aucs: {method: (insertion AUC, deletion AUC)}.
+    heading: which picture and class.
+  """
+  figure = new_figure(9.6 if len(curves) <= 6 else 13.5, 3.9)
+  figure.suptitle(heading, fontsize=11)
+  for column, (axes, kind) in enumerate(
+    zip(figure.subplots(1, 2, sharey=True), ('insertion', 'deletion'), strict=True)
+  ):
+    for number, (method, pair) in enumerate(curves.items()):
+      share = np.linspace(0, 100, len(pair[column]))
+      label = f'{title_of(method)}  {aucs[method][column]:.3f}'
+      axes.plot(share, pair[column], label=label, **_line(number))
+    axes.set(xlabel=f'pixels {"inserted" if column == 0 else "deleted"} (%)', ylim=(-0.03, 1.03))
+    better = 'higher' if column == 0 else 'lower'
+    axes.set_title(f'{kind} (AUC, {better} is better)', fontsize=10)
+    axes.grid(alpha=0.3)
+    _legend(axes, len(curves))
+  figure.axes[0].set_ylabel('probability of the class')
+  return figure
+
+
+def sanity_figure(
+  picture: Image.Image,
+  strips: Mapping[str, Sequence[Panel]],
+  place: tuple[float, float, float, float] | None = None,
+  heading: str = '',
+) -> Figure:
+  """Maps while layers are re-initialised, a row a method.
+
+  Args:
+    picture: mode RGB.
+    strips: {method: the original map and one for each step}, all of the same length.
+    place: the rectangle of the picture that the maps cover.
+    heading: above it all.
+  """
+  columns = 1 + max(len(panels) for panels in strips.values())
+  height = 1.5 * min(max(picture.height / picture.width, 0.3), 2.0)
+  figure = new_figure(1.5 * columns + 0.9, (height + 0.55) * len(strips) + 0.4)
+  figure.suptitle(heading, fontsize=11)
+  axes = figure.subplots(len(strips), columns, squeeze=False)
+  for row, (method, panels) in zip(axes, strips.items(), strict=True):
+    _show(row[0], thumbnail(picture), title_of(method), size=8)
+    for place_on, panel in zip(row[1:], panels, strict=True):
+      _show(place_on, thumbnail(picture, panel.saliency, place), panel.title, size=8)
+  _colour_bar(figure, axes)
+  return figure
+
+
+def examples_figure(
+  pictures: Sequence[Image.Image],
+  names: Sequence[str],
+  maps: Mapping[str, np.ndarray],
+) -> Figure:
+  """Scenes of a data set, a row each, with a column for each method.
+
+  Args:
+    pictures: mode RGB, of one size.
+    names: what stands left of each.
+    maps: {method: (len(pictures), h, w) floats in [0, 1]}.
+  """
+  figure = new_figure(0.95 * (len(maps) + 1) + 0.8, 0.97 * len(pictures) + 0.9)
+  axes = figure.subplots(len(pictures), len(maps) + 1, squeeze=False)
+  for number, (row, picture) in enumerate(zip(axes, pictures, strict=True)):
+    _show(row[0], thumbnail(picture), '')
+    row[0].set_ylabel(names[number], fontsize=8)
+    for place_on, (method, values) in zip(row[1:], maps.items(), strict=True):
+      title = _wrapped(title_of(method)) if number == 0 else ''
+      _show(place_on, thumbnail(picture, values[number]), title, size=8)
+  _colour_bar(figure, axes)
+  return figure
+
+
+def _wrapped(title: str) -> str:
+  return title.replace(' ', '\n')
+
+
+def _show(axes: Any, picture: Image.Image, title: str, size: int = 9) -> None:
+  axes.imshow(np.asarray(picture), interpolation='antialiased')
+  axes.set(xticks=[], yticks=[])
+  axes.set_title(title, fontsize=size, linespacing=1.1)
+  for edge in axes.spines.values():
+    edge.set_visible(False)
+
+
+def _colour_bar(figure: Figure, axes: np.ndarray) -> None:
+  from matplotlib.cm import ScalarMappable
+
+  bar = figure.colorbar(
+    ScalarMappable(cmap=COLOURS), ax=axes.ravel().tolist(), shrink=0.8, aspect=30, pad=0.01
+  )
+  bar.set_label('saliency (min-max)', fontsize=8)
+  bar.ax.tick_params(labelsize=8)
+
+
+def _line(number: int) -> dict[str, Any]:
+  import matplotlib
+
+  return {
+    'color': matplotlib.colormaps['tab10'](number % 10),
+    'linestyle': _LINES[number // 10 % len(_LINES)],
+    'linewidth': 1.6,
+  }
+
+
+def _legend(axes: Any, count: int) -> None:
+  if count <= 6:
+    axes.legend(fontsize=8)
+  else:
+    axes.legend(fontsize=7, loc='center left', bbox_to_anchor=(1.0, 0.5), frameon=False)

@@ -1,0 +1,197 @@
+"""The files that explain.py writes for one picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from rest_jax.explain import animate, figures
+from rest_jax.explain.command import Command
+from rest_jax.explain.metrics import Curves, fill_images
+from rest_jax.explain.output import replacing, write_array, write_json
+from rest_jax.explain.overlay import overlay
+from rest_jax.explain.pictures import Placement
+from rest_jax.models.classifier import Classifier
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureResult:
+  """A picture and what the model says of it.
+
+  Attributes:
+    file: where it was read.
+    folder: where its results go.
+    picture: upright, mode RGB.
+    place: the rectangle of it that the model saw.
+    pixels: (H, W, 3) float32 in [0, 1], what the model saw.
+    logits: (K,).
+  """
+
+  file: Path
+  folder: Path
+  picture: Image.Image
+  place: Placement
+  pixels: np.ndarray
+  logits: np.ndarray
+
+  @property
+  def probabilities(self) -> np.ndarray:
+    """Softmax of the logits, float64 (K,)."""
+    shifted = np.exp(self.logits.astype(np.float64) - self.logits.max())
+    return shifted / shifted.sum()
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+  """One method's answer for one class.
+
+  Attributes:
+    method: name of the registry.
+    target: class number.
+    saliency: (H, W) float32 in [0, 1].
+    constant: whether the method found nothing.
+    seconds: of the method, a picture; the first batch includes compilation.
+    queries: passes through the model, a picture.
+    curves: insertion and deletion, None where not asked for.
+  """
+
+  method: str
+  target: int
+  saliency: np.ndarray
+  constant: bool
+  seconds: float
+  queries: int
+  curves: Curves | None
+
+
+def paper_step(shape: Sequence[int]) -> int:
+  """Pixels a step of insertion and deletion: a 28th of them, Group-CAM's 224 * 8 at 224 px."""
+  return math.ceil(shape[0] * shape[1] / 28)
+
+
+def write_result(
+  result: PictureResult, findings: Sequence[Finding], command: Command, classifier: Classifier
+) -> str:
+  """Writes overlays, raw maps, figures and explanation.json.
+
+  Args:
+    result: the picture.
+    findings: of every method and class.
+    command: what was asked for.
+    classifier: for class names and the baseline of the animation.
+
+  Returns:
+    A line for the terminal.
+
+  Raises:
+    UserError: the folder cannot be written.
+  """
+  names = classifier.class_names
+  targets = list(dict.fromkeys(finding.target for finding in findings))
+  entries = []
+  for finding in findings:
+    tag = f'_top{targets.index(finding.target) + 1}' if len(targets) > 1 else ''
+    entries.append(_write_finding(result, finding, f'{finding.method}{tag}', names))
+    if command.animate:
+      _animate(result, finding, f'{finding.method}{tag}_insertion.gif', classifier)
+  for number, target in enumerate(targets, 1):
+    tag = f'_top{number}' if len(targets) > 1 else ''
+    of_target = [finding for finding in findings if finding.target == target]
+    _write_figures(result, of_target, tag, command, names)
+  write_json(result.folder / 'explanation.json', _summary(result, entries, command, names))
+  best = int(np.argmax(result.logits))
+  return f'{result.file}: {names[best]} ({result.probabilities[best]:.1%}) -> {result.folder}'
+
+
+def _write_finding(
+  result: PictureResult, finding: Finding, stem: str, names: Sequence[str]
+) -> dict[str, Any]:
+  with replacing(result.folder / f'{stem}.png') as temporary:
+    # Level 6 takes four times as long on a large picture and saves a few per cent.
+    marked = overlay(result.picture, finding.saliency, result.place)
+    marked.save(temporary, format='png', compress_level=3)
+  write_array(result.folder / f'{stem}.npy', finding.saliency)
+  curves = finding.curves
+  return {
+    'method': finding.method,
+    'target': _named(finding.target, result, names),
+    'seconds': round(finding.seconds, 4),
+    'queries': finding.queries,
+    'constant': finding.constant,
+    'insertion_auc': None if curves is None else float(curves.insertion_auc),
+    'deletion_auc': None if curves is None else float(curves.deletion_auc),
+    'overlay': f'{stem}.png',
+    'map': f'{stem}.npy',
+  }
+
+
+def _named(number: int, result: PictureResult, names: Sequence[str]) -> dict[str, Any]:
+  probability = float(result.probabilities[number])
+  return {'class': names[number], 'index': number, 'probability': probability}
+
+
+def _summary(
+  result: PictureResult, entries: list[dict], command: Command, names: Sequence[str]
+) -> dict[str, Any]:
+  best = np.argsort(-result.logits, kind='stable')[:5]
+  return {
+    'picture': str(result.file),
+    'width': result.picture.width,
+    'height': result.picture.height,
+    'model': command.model,
+    'layer': command.layer,
+    'seed': command.seed,
+    'seen_by_the_model': dict(result.place._asdict(), input_size=result.pixels.shape[0]),
+    'top5': [_named(int(number), result, names) for number in best],
+    'explanations': entries,
+  }
+
+
+def _heading(result: PictureResult, target: int, names: Sequence[str]) -> str:
+  share = result.probabilities[target]
+  return f'{result.file.name}: class {names[target]}, probability {share:.3f}'
+
+
+def _write_figures(
+  result: PictureResult,
+  findings: Sequence[Finding],
+  tag: str,
+  command: Command,
+  names: Sequence[str],
+) -> None:
+  heading = _heading(result, findings[0].target, names)
+  curves = {f.method: f.curves for f in findings if f.curves is not None}
+  aucs = {m: (float(c.insertion_auc), float(c.deletion_auc)) for m, c in curves.items()}
+  if command.curves:
+    lines = {m: (np.asarray(c.insertion), np.asarray(c.deletion)) for m, c in curves.items()}
+    figure = figures.curves_figure(lines, aucs, heading)
+    figures.save_figure(result.folder / f'curves{tag}.png', figure)
+  if len(findings) > 1:
+    panels = [figures.Panel(f.saliency, _panel_title(f, aucs)) for f in findings]
+    figure = figures.comparison_figure(result.picture, panels, result.place, heading)
+    figures.save_figure(result.folder / f'comparison{tag}.png', figure)
+
+
+def _panel_title(finding: Finding, aucs: dict[str, tuple[float, float]]) -> str:
+  insertion, deletion = aucs[finding.method]
+  found = 'nothing found' if finding.constant else f'ins. {insertion:.3f}, del. {deletion:.3f}'
+  return f'{figures.title_of(finding.method)}\n{found}'
+
+
+def _animate(result: PictureResult, finding: Finding, name: str, classifier: Classifier) -> None:
+  """The insertion as the curve measured it, frame by frame."""
+  assert finding.curves is not None
+  curve = np.asarray(finding.curves.insertion)
+  step = paper_step(result.pixels.shape)
+  baseline = np.asarray(fill_images(classifier, jnp.asarray(result.pixels)[None], 'blur'))[0]
+  frames = animate.insertion_frames(result.pixels, baseline, finding.saliency, step)
+  title = f'{figures.title_of(finding.method)}, class {classifier.class_names[finding.target]}'
+  auc = float(finding.curves.insertion_auc)
+  animate.write_insertion(result.folder / name, frames, curve, f'{title}: insertion AUC {auc:.3f}')
