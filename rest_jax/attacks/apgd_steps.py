@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from rest_jax.attacks import losses
+from rest_jax.attacks import draws, losses
 from rest_jax.attacks.algorithm import register_state, select
 from rest_jax.attacks.apgd_table import Row, Table, make_table
 from rest_jax.attacks.directions import sparse_sign, usable
@@ -152,10 +152,7 @@ class APGD:
 
   def _start(self, keys: jax.Array, images: jax.Array, eps: jax.Array) -> jax.Array:
     shape = images.shape[1:]
-    if self.norm == 'linf':
-      draw = jax.vmap(lambda key: jax.random.uniform(key, shape, minval=-1.0, maxval=1.0))(keys)
-    else:
-      draw = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+    draw = (draws.uniform if self.norm == 'linf' else draws.normal)(keys, shape)
     if self.norm != 'l1':
       draw = per_image(eps, images) * normalize(draw, self.norm)
     return into_ball(draw, images, self.norm, eps)

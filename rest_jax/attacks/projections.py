@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from rest_jax.attacks import draws
 from rest_jax.attacks.threat import Norm
 
 _TINY = 1.2e-38  # the smallest normal float32: a radius below it is 0
@@ -235,21 +236,11 @@ def random_start(
   shape = images.shape[1:]
   eps = per_image(eps, images)
   if norm == 'linf':
-    draw = jax.vmap(lambda key: jax.random.uniform(key, shape, minval=-1.0, maxval=1.0))(keys)
+    draw = draws.uniform(keys, shape)
   else:
-    draw = _uniform_in_unit_ball(keys, shape, norm)
+    direction = (draws.normal if norm == 'l2' else draws.laplace)(keys, shape)
+    # The d-th power of the distance from the centre is uniform.
+    size = max(math.prod(shape), 1)
+    radius = jnp.abs(draws.uniform(keys, (1,) * len(shape), skip=size)) ** (1 / size)
+    draw = radius * normalize(direction, norm)
   return jnp.clip(eps * draw, -images, 1 - images)
-
-
-def _uniform_in_unit_ball(keys: jax.Array, shape: tuple[int, ...], norm: Norm) -> jax.Array:
-  # A direction that no rotation of the ball prefers, and a radius whose d-th power is uniform.
-  size = max(math.prod(shape), 1)
-
-  def one(key):
-    direction, radius = jax.random.split(key)
-    draw = jax.random.normal if norm == 'l2' else jax.random.laplace
-    sample = draw(direction, shape)[None]
-    u = jax.random.uniform(radius, (1,) * sample.ndim, minval=1e-7)
-    return (normalize(sample, norm) * u ** (1 / size))[0]
-
-  return jax.vmap(one)(keys)
