@@ -43,6 +43,7 @@ from rest_jax.explain.metrics import (
 from rest_jax.explain.occlusion import occlusion
 from rest_jax.explain.registry import METHODS, Explanation, Method, explain, list_methods
 from rest_jax.explain.rise import rise
+from rest_jax.explain.sanity import SanityCheck, SanityRow, sanity_check
 from rest_jax.explain.score_cam import score_cam
 from rest_jax.explain.smooth_grad import smooth_grad
 from rest_jax.explain.smooth_grad_cam_pp import smooth_grad_cam_pp
@@ -59,6 +60,8 @@ __all__ = [
   'Interval',
   'Method',
   'Road',
+  'SanityCheck',
+  'SanityRow',
   'Survey',
   'Tap',
   'ablation_cam',
@@ -90,6 +93,7 @@ __all__ = [
   'resolve_targets',
   'rise',
   'road',
+  'sanity_check',
   'score_cam',
   'smooth_grad',
   'smooth_grad_cam_pp',

@@ -39,14 +39,15 @@ def pointing_game(
   maps, masks = _maps_and_masks(maps, objects)
   height, width = maps.shape[1:]
   tolerance = TOLERANCE * min(height, width) if tolerance is None else tolerance
-  if not tolerance >= 0:
+  reach = TOLERANCE * min(height, width) if tolerance is None else tolerance
+  if not reach >= 0:
     raise UserError(f'a tolerance is 0 px or more, got {tolerance}')
   flat = maps.reshape(len(maps), -1)
   y, x = np.divmod(np.argmax(flat, 1), width)
   squares = (np.arange(height)[:, None] - y[:, None, None]) ** 2
   squares = squares + (np.arange(width) - x[:, None, None]) ** 2
   nearest = np.where(masks, squares, height**2 + width**2).min((1, 2))
-  return (nearest <= tolerance**2) & (flat.min(1) < flat.max(1))
+  return (nearest <= reach**2) & (flat.min(1) < flat.max(1))
 
 
 def energy_share(maps: jax.Array | np.ndarray, objects: jax.Array | np.ndarray) -> np.ndarray:
