@@ -1,18 +1,22 @@
-"""Augmentation on the host, one image at a time: crops, flips, colour; and the view for testing.
+"""Augmentation on the host, one image at a time, in the order of timm's and the authors' recipe.
 
-Images are (H, W, 3) uint8 RGB. Semantics are torchvision's (RandomResizedCrop, ColorJitter,
-Resize + CenterCrop on Pillow images), the numbers drawn are NumPy's.
+Random resized crop, mirroring, RandAugment or colour jitter; and the one view for testing. Images
+are (H, W, 3) uint8 RGB. Semantics are torchvision's (RandomResizedCrop, ColorJitter, Resize +
+CenterCrop on Pillow images) and timm's (RandAugment), the numbers drawn are NumPy's.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Literal
 
 import numpy as np
 from PIL import Image
 
+from rest_jax.data import image_ops, rand_augment
+from rest_jax.data.images import EncodedImage
 from rest_jax.errors import UserError
 
 Interpolation = Literal['bilinear', 'bicubic']
@@ -32,7 +36,13 @@ class AugmentConfig:
     flip: mirrors half of the images left to right.
     color_jitter: strengths of brightness, contrast and saturation: each is multiplied by a
       factor from [max(0, 1 - s), 1 + s], in random order; 0 turns one off.
-    interpolation: 'bilinear' or 'bicubic', both with antialiasing.
+    interpolation: 'bilinear' or 'bicubic', of the crop (with antialiasing) and of what RandAugment
+      moves.
+    rand_augment: policy in timm's notation, see `rand_augment.parse`; '' is off. Comes before
+      colour jitter; timm leaves colour jitter out where there is a policy.
+    fill: colour of what RandAugment moves in from outside, levels from 0 to 255.
+    scaled_decoding: decodes a large JPEG at 1/2, 1/4 or 1/8 where the crop keeps the size of the
+      result; quicker, and not quite the same pixels, see `images.EncodedImage.region`.
   """
 
   crop_scale: tuple[float, float] | None = (0.08, 1.0)
@@ -40,8 +50,15 @@ class AugmentConfig:
   flip: bool = True
   color_jitter: tuple[float, float, float] = (0.0, 0.0, 0.0)
   interpolation: Interpolation = 'bicubic'
+  rand_augment: str = ''
+  fill: image_ops.Colour = (124, 116, 104)
+  scaled_decoding: bool = False
 
   def __post_init__(self):
+    if self.rand_augment:
+      _policy(self.rand_augment)
+    if len(self.fill) != 3 or not 0 <= min(self.fill) <= max(self.fill) <= 255:
+      raise UserError(f'fill takes three levels from 0 to 255, got {self.fill}')
     if self.crop_scale is not None:
       low, high = self.crop_scale
       if not 0 < low <= high <= 1:
@@ -51,6 +68,11 @@ class AugmentConfig:
     if len(self.color_jitter) != 3 or min(self.color_jitter) < 0:
       raise UserError(f'color_jitter takes three strengths of 0 or more, got {self.color_jitter}')
     _resampling(self.interpolation)
+
+
+@functools.lru_cache(maxsize=16)
+def _policy(policy: str) -> rand_augment.RandAugment:
+  return rand_augment.parse(policy)
 
 
 def _resampling(interpolation: str) -> Image.Resampling:
@@ -97,32 +119,47 @@ def random_crop_box(
 
 
 def augment(
-  image: np.ndarray, size: int, config: AugmentConfig, rng: np.random.Generator
+  image: np.ndarray | EncodedImage, size: int, config: AugmentConfig, rng: np.random.Generator
 ) -> np.ndarray:
   """A random view of a training image.
 
   Args:
-    image: (H, W, 3) uint8.
+    image: (H, W, 3) uint8, or an image that is not decoded yet.
     size: side of the result in pixels.
     config: what to do.
     rng: decides; the same state gives the same view.
 
   Returns:
     (size, size, 3) uint8.
+
+  Raises:
+    ImageError: the image turns out to be damaged.
   """
-  height, width = image.shape[:2]
-  picture = Image.fromarray(image)
+  encoded = isinstance(image, EncodedImage)
+  height, width = image.size if encoded else image.shape[:2]
   if config.crop_scale is not None:
     box = random_crop_box(rng, height, width, config.crop_scale, config.crop_ratio)
   else:
     box = (0, 0, width, height)
-  if (height, width) != (size, size) or box != (0, 0, width, height):
+  if not encoded:
+    picture = Image.fromarray(image)
+  elif config.scaled_decoding:
+    picture, box = image.region(box, size)
+  else:
+    picture = image.picture()
+  if picture.size != (size, size) or box != (0, 0, size, size):
     picture = picture.resize((size, size), _resampling(config.interpolation), box=box)
   if config.flip and rng.random() < 0.5:
     picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+  if config.rand_augment:
+    steps = _policy(config.rand_augment).draw(rng, config.interpolation)
+    picture = rand_augment.apply(picture, steps, config.fill)
   if any(config.color_jitter):
     picture = _jitter(picture, config.color_jitter, rng)
   return np.asarray(picture)
+
+
+_JITTERS = (image_ops.brightness, image_ops.contrast, image_ops.color)
 
 
 def _jitter(
@@ -135,15 +172,7 @@ def _jitter(
       continue
     low = max(0.0, 1 - strength)
     factor = low + (1 + strength - low) * rng.random()
-    if kind == 0:
-      other = Image.new('RGB', picture.size)
-    elif kind == 1:
-      grey = np.asarray(picture.convert('L'))
-      mean = int(int(grey.sum()) / grey.size + 0.5)
-      other = Image.new('RGB', picture.size, (mean, mean, mean))
-    else:
-      other = picture.convert('L').convert('RGB')
-    picture = Image.blend(other, picture, factor)
+    picture = _JITTERS[kind](picture, factor)
   return picture
 
 

@@ -1,23 +1,27 @@
 """Batches as pure functions of their number, to be computed by any thread, worker or process.
 
 The order of an epoch comes from (seed, epoch), the augmentation of an image from (seed, epoch,
-example).
+example, copy).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from rest_jax.data.augment import AugmentConfig, Interpolation, Resize, augment, eval_view
-from rest_jax.data.sources import ImageSource
+from rest_jax.data.images import ImageError
+from rest_jax.data.sources import ImageSource, open_example
 from rest_jax.errors import UserError
 
 ENDLESS = 2**40  # batches; more than anybody trains on
 ERROR = 'error'  # key of a batch that could not be made: what is wrong
+SKIPPED = 'skipped'  # key of messages about images that could not be read, where there are any
+OnError = Literal['fatal', 'skip']
+_NEIGHBOURS = 100  # unreadable images in a row that are passed over
 
 
 @functools.lru_cache(maxsize=4)
@@ -25,20 +29,35 @@ def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
   return np.random.default_rng([seed, epoch]).permutation(count)
 
 
-def example_rng(seed: int, epoch: int, example: int) -> np.random.Generator:
+def example_rng(seed: int, epoch: int, example: int, copy: int = 0) -> np.random.Generator:
   """Chance for one view of one example.
 
   Args:
     seed: of the run.
     epoch: from 0.
     example: its number in the source.
+    copy: which of its repetitions in the epoch, from 0.
 
   Returns:
-    A generator whose stream overlaps with that of no other triple: the example and the epoch
-    stand in the high words of Philox's counter.
+    A generator whose stream overlaps with no other one: copy, example and epoch stand in the high
+    words of Philox's counter.
   """
-  counter = np.array([0, 0, example, epoch], np.uint64)
+  counter = np.array([0, copy, example, epoch], np.uint64)
   return np.random.Generator(np.random.Philox(key=seed, counter=counter))
+
+
+class _Views:
+  """Random views of examples; keeps the last image, whose copies share one decoding."""
+
+  def __init__(self, source: ImageSource, size: int, config: AugmentConfig):
+    self._source, self._size, self._config = source, size, config
+    self._last: tuple[int, dict[str, Any]] = (-1, {})
+
+  def __call__(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
+    if self._last[0] != index:
+      self._last = (index, open_example(self._source, index))
+    example = self._last[1]
+    return augment(example['image'], self._size, self._config, rng), example['label']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +72,8 @@ class TrainBatches:
   process_index: int
   process_count: int
   start: int = 0
+  repeats: int = 1
+  on_error: OnError = 'fatal'
 
   def __len__(self) -> int:
     return ENDLESS
@@ -66,17 +87,34 @@ class TrainBatches:
 
   def _batch(self, number: int) -> dict[str, Any]:
     rows = self.batch_size // self.process_count
-    first = number * self.batch_size + self.process_index * rows
+    places = number * self.batch_size + np.arange(self.batch_size)
+    # First copies first, so that the copies of an image go to different devices.
+    order = np.argsort(places % len(self.source) % self.repeats, kind='stable')
+    own = order[self.process_index * rows : (self.process_index + 1) * rows]
     images = np.empty((rows, self.image_size, self.image_size, 3), np.uint8)
     labels = np.empty(rows, np.int32)
-    for row in range(rows):
-      epoch, place = divmod(first + row, len(self.source))
-      index = int(_epoch_order(self.seed, epoch, len(self.source))[place])
-      example = self.source[index]
-      rng = example_rng(self.seed, epoch, index)
-      images[row] = augment(example['image'], self.image_size, self.config, rng)
-      labels[row] = example['label']
-    return {'image': images, 'label': labels}
+    views = _Views(self.source, self.image_size, self.config)
+    skipped: dict[str, None] = {}
+    for row in np.argsort(own).tolist():  # copies one after the other
+      images[row], labels[row] = self._example(int(places[own[row]]), views, skipped)
+    batch: dict[str, Any] = {'image': images, 'label': labels}
+    return {**batch, SKIPPED: tuple(skipped)} if skipped else batch
+
+  def _example(self, place: int, views: _Views, skipped: dict[str, None]) -> tuple[np.ndarray, int]:
+    """The view at a place of the endless stream, or of the next image that can be read."""
+    count = len(self.source)
+    epoch, place = divmod(place, count)
+    index = int(_epoch_order(self.seed, epoch, count)[place // self.repeats])
+    for step in range(_NEIGHBOURS):
+      rng = example_rng(self.seed, epoch, index, place % self.repeats)
+      try:
+        return views((index + step) % count, rng)
+      except ImageError as error:
+        if self.on_error == 'fatal':
+          raise
+        skipped[str(error)] = None
+    last = next(reversed(skipped))
+    raise UserError(f'{_NEIGHBOURS} images in a row cannot be read; {last}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +129,7 @@ class EvalBatches:
   interpolation: Interpolation
   process_index: int
   process_count: int
+  on_error: OnError = 'fatal'
 
   def __len__(self) -> int:
     return -(-len(self.source) // self.batch_size)
@@ -100,14 +139,21 @@ class EvalBatches:
     first = number * self.batch_size + self.process_index * rows
     images = np.zeros((rows, self.image_size, self.image_size, 3), np.uint8)
     labels = np.zeros(rows, np.int32)
-    there = max(0, min(rows, len(self.source) - first))
-    try:
-      for row in range(there):
+    mask = np.arange(rows) < len(self.source) - first
+    skipped = []
+    for row in np.flatnonzero(mask).tolist():
+      try:
         example = self.source[first + row]
         images[row] = eval_view(
           example['image'], self.image_size, self.resize, self.crop_pct, self.interpolation
         )
         labels[row] = example['label']
-    except UserError as error:
-      return {ERROR: str(error)}
-    return {'image': images, 'label': labels, 'mask': np.arange(rows) < there}
+      except ImageError as error:
+        if self.on_error == 'fatal':
+          return {ERROR: str(error)}
+        mask[row] = False
+        skipped.append(str(error))
+      except UserError as error:
+        return {ERROR: str(error)}
+    batch: dict[str, Any] = {'image': images, 'label': labels, 'mask': mask}
+    return {**batch, SKIPPED: tuple(skipped)} if skipped else batch

@@ -12,7 +12,7 @@ import pathlib
 
 import numpy as np
 
-from rest_jax.data.images import read_image
+from rest_jax.data.images import open_image
 from rest_jax.errors import UserError
 
 IMAGE_SUFFIXES = frozenset(
@@ -38,8 +38,13 @@ class FolderSource:
   def __len__(self) -> int:
     return len(self.files)
 
+  def open(self, index: int) -> dict:
+    """Returns {'image': an `EncodedImage`, 'label': int}."""
+    return {'image': open_image(self.files[index]), 'label': self.labels[index]}
+
   def __getitem__(self, index: int) -> dict:
-    return {'image': read_image(self.files[index]), 'label': self.labels[index]}
+    example = self.open(index)
+    return {**example, 'image': np.asarray(example['image'].picture())}
 
 
 def load_folder(root: str | os.PathLike) -> tuple[FolderSource, FolderSource, tuple[str, ...]]:

@@ -8,14 +8,16 @@ Grain reads ahead in threads or in spawned workers; with workers a script needs 
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from absl import flags
+from tqdm import tqdm
 
 from rest_jax.data.augment import AugmentConfig, Interpolation, Resize, check_eval_options
-from rest_jax.data.batches import ERROR, EvalBatches, TrainBatches
+from rest_jax.data.batches import ERROR, SKIPPED, EvalBatches, OnError, TrainBatches
 from rest_jax.data.sources import ImageSource
 from rest_jax.errors import UserError
 
@@ -37,9 +39,17 @@ def _read_ahead(batches: Any, workers: int) -> Any:
   return iter(dataset)
 
 
-def _checked(batch: dict[str, Any]) -> dict[str, Any]:
+_reported: set[str] = set()  # by this process, in training and every evaluation
+
+
+def _checked(batch: dict[str, Any], consequence: str) -> dict[str, Any]:
+  """Raises what went wrong; reports once each image that was passed over, on stderr."""
   if ERROR in batch:
     raise UserError(batch[ERROR])
+  for message in batch.pop(SKIPPED, ()):
+    if message not in _reported:
+      _reported.add(message)
+      tqdm.write(f'Warning: {message}; {consequence}', file=sys.stderr)
   return batch
 
 
@@ -56,7 +66,7 @@ class TrainIterator(Iterator[dict[str, np.ndarray]]):
     if self._reader is None:
       start = dataclasses.replace(self._batches, start=self._next)
       self._reader = _read_ahead(start, self._workers)
-    batch = _checked(next(self._reader))
+    batch = _checked(next(self._reader), 'the next image takes its place')
     self._next += 1
     return batch
 
@@ -72,6 +82,7 @@ class TrainIterator(Iterator[dict[str, np.ndarray]]):
       'seed': self._batches.seed,
       'batch_size': self._batches.batch_size,
       'examples': len(self._batches.source),
+      'repeats': self._batches.repeats,
     }
 
   def set_state(self, state: dict[str, int]) -> None:
@@ -81,10 +92,11 @@ class TrainIterator(Iterator[dict[str, np.ndarray]]):
       state: from `get_state`, of any process and with any number of workers.
 
     Raises:
-      UserError: the state is of a stream with another seed, batch size or number of examples.
+      UserError: the state is of a stream with another seed, batch size, number of examples or of
+        repeats.
     """
-    own = self.get_state()
-    for name in ('seed', 'batch_size', 'examples'):
+    own, state = self.get_state(), {'repeats': 1, **state}  # older states have no repeats
+    for name in ('seed', 'batch_size', 'examples', 'repeats'):
       if state.get(name) != own[name]:
         raise UserError(
           f'cannot resume the data: {name} was {state.get(name)} and is {own[name]}; '
@@ -109,12 +121,19 @@ def train_iterator(
   workers: int = 0,
   process_index: int = 0,
   process_count: int = 1,
+  repeats: int = 1,
+  on_error: OnError = 'fatal',
 ) -> TrainIterator:
   """Endless shuffled and augmented batches.
 
   Every epoch has an order of its own; batches run on over its end, so that none is short and every
   example comes once an epoch. Process p gets rows [p b, (p + 1) b) of the batch that one process
   would get, b = batch_size / process_count.
+
+  With `repeats` r, an epoch has as many images, but they are r views each of the first 1/r of its
+  order, together in one batch: repeated augmentation (Hoffer et al., arXiv 1901.09335) as DeiT's
+  sampler and timm's do it, but for the up to 255 images that they drop at an epoch's end. In the
+  batch all first views come before all second ones, so that devices get different images.
 
   Args:
     source: the images.
@@ -126,20 +145,30 @@ def train_iterator(
       images in memory.
     process_index: this process among those that train together.
     process_count: how many train together.
+    repeats: views of an image in a batch.
+    on_error: 'fatal' ends on an image that cannot be read; 'skip' reports it once on stderr and
+      takes the next image of the source, with that one's label, so that the stream stays the same
+      whoever reads it. What Pillow decodes in spite of damage inside its data is not noticed.
 
   Returns:
     An iterator over {'image': (b, image_size, image_size, 3) uint8, 'label': (b,) int32} with
     `get_state`, `set_state` and `close`.
 
   Raises:
-    UserError: an empty source, a negative seed or number of workers, a batch size that the
-      processes cannot share evenly; while iterating, an image that cannot be read.
+    UserError: an empty source, a negative seed or number of workers, repeats below 1, unknown
+      on_error, a batch size that the processes cannot share evenly; while iterating, an image that
+      cannot be read, or with 'skip' a hundred in a row.
   """
   _check_sharing(source, batch_size, image_size, process_index, process_count)
+  _check_on_error(on_error)
+  if repeats < 1:
+    raise UserError(f'repeats must be 1 or more, got {repeats}')
   if seed < 0 or workers < 0:
     raise UserError(f'seed and workers must be 0 or more, got {seed} and {workers}')
   config = augment if augment is not None else AugmentConfig()
-  batches = TrainBatches(source, batch_size, image_size, config, seed, process_index, process_count)
+  batches = TrainBatches(
+    source, batch_size, image_size, config, seed, process_index, process_count, 0, repeats, on_error
+  )
   return TrainIterator(batches, workers)
 
 
@@ -156,7 +185,7 @@ class EvalIterable:
     reader = _read_ahead(self._batches, workers=0)
     try:
       for batch in reader:
-        yield _checked(batch)
+        yield _checked(batch, 'it is left out of the evaluation')
     finally:
       reader.close()
 
@@ -170,6 +199,7 @@ def eval_batches(
   interpolation: Interpolation = 'bicubic',
   process_index: int = 0,
   process_count: int = 1,
+  on_error: OnError = 'fatal',
 ) -> EvalIterable:
   """Every example once, in order; the last batch is filled up and masked.
 
@@ -182,10 +212,12 @@ def eval_batches(
     interpolation: 'bilinear' or 'bicubic'.
     process_index: this process among those that test together.
     process_count: how many test together; all get the same number of batches.
+    on_error: 'fatal' ends on an image that cannot be read; 'skip' reports it once on stderr and
+      masks it.
 
   Returns:
     An iterable with a length over {'image': (b, image_size, image_size, 3) uint8,
-    'label': (b,) int32, 'mask': (b,) bool}, False where a row is filler (zeros).
+    'label': (b,) int32, 'mask': (b,) bool}, False where a row is filler (zeros) or was skipped.
 
   Raises:
     UserError: an empty source, unknown options, a batch size that the processes cannot share
@@ -193,11 +225,14 @@ def eval_batches(
   """
   _check_sharing(source, batch_size, image_size, process_index, process_count)
   check_eval_options(resize, crop_pct, interpolation)
-  return EvalIterable(
-    EvalBatches(
-      source, batch_size, image_size, resize, crop_pct, interpolation, process_index, process_count
-    )
-  )
+  _check_on_error(on_error)
+  options = (resize, crop_pct, interpolation, process_index, process_count, on_error)
+  return EvalIterable(EvalBatches(source, batch_size, image_size, *options))
+
+
+def _check_on_error(on_error: str) -> None:
+  if on_error not in ('fatal', 'skip'):
+    raise UserError(f'on_error must be fatal or skip, got {on_error!r}')
 
 
 def _check_sharing(

@@ -1,18 +1,20 @@
 """Where images come from: TFDS data sets, folders, the embedded `digit_scenes`.
 
 A source gives random access: `len(source)` and `source[i] -> {'image': (H, W, 3) uint8 RGB,
-'label': int}`, and can be pickled for a worker process.
+'label': int}`, and can be pickled for a worker process. Sources of image files have a method `open`
+beside it, which gives the image as an `EncodedImage`, not decoded yet.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from rest_jax.data.folder import load_folder
+from rest_jax.data.images import ImageError
 from rest_jax.data.tfds_source import default_data_dir, load_tfds
 from rest_jax.errors import UserError
 
@@ -25,6 +27,22 @@ class ImageSource(Protocol):
   def __len__(self) -> int: ...
 
   def __getitem__(self, index: int, /) -> dict: ...
+
+
+def open_example(source: ImageSource, index: int) -> dict[str, Any]:
+  """Reads an example without decoding it where the source can.
+
+  Args:
+    source: the images.
+    index: of the example.
+
+  Returns:
+    {'image': `EncodedImage` or (H, W, 3) uint8, 'label': int}.
+
+  Raises:
+    ImageError: the image cannot be read.
+  """
+  return getattr(source, 'open', source.__getitem__)(index)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,15 +69,19 @@ class CachedSource:
   Attributes:
     images: (N, H, W, 3) uint8.
     labels: (N,) int32.
+    problems: what is wrong with an image that could not be read, by its number.
   """
 
   images: np.ndarray
   labels: np.ndarray
+  problems: dict[int, str] = dataclasses.field(default_factory=dict)
 
   def __len__(self) -> int:
     return len(self.labels)
 
   def __getitem__(self, index: int) -> dict:
+    if index in self.problems:
+      raise ImageError(self.problems[index])
     return {'image': self.images[index], 'label': int(self.labels[index])}
 
 
@@ -70,6 +92,7 @@ def load(
   test_split: str = 'test',
   cache: bool = False,
   extras: tuple[str, ...] = (),
+  on_error: str = 'fatal',
 ) -> DataSources:
   """Opens a data set; `digit_scenes` is prepared first where that has not been done.
 
@@ -81,6 +104,8 @@ def load(
     cache: decodes all images once into memory, for small data sets of one image size.
     extras: further features of a TFDS data set, for digit_scenes 'bbox' ((4,) float32, TFDS's
       order) and 'mask' ((H, W) bool).
+    on_error: what an image that cannot be read does to `cache`: 'fatal' ends it, with 'skip' the
+      image is in error when it is asked for, as without a cache.
 
   Returns:
     The sources.
@@ -103,40 +128,55 @@ def load(
       prepare(root)
     train, test, class_names = load_tfds(name, root, train_split, test_split, extras)
   if cache:
-    train, test = cached(train, f'{name} train'), cached(test, f'{name} test')
+    train = cached(train, f'{name} train', on_error)
+    test = cached(test, f'{name} test', on_error)
   return DataSources(name, train, test, class_names)
 
 
-def cached(source: ImageSource, name: str = 'images') -> CachedSource:
+def cached(source: ImageSource, name: str = 'images', on_error: str = 'fatal') -> CachedSource:
   """Decodes a whole source into memory.
 
   Args:
     source: its images must have one size.
     name: for the progress bar and messages.
+    on_error: 'fatal', or 'skip' to keep the place of an image that cannot be read.
 
   Returns:
     The same examples in the same order.
 
   Raises:
-    UserError: images of several sizes, or more than CACHE_LIMIT bytes.
+    UserError: images of several sizes, more than CACHE_LIMIT bytes, or one that cannot be read.
   """
   from tqdm import tqdm
 
   count = len(source)
-  shape = source[0]['image'].shape
+  images, shape = np.empty(0, np.uint8), None
+  labels = np.zeros(count, np.int32)
+  problems: dict[int, str] = {}
+  for index in tqdm(range(count), desc=f'decode {name}', unit='img', leave=False, delay=1):
+    try:
+      example = source[index]
+    except ImageError as error:
+      if on_error != 'skip':
+        raise
+      problems[index] = str(error)
+      continue
+    if shape is None:
+      shape = example['image'].shape
+      images = _room(count, shape, name)
+    if example['image'].shape != shape:
+      raise UserError(
+        f'{name}: image {index} has shape {example["image"].shape}, others {shape}; '
+        'use cache=False for images of several sizes'
+      )
+    images[index], labels[index] = example['image'], example['label']
+  return CachedSource(images, labels, problems)
+
+
+def _room(count: int, shape: tuple[int, ...], name: str) -> np.ndarray:
   if count * int(np.prod(shape)) > CACHE_LIMIT:
     raise UserError(
       f'{name}: {count} images of {shape[0]}x{shape[1]} do not fit {CACHE_LIMIT >> 30} GiB of '
       'memory; use cache=False'
     )
-  images = np.empty((count, *shape), np.uint8)
-  labels = np.empty(count, np.int32)
-  for index in tqdm(range(count), desc=f'decode {name}', unit='img', leave=False, delay=1):
-    example = source[index]
-    if example['image'].shape != shape:
-      raise UserError(
-        f'{name}: image {index} has shape {example["image"].shape}, the first {shape}; '
-        'use cache=False for images of several sizes'
-      )
-    images[index], labels[index] = example['image'], example['label']
-  return CachedSource(images, labels)
+  return np.zeros((count, *shape), np.uint8)

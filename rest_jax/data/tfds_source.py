@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rest_jax.data.images import decode_image
+from rest_jax.data.images import EncodedImage, decode_image
 from rest_jax.errors import UserError
 
 
@@ -39,17 +39,22 @@ class TfdsSource:
   def __len__(self) -> int:
     return len(self._open())
 
-  def __getitem__(self, index: int) -> dict:
+  def open(self, index: int) -> dict:
+    """Returns {'image': an `EncodedImage`, 'label': int} and the extras."""
     record = self._open()[index]
     where = f'{index} of {self.split} in {self.directory}'
     label = int(record['label'])
     if label < 0:
       raise UserError(f'example {where} has no label: choose a split with labels')
-    example = {'image': decode_image(record['image'], where), 'label': label}
+    example: dict[str, Any] = {'image': EncodedImage(record['image'], where), 'label': label}
     for name in self.extras:
       value = record[name]
       example[name] = decode_image(value, where)[..., 0] > 127 if _is_bytes(value) else value
     return example
+
+  def __getitem__(self, index: int) -> dict:
+    example = self.open(index)
+    return {**example, 'image': np.asarray(example['image'].picture())}
 
   def _open(self) -> Any:
     if self._records is None:
