@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
-Colour = tuple[int, int, int]
+Colour = tuple[int, ...]  # three levels from 0 to 255
 _TRANSPOSE = Image.Transpose.TRANSPOSE
 _BLOCK = 64  # rows at a time, which stay in the processor's cache
 
@@ -87,7 +87,7 @@ def rotate(
   picture: Image.Image, degrees: float, fill: Colour, resample: Image.Resampling
 ) -> Image.Image:
   """Turns about the centre, counter-clockwise; the corners show `fill`."""
-  return picture.rotate(degrees, resample=resample, fillcolor=fill)  # type: ignore[arg-type]
+  return picture.rotate(degrees, resample=resample, fillcolor=fill)
 
 
 def shear_x(

@@ -37,6 +37,8 @@ FIELDS: dict[str, dict[str, tuple[Any, str]]] = {
     'image_size': (64, 'side of the square training and test images, pixels'),
     'cache': (False, 'decode the training images once and keep them in memory'),
     'workers': (0, 'processes that read and augment; 0 reads in this process'),
+    'on_error': ('fatal', "an image that cannot be read: 'fatal', or 'skip' takes the next one"),
+    'scaled_decoding': (False, 'decode large JPEGs smaller where the crop allows; not bit-exact'),
     'eval_batch_size': (0, 'global batch of the evaluation; 0 is the training batch'),
     'eval_resize': ('squash', "test images: 'squash', or 'resize_crop' (keeps proportions)"),
     'eval_crop_pct': (0.875, 'resize_crop: crop side / side of the resized image'),
@@ -49,6 +51,8 @@ FIELDS: dict[str, dict[str, tuple[Any, str]]] = {
     'interpolation': ('bilinear', "resizing: 'bilinear' or 'bicubic'"),
     'flip': (False, 'mirror half of the images'),
     'color_jitter': ((), 'strengths of brightness, contrast, saturation; () is off'),
+    'rand_augment': ('', "RandAugment in timm's notation, 'rand-m9-mstd0.5-inc1'; empty is off"),
+    'repeats': (1, 'repeated augmentation: views of an image in a batch, of fewer images'),
     'mixup': (0.0, 'alpha of mixup; 0 is off'),
     'cutmix': (0.0, 'alpha of cutmix; 0 is off'),
     'switch_prob': (0.5, 'chance of cutmix where mixup and cutmix are both on'),
@@ -107,7 +111,14 @@ FIELDS: dict[str, dict[str, tuple[Any, str]]] = {
 }
 SEED_HELP = 'of the weights, the order of the images and every augmentation'
 # What may differ when a run is continued: it changes no bit of the result.
-FREE_KEYS = ('data.dir', 'data.cache', 'data.workers', 'log.', 'train.checkpoint_every_')
+FREE_KEYS = (
+  'data.dir',
+  'data.cache',
+  'data.workers',
+  'data.on_error',
+  'log.',
+  'train.checkpoint_every_',
+)
 
 
 def default_config() -> Config:
@@ -192,6 +203,7 @@ def _check_type(name: str, value: Any) -> None:
 _CHOICES = {
   'model.dtype': ('float32', 'bfloat16'),
   'data.eval_resize': ('squash', 'resize_crop'),
+  'data.on_error': ('fatal', 'skip'),
   'augment.interpolation': ('bilinear', 'bicubic'),
   'optim.name': ('adamw', 'sgd'),
   'optim.schedule': ('cosine', 'step', 'constant'),
@@ -202,7 +214,7 @@ _CHOICES = {
 _POSITIVE = (
     'data.image_size', 'data.eval_crop_pct', 'optim.lr', 'train.epochs', 'train.batch_size',
     'train.accumulate', 'train.eval_every', 'log.every', 'optim.layer_decay',
-    'adversarial.steps', 'adversarial.replays', 'augment.group_cam_groups',
+    'adversarial.steps', 'adversarial.replays', 'augment.group_cam_groups', 'augment.repeats',
 )  # fmt: skip
 _FRACTIONS = (
     'augment.switch_prob', 'augment.mix_prob', 'augment.erasing', 'augment.group_cam',

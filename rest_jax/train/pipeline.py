@@ -85,6 +85,7 @@ def load_sources(config: Config) -> data.DataSources:
     train_split=config.data.train_split,
     test_split=config.data.test_split,
     cache=config.data.cache,
+    on_error=config.data.on_error,
   )
 
 
@@ -101,11 +102,17 @@ def train_batches(config: Config, source: Any) -> Any:
       flip=augment.flip,
       color_jitter=tuple(augment.color_jitter) or (0.0, 0.0, 0.0),
       interpolation=augment.interpolation,
+      rand_augment=augment.rand_augment,
+      # The mean colour, as timm has it.
+      fill=tuple(min(255, round(255 * level)) for level in config.data.mean),
+      scaled_decoding=config.data.scaled_decoding,
     ),
     seed=config.seed,
     workers=config.data.workers,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
+    repeats=augment.repeats,
+    on_error=config.data.on_error,
   )
 
 
@@ -120,4 +127,5 @@ def test_batches(config: Config, source: Any) -> Any:
     interpolation=config.augment.interpolation,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
+    on_error=config.data.on_error,
   )
