@@ -152,3 +152,38 @@ def test_blocks_fit_the_query_batch():
         p, r = block_sizes(images, count, most)
         assert 1 <= p * r <= most
         assert p * -(-images // p) < images + p and r * -(-count // r) < count + r
+
+
+WEIGHTS = np.random.default_rng(5).normal(size=(3, 4)).astype(np.float32)
+SHARED = (
+  'gradient',
+  'guided_backprop',
+  'smooth_grad',
+  'integrated_gradients',
+  'smooth_integrated_gradients',
+  'rise',
+  'occlusion',
+)
+FEW = {'smooth_grad': 'samples', 'smooth_integrated_gradients': 'samples', 'rise': 'masks'}
+
+
+@pytest.mark.parametrize(
+  ('name', 'classes'), [*((name, 4) for name in SHARED), ('gradient', 1), ('rise', 1)]
+)
+def test_every_map_is_finite_and_in_range(name, classes):
+  """Constant and black images, values beyond [0, 1], logits that saturate, one class."""
+
+  def model(x):
+    return 1e4 * jnp.mean(jax.nn.relu(x) @ WEIGHTS[:, :classes], (1, 2))
+
+  options = {FEW[name]: 4} if name in FEW else {}
+  rng = np.random.default_rng(0)
+  noise = rng.uniform(size=(8, 8, 3)).astype(np.float32)
+  images = np.stack(
+    [noise, 0 * noise, 0 * noise + 0.5, 1e6 * noise, -noise, 1e-30 * noise, noise > 1]
+  )
+  maps = explain.METHODS[name].fn(model, images, **options)
+  assert maps.shape == images.shape[:3]
+  assert bool(jnp.isfinite(maps).all()) and float(maps.min()) >= 0 and float(maps.max()) <= 1
+  constant = explain.constant_maps(maps)
+  np.testing.assert_array_equal(constant | (maps.max((1, 2)) == 1), True)
