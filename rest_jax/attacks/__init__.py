@@ -9,6 +9,8 @@ attack gives images of the same shape, in the ball and in [0, 1].
 from rest_jax.attacks.algorithm import run
 from rest_jax.attacks.apgd import apgd
 from rest_jax.attacks.attack_list import list_attacks, named_attack
+from rest_jax.attacks.cw import cw
+from rest_jax.attacks.deepfool import deepfool
 from rest_jax.attacks.evaluation import Evaluation, epsilon_grid, evaluate
 from rest_jax.attacks.gradient_steps import bim, fgsm, mi_fgsm, pgd
 from rest_jax.attacks.health import CHECKS, HealthCheck
@@ -20,6 +22,7 @@ from rest_jax.attacks.rounding import finish
 from rest_jax.attacks.summary import accuracy_interval, robust_accuracy_curve
 from rest_jax.attacks.threat import NORMS, Threat
 from rest_jax.attacks.transfer import transfer, transfer_attack, transfer_matrix
+from rest_jax.attacks.wrappers import bpda, chain, eot, in_bfloat16
 
 __all__ = [
   'CHECKS',
@@ -33,12 +36,18 @@ __all__ = [
   'accuracy_interval',
   'apgd',
   'bim',
+  'bpda',
+  'chain',
+  'cw',
+  'deepfool',
   'distances',
   'draw_attacks',
+  'eot',
   'epsilon_grid',
   'evaluate',
   'fgsm',
   'finish',
+  'in_bfloat16',
   'list_attacks',
   'mi_fgsm',
   'named_attack',

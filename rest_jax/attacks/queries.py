@@ -92,7 +92,7 @@ def ask(
   Returns:
     The answer.
   """
-  if is_random(model) and model.func.average == 'loss':
+  if is_random(model) and getattr(model.func, 'average', None) == 'loss':
     return _mean_over_draws(model, images, loss_fn, keys)
 
   return _answer(lambda x: logits_of(model, x, keys), images, loss_fn)
@@ -123,4 +123,4 @@ def _mean_over_draws(
   added = lax.fori_loop(0, model.func.samples, add, zeros)
   mean = jax.tree.map(lambda x: x / model.func.samples, added)
   # The prediction is that of the mean probabilities.
-  return mean._replace(logits=jnp.log(mean.logits))
+  return mean._replace(logits=jnp.log(jnp.maximum(mean.logits, 1e-37)))

@@ -41,6 +41,7 @@ def attack(
   *,
   restarts: int = 1,
   stop_early: bool = True,
+  keep_clean: bool | None = None,
   query_batch: int | None = None,
 ) -> jax.Array:
   """Attacks every image.
@@ -51,6 +52,8 @@ def attack(
     key: PRNG key; image i gets `fold_in(key, i)`, whatever the chunks.
     restarts: runs; the best outcome is kept, a success before any other.
     stop_early: leave an image alone once it is adversarial.
+    keep_clean: return an image that is misclassified from the start as it is; by default with
+      `stop_early`.
     query_batch: images at a time; None for all.
 
   Returns:
@@ -62,38 +65,47 @@ def attack(
   check_count('restarts', restarts)
   if query_batch is not None:
     check_count('query_batch', query_batch)
+  keep_clean = stop_early if keep_clean is None else keep_clean
   keys = image_keys(check_key(key), inputs.images.shape[0])
 
   def chunk(arrays):
-    return _restarts(algorithm, inputs.model, *arrays, restarts, stop_early)
+    return _restarts(algorithm, inputs.model, *arrays, restarts, stop_early, keep_clean)
 
   arrays = (inputs.images, inputs.labels, inputs.eps, keys, inputs.targets)
   return in_chunks(chunk, arrays, query_batch)
 
 
-@functools.partial(jax.jit, static_argnames=('algorithm', 'restarts', 'stop_early'))
+@functools.partial(jax.jit, static_argnames=('algorithm', 'restarts', 'stop_early', 'keep_clean'))
 def _restarts(
-  algorithm: Ranked, model: Partial, images, labels, eps, keys, targets, restarts, stop_early
+  algorithm: Ranked,
+  model: Partial,
+  images: jax.Array,
+  labels: jax.Array,
+  eps: jax.Array,
+  keys: jax.Array,
+  targets: jax.Array | None,
+  restarts: int,
+  stop_early: bool,
+  keep_clean: bool,
 ):
   def once(kept, index):
     _, score, success = kept
     goals = _of_restart(targets, index)
     state = algorithm.init(model, images, labels, eps, fold_each(keys, index), goals)
-    if stop_early:
-      state = select(success, _spent(algorithm, state), state)
+    settled = success if stop_early else score == jnp.inf
+    state = select(settled, _spent(algorithm, state), state)
     state = run_from(algorithm, model, state, stop_early)
     image, new = algorithm.outcome(state)
-    better = jnp.where(state.success == success, new > score, state.success)
-    better = better & ~success if stop_early else better
+    better = jnp.where(state.success == success, new > score, state.success) & ~settled
     return select(better, (image, new, state.success), kept), None
 
   success = jnp.zeros(labels.shape, bool)
-  if stop_early:
-    # Whoever is there already stays as it is; a batch of those is returned at once.
+  if keep_clean:
     logits = logits_of(model, images, fold_each(keys, _CLEAN))
     success = fooled(logits, labels, _of_restart(targets, 0), algorithm.targeted)
-  worst = jnp.full(labels.shape, -jnp.inf)
-  return lax.scan(once, (images, worst, success), jnp.arange(restarts))[0][0]
+  # Nothing is better than an image that fools by itself; a batch of those returns at once.
+  score = jnp.where(success, jnp.inf, -jnp.inf)
+  return lax.scan(once, (images, score, success), jnp.arange(restarts))[0][0]
 
 
 def _of_restart(targets: jax.Array | None, index: jax.Array | int) -> jax.Array | None:

@@ -1,0 +1,189 @@
+"""Carlini & Wagner's L2 attack as an algorithm.
+
+"Towards evaluating the robustness of neural networks", 2017, section 6, with the binary search
+and the early abort of the authors' code; every image by itself, with its own constant c, its own
+Adam and its own abort.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from rest_jax.attacks import losses
+from rest_jax.attacks.algorithm import register_state, select
+from rest_jax.attacks.directions import usable
+from rest_jax.attacks.minimum import keep_nearest
+from rest_jax.attacks.projections import norm_of, per_image
+from rest_jax.attacks.queries import ask, fold_each
+
+_INSIDE = 0.999999  # the tanh reaches the ends of the pixel range at infinity only
+_NO_LIMIT = 1e10
+_CHECKS = 10  # of progress in a round
+
+
+@register_state
+@dataclasses.dataclass(frozen=True)
+class CWState:
+  """`algorithm.State`, and what the search remembers of each image.
+
+  Attributes:
+    distance: of `adv`, infinity where there is none.
+    weight: c, between `low` (failed) and `high` (succeeded).
+    offset: the variable of the optimisation, in tanh space; `mean` and `power` are Adam's.
+    checked_loss: the objective at the last check of progress.
+    reached: whether this round found an adversarial image.
+  """
+
+  images: jax.Array
+  labels: jax.Array
+  targets: jax.Array
+  eps: jax.Array
+  keys: jax.Array
+  iteration: jax.Array
+  adv: jax.Array
+  success: jax.Array
+  distance: jax.Array
+  weight: jax.Array
+  low: jax.Array
+  high: jax.Array
+  offset: jax.Array
+  mean: jax.Array
+  power: jax.Array
+  checked_loss: jax.Array
+  reached: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class CW:
+  """The attack.
+
+  Attributes:
+    rounds: of the binary search over c.
+    iterations: Adam's steps in a round.
+    learning_rate: Adam's, in tanh space.
+    weight: the first c.
+    confidence: by how much the margin must be exceeded, kappa.
+    abort_early: end a round whose objective no longer falls.
+    targeted: whether success is to reach the target.
+  """
+
+  rounds: int = 9
+  iterations: int = 1000
+  learning_rate: float = 0.01
+  weight: float = 1e-3
+  confidence: float = 0.0
+  abort_early: bool = True
+  targeted: bool = False
+
+  @property
+  def steps(self) -> int:
+    """Queries."""
+    return self.rounds * self.iterations
+
+  def init(self, model: Partial, images, labels, eps, keys, targets=None) -> CWState:
+    """At the image; asks the model nothing."""
+    del model
+    ones = jnp.ones(labels.shape)
+    zeros = jnp.zeros_like(images)
+    return CWState(
+      images=images,
+      labels=labels,
+      targets=labels if targets is None else targets,
+      eps=eps,
+      keys=keys,
+      iteration=jnp.zeros(labels.shape, jnp.int32),
+      adv=images,
+      success=ones < 0,
+      distance=jnp.inf * ones,
+      weight=self.weight * ones,
+      low=0 * ones,
+      high=_NO_LIMIT * ones,
+      offset=zeros,
+      mean=zeros,
+      power=zeros,
+      checked_loss=jnp.inf * ones,
+      reached=ones < 0,
+    )
+
+  def step(self, model: Partial, state: CWState) -> CWState:
+    """Asks once, keeps what is nearer, takes a step of Adam; the round's last one chooses c."""
+    at = state.iteration % self.iterations
+    point, objective, margin, logits, gradient = self._objective(model, state)
+    hit = losses.fooled(logits, state.labels, state.targets, self.targeted)
+    hit &= margin >= self.confidence
+    adv, distance = keep_nearest(point, hit, state.adv, state.distance, state.images, 'l2')
+    state = dataclasses.replace(
+      state,
+      adv=adv,
+      distance=distance,
+      success=(distance < jnp.inf) & (distance <= state.eps),
+      reached=state.reached | hit,
+    )
+    state = self._adam(state, gradient, at)
+    stuck, state = self._progress(state, objective, at)
+    last = (at == self.iterations - 1) | stuck
+    ended = (state.iteration // self.iterations + 1) * self.iterations
+    state = dataclasses.replace(state, iteration=jnp.where(last, ended, state.iteration + 1))
+    return select(last, self._next_round(state), state)
+
+  def outcome(self, state: CWState) -> tuple[jax.Array, jax.Array]:
+    """The nearest adversarial image, the original where there is none."""
+    return state.adv, -state.distance
+
+  def _objective(self, model: Partial, state: CWState):
+    """Equation of section 6: distance^2 + c max(-margin, -kappa), with its gradient by offset."""
+    centre = jnp.arctanh((2 * state.images - 1) * _INSIDE)
+    point, pull = jax.vjp(lambda w: (jnp.tanh(w + centre) + 1) / 2, state.offset)
+    name = 'margin_targeted' if self.targeted else 'margin'
+
+    def lack(logits):
+      return losses.loss_of(name, logits, state.labels, state.targets)
+
+    answer = ask(model, point, lack, fold_each(state.keys, state.iteration))
+    # The published distance is from the image as tanh gives it back.
+    delta = point - (jnp.tanh(centre) + 1) / 2
+    far = answer.losses < self.confidence
+    weight = per_image(jnp.where(far, state.weight, 0.0), delta)
+    slope = 2 * delta - weight * usable(answer.gradient)
+    lacking = jnp.maximum(self.confidence - answer.losses, 0.0)
+    objective = jnp.square(norm_of(delta, 'l2')) + state.weight * lacking
+    return point, objective, answer.losses, answer.logits, pull(slope)[0]
+
+  def _adam(self, state: CWState, gradient: jax.Array, at: jax.Array) -> CWState:
+    time = per_image((at + 1).astype(jnp.float32), gradient)
+    mean = 0.9 * state.mean + 0.1 * gradient
+    power = 0.999 * state.power + 0.001 * jnp.square(gradient)
+    rate = self.learning_rate * jnp.sqrt(1 - 0.999**time) / (1 - 0.9**time)
+    offset = state.offset - rate * mean / (jnp.sqrt(power) + 1e-8)
+    return dataclasses.replace(state, offset=offset, mean=mean, power=power)
+
+  def _progress(self, state: CWState, objective: jax.Array, at: jax.Array):
+    due = at % max(self.iterations // _CHECKS, 1) == 0
+    stuck = due & (objective > 0.9999 * state.checked_loss) & self.abort_early
+    checked = jnp.where(due, objective, state.checked_loss)
+    return stuck, dataclasses.replace(state, checked_loss=checked)
+
+  def _next_round(self, state: CWState) -> CWState:
+    """Bisection once c succeeded, ten times as much before; the search starts at the image."""
+    high = jnp.where(state.reached, jnp.minimum(state.high, state.weight), state.high)
+    low = jnp.where(state.reached, state.low, jnp.maximum(state.low, state.weight))
+    weight = jnp.where(high < _NO_LIMIT, (low + high) / 2, state.weight * 10)
+    # The published search tries the largest c in its last round if all before failed.
+    before_last = state.iteration == (self.rounds - 1) * self.iterations
+    weight = jnp.where(before_last & (self.rounds >= 10), high, weight)
+    zeros = jnp.zeros_like(state.offset)
+    return dataclasses.replace(
+      state,
+      low=low,
+      high=high,
+      weight=weight,
+      offset=zeros,
+      mean=zeros,
+      power=zeros,
+      checked_loss=jnp.full_like(state.checked_loss, jnp.inf),
+      reached=jnp.zeros_like(state.reached),
+    )

@@ -1,0 +1,192 @@
+"""DeepFool: Moosavi-Dezfooli et al., "DeepFool: a simple and accurate method to fool deep neural
+networks", 2016, algorithm 2, in L2 and Linf (section 3.3).
+
+Where it deviates: the image keeps to [0, 1]. Pixels at an end of the range that would be pushed
+beyond it are left out of the linearised problem, so that the others take their share.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.tree_util import Partial
+
+from rest_jax.attacks import losses
+from rest_jax.attacks.algorithm import register_state, select
+from rest_jax.attacks.checks import check_count, check_inputs
+from rest_jax.attacks.directions import usable
+from rest_jax.attacks.minimum import attack_minimum, keep_nearest
+from rest_jax.attacks.projections import norm_of, per_image
+from rest_jax.attacks.queries import fold_each, logits_of
+from rest_jax.attacks.threat import Norm
+from rest_jax.errors import UserError
+
+
+@register_state
+@dataclasses.dataclass(frozen=True)
+class DeepFoolState:
+  """`algorithm.State`, and the way so far.
+
+  Attributes:
+    distance: of `adv`, infinity where there is none.
+    moved: the sum of the perturbations, without overshoot.
+    others: the classes to look at, (B, n).
+  """
+
+  images: jax.Array
+  labels: jax.Array
+  targets: jax.Array
+  eps: jax.Array
+  keys: jax.Array
+  iteration: jax.Array
+  adv: jax.Array
+  success: jax.Array
+  distance: jax.Array
+  moved: jax.Array
+  others: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class DeepFool:
+  """The attack.
+
+  Attributes:
+    norm: to be minimised, 'l2' or 'linf'.
+    iterations: linearisations at most.
+    overshoot: how much further than the linearised boundary, relative to the perturbation.
+    num_classes: classes of the highest logits that are looked at, the label among them.
+    targeted: whether only the target is looked at.
+  """
+
+  norm: Norm = 'l2'
+  iterations: int = 50
+  overshoot: float = 0.02
+  num_classes: int = 10
+  targeted: bool = False
+
+  @property
+  def steps(self) -> int:
+    """Queries: the image's and one a linearisation."""
+    return self.iterations + 1
+
+  def init(self, model: Partial, images, labels, eps, keys, targets=None) -> DeepFoolState:
+    """At the image; asks the model nothing but its number of classes."""
+    shape = jax.eval_shape(lambda x, k: logits_of(model, x, k), images, keys)
+    count = 1 if self.targeted else min(self.num_classes, shape.shape[1]) - 1
+    no = jnp.zeros(labels.shape, bool)
+    return DeepFoolState(
+      images=images,
+      labels=labels,
+      targets=labels if targets is None else targets,
+      eps=eps,
+      keys=keys,
+      iteration=jnp.zeros(labels.shape, jnp.int32),
+      adv=images,
+      success=no,
+      distance=jnp.where(no, 0.0, jnp.inf),
+      moved=jnp.zeros_like(images),
+      others=jnp.zeros((labels.shape[0], count), jnp.int32),
+    )
+
+  def step(self, model: Partial, state: DeepFoolState) -> DeepFoolState:
+    """Asks at the current point; goes to the nearest of the linearised boundaries."""
+    point = jnp.clip(state.images + (1 + self.overshoot) * state.moved, 0.0, 1.0)
+    keys = fold_each(state.keys, state.iteration)
+    logits, pull = jax.vjp(lambda x: logits_of(model, x, keys), point)
+    hit = losses.fooled(logits, state.labels, state.targets, self.targeted)
+    adv, distance = keep_nearest(point, hit, state.adv, state.distance, state.images, self.norm)
+    others = select(state.iteration == 0, self._others(state, logits), state.others)
+    step = self._nearest(point, state.labels, others, logits, pull)
+    return dataclasses.replace(
+      state,
+      iteration=state.iteration + 1,
+      adv=adv,
+      distance=distance,
+      success=(distance < jnp.inf) & (distance <= state.eps),
+      moved=(point - state.images) / (1 + self.overshoot) + step,
+      others=others,
+    )
+
+  def outcome(self, state: DeepFoolState) -> tuple[jax.Array, jax.Array]:
+    """The adversarial image, the original where there is none."""
+    return state.adv, -state.distance
+
+  def _others(self, state: DeepFoolState, logits: jax.Array) -> jax.Array:
+    if self.targeted:
+      return state.targets[:, None]
+    own = jnp.arange(logits.shape[1])[None] == state.labels[:, None]
+    order = jnp.argsort(jnp.where(own, jnp.inf, logits), axis=1, descending=True)
+    return order[:, 1 : state.others.shape[1] + 1].astype(jnp.int32)
+
+  def _nearest(self, point, labels, others, logits, pull) -> jax.Array:
+    """The shortest step onto one of the boundaries, a class after the other."""
+    classes = jnp.arange(logits.shape[1])[None]
+    own = (classes == labels[:, None]).astype(logits.dtype)
+
+    def look(index, found):
+      other = (classes == others[:, index][:, None]).astype(logits.dtype)
+      slope = _free(usable(pull(other - own)[0]), point)
+      gap = jnp.sum(jnp.where(other - own != 0, (own - other) * logits, 0.0), axis=1)
+      # The norm of the step is the gap over the dual norm of the slope.
+      dual = norm_of(slope, 'l1' if self.norm == 'linf' else 'l2')
+      length = jnp.where(dual > 0, jnp.abs(gap) / jnp.where(dual > 0, dual, 1.0), jnp.inf)
+      unit = jnp.sign(slope) if self.norm == 'linf' else slope / per_image(dual + 1e-30, slope)
+      way = jnp.where(per_image(dual, slope) > 0, unit * per_image(length, slope), 0.0)
+      return select(length < found[1], (way, length), found)
+
+    start = (jnp.zeros_like(point), jnp.full(labels.shape, jnp.inf))
+    return lax.fori_loop(0, others.shape[1], look, start)[0]
+
+
+def _free(slope: jax.Array, point: jax.Array) -> jax.Array:
+  """The slope without pixels that stand at the end of the range it points to."""
+  stuck = ((point <= 0) & (slope < 0)) | ((point >= 1) & (slope > 0))
+  return jnp.where(stuck, 0.0, slope)
+
+
+def deepfool(
+  logits_fn: Any,
+  images: Any,
+  labels: Any,
+  *,
+  key: Any = None,
+  norm: Norm = 'l2',
+  steps: int = 50,
+  overshoot: float = 0.02,
+  num_classes: int = 10,
+  targets: Any = None,
+  query_batch: int | None = None,
+) -> jax.Array:
+  """DeepFool, a quick attack of small norm: Moosavi-Dezfooli et al., 2016, algorithm 2.
+
+  Args:
+    logits_fn: float32 images (B, H, W, C) in [0, 1] to logits (B, K), or a `Classifier`.
+    images: floats (B, H, W, C) in [0, 1].
+    labels: integers (B,).
+    key: PRNG key; only random models need one.
+    norm: 'l2' or 'linf'.
+    steps: linearisations at most.
+    overshoot: how much further than the linearised boundary, relative to the perturbation.
+    num_classes: classes of the highest logits that are looked at, the label among them, from 2.
+    targets: classes to reach, (B,); any wrong one by default.
+    query_batch: images at a time; None for all.
+
+  Returns:
+    float32 (B, H, W, C) in [0, 1]: the adversarial image, the original where none was found or
+    where it is one already. `attacks.distances` measures how far.
+
+  Raises:
+    UserError: bad input.
+  """
+  check_count('steps', steps)
+  check_count('num_classes', num_classes, 2)
+  if not 0 <= overshoot < float('inf'):
+    raise UserError(f'overshoot is a number from 0, not {overshoot!r}')
+  inputs = check_inputs(logits_fn, images, labels, norm=norm, targets=targets, norms=('l2', 'linf'))
+  targeted = targets is not None
+  algorithm = DeepFool(norm, int(steps), float(overshoot), int(num_classes), targeted)
+  return attack_minimum(algorithm, inputs, key, query_batch, stop_early=True)
