@@ -103,6 +103,7 @@ def group_cam(
     return in_order(point, images, targets, settings)
   weighted, targets = _weighted(point, images, targets, query_batch)
   labels = grouped.by_clustering(weighted, groups, grouping)
+  settings = settings._replace(groups=int(labels.max()) + 1)
   return _clustered(point, images, targets, weighted, jnp.asarray(labels), settings)
 
 
@@ -114,8 +115,9 @@ def in_order(point: Tap, images, targets, settings: Settings) -> jax.Array:
     chunk, classes = item
     weighted, classes = _weigh(point, chunk, classes)
     labels = grouped.in_order(weighted.shape[-1], settings.groups)
+    made = settings._replace(groups=int(labels[-1]) + 1)
     labels = jnp.broadcast_to(jnp.asarray(labels), (len(chunk), len(labels)))
-    return _explain(point, chunk, classes, weighted, labels, settings)
+    return _explain(point, chunk, classes, weighted, labels, made)
 
   return chunked(block, (images, targets), settings.query_batch)
 
@@ -140,8 +142,7 @@ def _weigh(point: Tap, images, targets) -> tuple[jax.Array, jax.Array]:
 
 
 def _explain(point: Tap, images, targets, weighted, labels, settings: Settings) -> jax.Array:
-  groups = min(settings.groups, weighted.shape[-1])
-  maps = jax.nn.relu(grouped.sum_groups(weighted, labels, groups))
+  maps = jax.nn.relu(grouped.sum_groups(weighted, labels, settings.groups))
   if settings.variant == 'paper':
     maps = jnp.where(maps > grouped.percentile(maps, settings.percentile), maps, 0)
   scores = _scores(point, images, targets, maps, settings)
@@ -154,7 +155,10 @@ def _explain(point: Tap, images, targets, weighted, labels, settings: Settings) 
     weight, small = group
     mask = upsample(small, size)
     range_ = span(mask)
-    mask = rescale(mask, range_) if settings.variant == 'paper' else mask * range_.varied
+    if settings.variant == 'paper':
+      mask = rescale(mask, range_)
+    else:
+      mask = jnp.where(range_.varied, mask, 0)
     return total + weight[:, None, None] * mask, None
 
   # Groups one by one at the image's size: all of them at once would be memory in G.

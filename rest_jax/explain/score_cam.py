@@ -82,7 +82,7 @@ def _run(point: Tap, images, targets, query_batch: int) -> jax.Array:
     up = upsample(maps[image, channel], size)
     mask = min_max(up)[..., None]
     seen = images[image] * mask + hidden[None, None, None] * (1 - mask)
-    return probability(point(seen), targets[image]) * span(up).varied[:, 0, 0]
+    return jnp.where(span(up).varied[:, 0, 0], probability(point(seen), targets[image]), 0)
 
   pairs = jnp.meshgrid(jnp.arange(len(images)), jnp.arange(maps.shape[1]), indexing='ij')
   weights = chunked(query, tuple(axis.ravel() for axis in pairs), query_batch)

@@ -135,10 +135,10 @@ def default_layer(
   tokens = {n: s for n, s in seen.layers.items() if len(s) == 3}
   if is_plane is not None:
     tokens = {n: s for n, s in tokens.items() if is_plane(s)}
-    composite = {n: s for n, s in tokens.items() if _is_composite(n, seen.layers)}
+    composite = {n: s for n, s in tokens.items() if _is_composite(n, seen)}
     if tokens:
       return _outermost_last(composite or tokens)
-  elif tokens and not any(_is_composite(n, seen.layers) for n in layers):
+  elif tokens and not any(_is_composite(n, seen) for n in layers):
     raise UserError(
       'this model works on tokens (B, N, C): say layer=... and grid=(rows, columns); '
       f'its layers: {", ".join(_some(tokens))}'
@@ -150,7 +150,7 @@ def default_layer(
 
 
 def _by_grid(layers, seen: Survey, image_shape: tuple[int, ...]) -> str:
-  pool = {n: s for n, s in layers.items() if _is_composite(n, seen.layers)} or layers
+  pool = {n: s for n, s in layers.items() if _is_composite(n, seen)} or layers
   image = image_shape[1] * image_shape[2]
   pool = {n: s for n, s in pool.items() if s[1] * s[2] < image} or pool
   large = [s[1] * s[2] for s in pool.values() if min(s[1:3]) >= MIN_GRID]
@@ -162,8 +162,8 @@ def _outermost_last(pool) -> str:
   return max(enumerate(pool), key=lambda item: (-item[1].count('/'), item[0]))[1]
 
 
-def _is_composite(name: str, layers) -> bool:
-  return any(other.startswith(name + '/') for other in layers)
+def _is_composite(name: str, seen: Survey) -> bool:
+  return any(other.startswith(name + '/') for other in (*seen.layers, *seen.hidden))
 
 
 def _planes(layers):

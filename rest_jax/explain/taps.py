@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from typing import Any
 
 import jax
@@ -174,7 +175,7 @@ def tap(model: Any, layer: str | None = None, grid: tuple[int, int] | None = Non
     UserError: no model, or a layer's name together with a pair. What the model runs is looked at
       later, when the images' shape is known.
   """
-  grid = grid and (int(grid[0]), int(grid[1]))
+  grid = _checked_grid(grid)
   if isinstance(model, Tap):
     changes: dict[str, Any] = {'layer': layer, 'grid': grid}
     changes = {name: value for name, value in changes.items() if value is not None}
@@ -187,8 +188,6 @@ def tap(model: Any, layer: str | None = None, grid: tuple[int, int] | None = Non
     made = Tap(function, None, layer, grid, mean_of(model))
   if made.head is not None and made.layer is not None:
     raise UserError(f'a pair (features_fn, head_fn) has one layer only, so no {made.layer!r}')
-  if made.grid is not None and min(made.grid) < 1:
-    raise UserError(f'a grid is (rows, columns), both positive, got {made.grid}')
   return made
 
 
@@ -219,6 +218,18 @@ def list_layers(model: Any, image_shape: tuple[int, ...] | None = None) -> dict[
   if not seen.layers:
     surveys.check_layer('', seen)
   return {name: shape for name, shape in seen.layers.items() if len(shape) in (3, 4)}
+
+
+def _checked_grid(grid: Any) -> tuple[int, int] | None:
+  if grid is None:
+    return None
+  try:
+    rows, columns = (operator.index(n) for n in grid)
+  except (TypeError, ValueError):
+    rows = columns = 0
+  if min(rows, columns) < 1:
+    raise UserError(f'a grid is (rows, columns), two positive integers, got {grid!r}')
+  return rows, columns
 
 
 def mean_of(model: Any) -> tuple[float, ...] | None:

@@ -1,0 +1,203 @@
+"""The CAM family against the papers' formulas in plain NumPy loops."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+from rest_jax import UserError, explain
+from rest_jax.explain import common
+from rest_jax.explain.eigen_cam import first_component
+
+KERNEL = jax.random.normal(jax.random.key(0), (2, 2, 3, 6))
+HEAD = jax.random.normal(jax.random.key(1), (6, 4))
+IMAGES = jax.random.uniform(jax.random.key(2), (2, 10, 8, 3))
+TARGETS = jnp.array([1, 3])
+
+
+def features(kernel, x):
+  dimensions = ('NHWC', 'HWIO', 'NHWC')
+  return jax.lax.conv_general_dilated(
+    x - 0.5, kernel, (2, 2), 'VALID', dimension_numbers=dimensions
+  )
+
+
+def head(weights, a):
+  return jnp.sum(jnp.tanh(a) * a, axis=(1, 2)) @ weights
+
+
+PAIR = (Partial(features, KERNEL), Partial(head, HEAD))
+
+
+@pytest.fixture(scope='module')
+def seen():
+  """(map, gradient) of each image, float64 (h, w, K)."""
+  result = jax.jit(common.layer_gradient)(explain.tap(PAIR), IMAGES, TARGETS)
+  arrays = [np.asarray(x, np.float64) for x in (result.features, result.gradients)]
+  return list(zip(*arrays, strict=True))
+
+
+def check(maps, expected, atol=1e-5):
+  """Compares with maps at feature resolution before they are brought to size and range."""
+  assert maps.shape == (2, 10, 8)
+  for ours, small in zip(maps, expected, strict=True):
+    big = np.asarray(explain.upsample(jnp.asarray(small[None], jnp.float32), (10, 8)))[0]
+    np.testing.assert_allclose(ours, (big - big.min()) / (big.max() - big.min()), atol=atol)
+
+
+def relu(x):
+  return np.maximum(x, 0)
+
+
+def grad_cam(a, g):
+  return relu(sum(g[..., k].mean() * a[..., k] for k in range(6)))
+
+
+def grad_cam_pp(a, g):
+  total = 0
+  for k in range(6):
+    below = 2 * g[..., k] ** 2 + np.sum(a[..., k] * g[..., k] ** 3)
+    total += np.sum(g[..., k] ** 2 / (below + 1e-7) * relu(g[..., k])) * a[..., k]
+  return relu(total)
+
+
+def xgrad_cam(a, g):
+  return relu(sum(np.sum(g[..., k] * a[..., k] / a[..., k].sum()) * a[..., k] for k in range(6)))
+
+
+def hires_cam(a, g):
+  return relu(np.sum(g * a, axis=-1))
+
+
+def layer_cam(a, g):
+  return relu(np.sum(relu(g) * a, axis=-1))
+
+
+@pytest.mark.parametrize('formula', [grad_cam, grad_cam_pp, xgrad_cam, hires_cam, layer_cam])
+def test_formula(seen, formula):
+  method = explain.METHODS[formula.__name__].fn
+  check(method(PAIR, IMAGES, TARGETS), [formula(a, g) for a, g in seen])
+
+
+def test_grad_cam_pp_has_the_derivatives_of_the_exponential_score():
+  """Second and third derivatives of exp(S) for a head that is linear, by automatic ones."""
+  weights = np.array([0.7, -1.2])
+  a = np.array([0.3, 0.9])
+
+  def score(x):
+    return jnp.exp(jnp.sum(x * jnp.asarray(weights, jnp.float32)))
+
+  gradient = jax.grad(score)
+  second = jax.hessian(score)(jnp.asarray(a, jnp.float32))
+  third = jax.jacfwd(jax.hessian(score))(jnp.asarray(a, jnp.float32))
+  y = float(score(jnp.asarray(a, jnp.float32)))
+  for i in range(2):
+    np.testing.assert_allclose(gradient(jnp.asarray(a, jnp.float32))[i], y * weights[i], rtol=1e-5)
+    np.testing.assert_allclose(second[i, i], y * weights[i] ** 2, rtol=1e-5)
+    np.testing.assert_allclose(third[i, i, i], y * weights[i] ** 3, rtol=1e-5)
+
+
+def test_xgrad_cam_of_a_channel_that_sums_to_zero():
+  pair = (lambda x: x - x.mean((1, 2), keepdims=True), lambda a: a[:, 0, 0])
+  maps = explain.xgrad_cam(pair, jnp.round(IMAGES * 8) * 0 + jnp.ones(3)[None, None, None])
+  assert jnp.isfinite(maps).all() and explain.constant_maps(maps).all()
+
+
+@pytest.mark.parametrize('shape', [(3, 2, 7), (5, 4, 3)])
+def test_eigen_cam_is_the_first_singular_vector(shape):
+  a = np.random.default_rng(0).normal(size=(2, *shape)) + 0.3
+  ours = first_component(jnp.asarray(a * 1e25, jnp.float32))  # whose squares overflow
+  for i in range(2):
+    _, _, v = np.linalg.svd(a[i].reshape(-1, shape[-1]), full_matrices=False)
+    expected = a[i] @ v[0]
+    expected *= np.sign(expected.sum())
+    scale = np.abs(expected).max() / np.abs(ours[i]).max()
+    np.testing.assert_allclose(ours[i] * scale, expected, atol=1e-5)
+
+
+def test_eigen_cam_does_not_depend_on_the_class(seen):
+  maps = explain.eigen_cam(PAIR, IMAGES, TARGETS)
+  check(maps, [np.asarray(first_component(jnp.asarray(a[None], jnp.float32)))[0] for a, _ in seen])
+  np.testing.assert_array_equal(maps, explain.eigen_cam(PAIR, IMAGES))
+
+
+@pytest.mark.parametrize('query_batch', [2, 32])
+def test_ablation_cam(seen, query_batch):
+  weights = np.asarray(HEAD, np.float64)
+  score = lambda a: np.sum(np.tanh(a) * a, axis=(0, 1)) @ weights  # noqa: E731
+  expected = []
+  for (a, _), target in zip(seen, TARGETS.tolist(), strict=True):
+    total = 0
+    for k in range(6):
+      without = a.copy()
+      without[..., k] = 0
+      total += (score(a)[target] - score(without)[target]) * a[..., k]
+    expected.append(relu(total))
+  check(explain.ablation_cam(PAIR, IMAGES, TARGETS, query_batch=query_batch), expected, 1e-4)
+
+
+class Classified:
+  """A classifier of our contract: a mean colour that normalisation turns into 0."""
+
+  mean = (0.2, 0.5, 0.7)
+
+  def __call__(self, x):
+    return head(HEAD, features(KERNEL, x))
+
+
+@pytest.mark.parametrize('query_batch', [4, 32])
+def test_score_cam_hides_behind_what_the_model_sees_as_zero(seen, query_batch):
+  point = explain.tap(PAIR)
+  for mean in (None, Classified.mean):
+    model = point if mean is None else type(point)(point.function, point.head, mean=mean)
+    hidden = np.zeros(3) if mean is None else np.array(mean)
+    expected = []
+    for i, (a, _) in enumerate(seen):
+      total = 0
+      for k in range(6):
+        big = np.asarray(explain.upsample(jnp.asarray(a[None, ..., k], jnp.float32), (10, 8)))[0]
+        mask = ((big - big.min()) / (big.max() - big.min()))[..., None]
+        masked = jnp.asarray(np.asarray(IMAGES[i]) * mask + hidden * (1 - mask), jnp.float32)
+        total += float(jax.nn.softmax(point(masked[None]))[0, TARGETS[i]]) * a[..., k]
+      expected.append(total)
+    maps = explain.score_cam(model, IMAGES, TARGETS, query_batch=query_batch)
+    for ours, small in zip(maps, expected, strict=True):
+      big = relu(np.asarray(explain.upsample(jnp.asarray(small[None], jnp.float32), (10, 8)))[0])
+      np.testing.assert_allclose(ours, explain.min_max(jnp.asarray(big)), atol=1e-4)
+
+
+def test_the_mean_colour_is_found():
+  assert explain.tap(Classified()).mean == Classified.mean
+  assert explain.tap(lambda x: x).mean is None
+
+
+def test_smooth_grad_cam_pp_without_noise_is_grad_cam_pp(key):
+  maps = explain.smooth_grad_cam_pp(PAIR, IMAGES, TARGETS, key=key, samples=2, spread=0.0)
+  np.testing.assert_allclose(maps, explain.grad_cam_pp(PAIR, IMAGES, TARGETS), atol=1e-4)
+
+
+def test_smooth_grad_cam_pp(key, seen):
+  """Against sums over the same noise in float64, and independent of the batch."""
+  options = dict(samples=3, spread=0.2)
+  maps = explain.smooth_grad_cam_pp(PAIR, IMAGES, TARGETS, key=key, **options)
+  one = explain.smooth_grad_cam_pp(PAIR, IMAGES, TARGETS, key=key, query_batch=1, **options)
+  np.testing.assert_allclose(maps, one, atol=1e-5)
+  point, i = explain.tap(PAIR), 1
+  image = IMAGES[i]
+  sums = np.zeros((3, *seen[i][0].shape))
+  for n in range(3):
+    noise = jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, i), n), image.shape)
+    noisy = image + 0.2 * (image.max() - image.min()) * noise
+    result = common.layer_gradient(point, noisy[None], TARGETS[i:])
+    g, y = np.asarray(result.gradients[0], np.float64), float(jnp.exp(result.logits[0, TARGETS[i]]))
+    sums += [y * g / 3, y * g**2 / 3, y * g**3 / 3]
+  first, second, third = sums
+  a = seen[i][0]
+  alpha = second / (2 * second + np.sum(a * third, axis=(0, 1)))
+  small = relu(np.sum(np.sum(alpha * relu(first), axis=(0, 1)) * a, axis=-1))
+  check(maps[i : i + 1].repeat(2, 0), [small] * 2, 1e-3)
+  other = explain.smooth_grad_cam_pp(PAIR, IMAGES, TARGETS, key=jax.random.key(9), **options)
+  assert np.abs(other - maps).max() > 1e-3
+  with pytest.raises(UserError, match='samples is 1 or more'):
+    explain.smooth_grad_cam_pp(PAIR, IMAGES, key=key, samples=0)
