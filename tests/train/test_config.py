@@ -59,7 +59,10 @@ def test_imagenet_recipes(load, name):
   assert config.train.ema == (0.9999 if v2 else 0.0)
   assert config.optim.warmup_epochs == (50.0 if v2 else 5.0)
   text = (ROOT / 'configs' / f'{name}.py').read_text()
-  assert f'--config configs/{name}.py' in text and 'not applied yet' in text
+  assert f'--config configs/{name}.py' in text and 'Time and device: not measured' in text
+  augment = config.augment
+  assert augment.rand_augment == 'rand-m9-mstd0.5-inc1' and not augment.color_jitter
+  assert augment.repeats == (1 if v2 else 3)
 
 
 @pytest.mark.parametrize(
