@@ -45,6 +45,9 @@ _TABLE = {
     'apgd', {'loss': 'dlr_targeted'}, False, False, NORMS, 'one run a target: strongest and slowest'
   ),
   'fab': _Entry('fab', {}, False, True, NORMS, 'how far is the nearest adversarial image'),
+  'fab_t': _Entry(
+    'fab', {'num_targets': 9}, False, True, NORMS, 'the same, with one gradient a step'
+  ),
   'cw': _Entry('cw', {}, False, True, ('l2',), 'the same in L2, slower and by another way'),
   'deepfool': _Entry('deepfool', {}, False, True, ('l2', 'linf'), 'the same, quick and rough'),
   'square': _Entry('square', {}, True, False, NORMS, 'no gradients: a check on all the others'),

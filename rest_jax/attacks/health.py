@@ -41,16 +41,6 @@ CHECKS: dict[str, Explanation] = {
     'return logits, the values before the softmax: after it gradients vanish in rounding and the '
     'DLR loss is not what it should be',
   ),
-  'zero_gradients': Explanation(
-    'for any image the gradient of the cross-entropy at a random start is exactly 0',
-    'attack with a margin loss (apgd_dlr, apgd_t); if a step of the model is not differentiable '
-    '(rounding, quantisation), attack through attacks.bpda, and trust square most',
-  ),
-  'nan_gradients': Explanation(
-    'for any image the gradient of the cross-entropy at a random start is not finite',
-    'find the operation (jax.config.update("jax_debug_nans", True)); usually a square root, norm '
-    'or logarithm at 0, or an overflow',
-  ),
   'random_output': Explanation(
     f'the same images evaluated again give other logits (relative change over {RANDOM_CHANGE:g}), '
     'with another key where the model takes one, or in a program traced anew',
@@ -61,6 +51,16 @@ CHECKS: dict[str, Explanation] = {
     f'the same images in another order give other logits (relative change over {BATCH_CHANGE:g})',
     'make what one image gets independent of the others: batch norm in evaluation mode, no '
     'statistics over the batch',
+  ),
+  'zero_gradients': Explanation(
+    'for any image the gradient of the cross-entropy at a random start is exactly 0',
+    'attack with a margin loss (apgd_dlr, apgd_t); if a step of the model is not differentiable '
+    '(rounding, quantisation), attack through attacks.bpda, and trust square most',
+  ),
+  'nan_gradients': Explanation(
+    'for any image the gradient of the cross-entropy at a random start is not finite',
+    'find the operation (jax.config.update("jax_debug_nans", True)); usually a square root, norm '
+    'or logarithm at 0, or an overflow',
   ),
   'steps_do_not_help': Explanation(
     f'from {probe.FEW_STEPS} to {probe.MANY_STEPS} gradient steps neither the robust accuracy '
@@ -189,7 +189,9 @@ def _check_progress(model: Partial, sample: probe.Sample, threat: Threat) -> lis
     probe.short_attack(model, sample, threat.norm, threat.eps, steps)
     for steps in (probe.FEW_STEPS, probe.MANY_STEPS)
   )
-  wide = probe.short_attack(model, sample, threat.norm, 2 * threat.eps, probe.MANY_STEPS)
+  wide = probe.short_attack(
+    model, sample, threat.norm, 2 * threat.eps, probe.MANY_STEPS, start=threat.eps
+  )
   steps = f'{probe.FEW_STEPS} and {probe.MANY_STEPS} steps'
   radii = f'radius {threat.eps:.4g} and {2 * threat.eps:.4g}'
   return [
@@ -288,3 +290,12 @@ def markdown(checks: Sequence[HealthCheck]) -> str:
     if check.raised:
       lines.append(f'  Raised if {check.raised_if}. What to do: {check.what_to_do}.')
   return ''.join(line + '\n' for line in lines)
+
+
+def table() -> str:
+  """All checks as a Markdown table, as `docs/attacks.md` has it."""
+  lines = ['| check | raised if | what to do |', '|---|---|---|']
+  lines += [
+    f'| `{name}` | {check.raised_if} | {check.what_to_do} |' for name, check in CHECKS.items()
+  ]
+  return '\n'.join(lines) + '\n'

@@ -53,17 +53,29 @@ class Held(NamedTuple):
   count: int
 
 
-def short_attack(model: Partial, sample: Sample, norm: Norm, eps: float, steps: int) -> Held:
+def short_attack(
+  model: Partial, sample: Sample, norm: Norm, eps: float, steps: int, start: float | None = None
+) -> Held:
   """Steepest ascent on cross-entropy from a random start, its last image judged.
 
-  Steps shrink from about half the radius to nothing. Steps and radius are data: one compiled form
+  Steps shrink from about half the radius to nothing. Steps and radii are data: one compiled form
   does for all of them.
+
+  Args:
+    model: images to logits.
+    sample: what to attack.
+    norm: of the ball.
+    eps: its radius.
+    steps: gradient steps.
+    start: radius of the ball that the start is drawn from; eps by default. With the same one, a
+      larger ball gives an attack only what its gradients do with it.
+
+  Returns:
+    How it ended.
   """
-  logits, losses = jax.device_get(
-    _ascend(
-      model, sample.images, sample.labels, sample.keys, np.float32(eps), np.int32(steps), norm
-    )
-  )
+  radii = np.float32(eps), np.float32(eps if start is None else start)
+  data = (sample.images, sample.labels, sample.keys, *radii, np.int32(steps))
+  logits, losses = jax.device_get(_ascend(model, *data, norm))
   counts = sample.counts
   if not counts.any():
     return Held(float('nan'), float('nan'), 0)
@@ -72,7 +84,7 @@ def short_attack(model: Partial, sample: Sample, norm: Norm, eps: float, steps: 
 
 
 @functools.partial(jax.jit, static_argnames=('norm',))
-def _ascend(model, images, labels, keys, eps, steps, norm):
+def _ascend(model, images, labels, keys, eps, start, steps, norm):
   def loss_fn(logits):
     return cross_entropy(logits, labels)
 
@@ -84,7 +96,7 @@ def _ascend(model, images, labels, keys, eps, steps, norm):
     move = furthest(gradient, jnp.clip(images + delta, 0, 1), norm, eps * (0.52 - 0.5 * done))
     return project(delta + move, images, norm, eps)
 
-  delta = lax.fori_loop(0, steps, step, random_start(keys, images, norm, eps))
+  delta = lax.fori_loop(0, steps, step, random_start(keys, images, norm, start))
   logits = logits_of(model, jnp.clip(images + delta, 0, 1), keys)
   return logits, cross_entropy(logits, labels)
 

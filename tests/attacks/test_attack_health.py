@@ -1,0 +1,218 @@
+"""Health checks: each on a planted case, and silence on a plain model."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from attack_toys import CLASSES, cnn_model, data, mlp, mlp_model
+from jax.tree_util import Partial
+
+from rest_jax import attacks
+from rest_jax.attacks import health
+
+EPS = 0.03
+
+
+@pytest.fixture(scope='module')
+def model():
+  return mlp_model()
+
+
+@pytest.fixture(scope='module')
+def examples(model):
+  return data(model, 12)
+
+
+WHITE = attacks.named_attack('fgsm', label='white')  # compiles quickly
+
+
+def checked(model, images, labels, attack=WHITE, eps=EPS, norm='linf', **options):
+  """Names of the raised checks, and all checks by name."""
+  found = attacks.evaluate(
+    model,
+    images,
+    labels,
+    attacks=attack if isinstance(attack, list) else [attack],
+    threats=attacks.Threat(norm, eps),
+    key=jax.random.key(0),
+    **options,
+  )
+  return {check.name for check in found.raised}, {check.name: check for check in found.health}
+
+
+@pytest.mark.parametrize(('norm', 'eps'), [('linf', EPS), ('l2', 0.3), ('l1', 2.0)])
+def test_a_plain_model_raises_nothing(norm, eps):
+  # The convolutional one once, the others differ in the norm's own code.
+  plain = cnn_model() if norm == 'linf' else mlp_model()
+  raised, checks = checked(plain, *data(plain, 12), norm=norm, eps=eps)
+  assert raised == set()
+  assert list(checks) == list(attacks.CHECKS)
+  assert all(check.evidence and check.raised_if and check.what_to_do for check in checks.values())
+
+
+def test_a_softmax_model(model, examples):
+  def softmax(weights, images):
+    return jax.nn.softmax(mlp(weights, images))
+
+  raised, _ = checked(Partial(softmax, *model.args), *examples)
+  assert 'softmax_output' in raised
+  assert not raised & {'random_output', 'nan_gradients', 'out_of_bounds', 'batch_dependence'}
+
+
+def test_gradients_masked_by_rounding(model, examples):
+  def rounded(weights, images):
+    return mlp(weights, _round(images))
+
+  masked = Partial(rounded, *model.args)
+  labels = np.asarray(masked(jnp.asarray(examples[0]))).argmax(axis=1)
+  raised, checks = checked(masked, examples[0], labels)
+  expected = {'zero_gradients', 'steps_do_not_help', 'radius_does_not_help', 'survives_grey_radius'}
+  assert expected <= raised
+  assert checks['zero_gradients'].evidence.startswith('100.00%')
+
+  # Through the identity's gradient the same model is as it was.
+  def through(weights, images):
+    return mlp(weights, attacks.bpda(_round)(images))
+
+  assert checked(Partial(through, *model.args), examples[0], labels)[0] == set()
+
+
+def _round(images):
+  return jnp.round(images * 255) / 255
+
+
+def chance_from_numpy(rng):
+  """A model with noise of NumPy's, drawn at every call."""
+
+  def noisy(weights, images):
+    noise = jax.pure_callback(
+      lambda x: rng.normal(size=x.shape).astype(np.float32),
+      jax.ShapeDtypeStruct((images.shape[0], CLASSES), jnp.float32),
+      jax.lax.stop_gradient(images[:, 0, 0, :1]) + jnp.zeros((1, CLASSES)),
+    )
+    return mlp(weights, images) + 3 * noise
+
+  return noisy
+
+
+def test_chance_at_every_call(model, examples):
+  random = Partial(chance_from_numpy(np.random.default_rng(0)), *model.args)
+  raised, checks = checked(random, *examples)
+  assert {'random_output', 'unconfirmed_success'} <= raised
+  assert 'batch_dependence' not in raised and 'chance' in checks['batch_dependence'].evidence
+
+
+def test_chance_that_compilation_freezes(model, examples):
+  rng = np.random.default_rng(0)
+
+  def frozen(weights, images):
+    return mlp(weights, images) + np.float32(rng.normal())
+
+  raised, _ = checked(Partial(frozen, *model.args), *examples)
+  assert raised == {'random_output'}
+
+
+def test_chance_from_keys(model, examples):
+  def noisy(images, key):
+    return model(images) + jax.random.normal(key, (1, CLASSES))
+
+  random = attacks.eot(noisy, 2, jax.random.key(0))
+  raised, checks = checked(random, *examples)
+  assert 'random_output' in raised and 'with another key' in checks['random_output'].evidence
+  assert 'batch_dependence' not in raised
+
+
+def test_statistics_over_the_batch(model, examples):
+  def normalised(weights, images):
+    # As of a layer that mixes each image with the next: the order of the batch counts.
+    return mlp(weights, images) + 0.5 * jnp.roll(mlp(weights, images), 1, axis=0)
+
+  raised, _ = checked(Partial(normalised, *model.args), *examples)
+  assert 'batch_dependence' in raised and 'random_output' not in raised
+
+
+def test_gradients_that_are_not_numbers(model, examples):
+  def root(weights, images):
+    return mlp(weights, images) + jnp.sqrt(0.0 * images[:, 0, 0, :1])
+
+  raised, checks = checked(Partial(root, *model.args), *examples)
+  assert 'nan_gradients' in raised
+  assert checks['nan_gradients'].evidence.startswith('100.00%')
+
+
+def test_a_black_box_attack_that_wins(model, examples):
+  def nothing(logits_fn, images, labels):
+    return images
+
+  weak = attacks.Attack('weak', nothing)
+  black = dataclasses.replace(WHITE, label='black', black_box=True)
+  raised, checks = checked(model, *examples, attack=[weak, black])
+  assert raised == {'black_box_wins'} and 'linf 0.03' in checks['black_box_wins'].evidence
+  raised, _ = checked(model, *examples, attack=[weak, black, WHITE])
+  assert raised == set()
+
+
+@pytest.mark.parametrize('kind', ['ball', 'range', 'nan'])
+def test_an_image_out_of_bounds_is_no_success(model, examples, kind):
+  def outside(logits_fn, images, labels, *, eps):
+    if kind == 'nan':
+      return images * np.float32(np.nan)
+    if kind == 'ball':
+      return np.clip(np.where(images < 0.5, images + 2 * eps, images - 2 * eps), 0, 1)
+    return np.where(images < 0.5, images - eps, images + eps).astype(np.float32)
+
+  attack = attacks.Attack('outside', outside)
+  found = attacks.evaluate(
+    model,
+    *examples,
+    attacks=[attack],
+    threats=attacks.Threat('linf', EPS),
+    key=jax.random.key(0),
+  )
+  assert {check.name for check in found.raised} == {'out_of_bounds'}
+  assert found.rows[0].robust_accuracy.value == 1
+  check = next(check for check in found.health if check.name == 'out_of_bounds')
+  assert check.evidence.startswith('12 of 12 images')
+
+
+@pytest.mark.parametrize(('norm', 'eps'), [('linf', 8 / 255), ('l2', 0.5), ('l1', 12.0)])
+def test_rounding_is_not_out_of_bounds(norm, eps):
+  from rest_jax.attacks.judge import measure
+
+  rng = np.random.default_rng(0)
+  images = rng.random((50, 32, 32, 3), np.float32)
+  delta = rng.normal(size=images.shape)
+  order = {'linf': np.inf, 'l2': 2, 'l1': 1}[norm]
+  size = np.linalg.norm(delta.reshape(50, -1), ord=order, axis=1)[:, None, None, None]
+  adv = np.clip(images + (eps * delta / size).astype(np.float32), 0, 1)
+  distance, inside = measure(adv, images, norm, eps)
+  assert inside.all() and (distance > 0).all()
+  moved = images + 1.001 * (adv - images).astype(np.float32)
+  far, inside = measure(moved, images, norm, distance.min())
+  assert (far > distance.min()).all() and not inside.any()
+  assert measure(images, images, norm, 0.0)[1].all()
+  moved = np.where(images < 0.5, np.nextafter(images, np.float32(1)), images)
+  assert not measure(moved, images, norm, 0.0)[1].any()
+
+
+def test_nothing_correct_is_no_alarm(model, examples):
+  images, labels = examples
+  raised, checks = checked(model, images, (labels + 1) % CLASSES)
+  assert raised == set()
+  assert checks['steps_do_not_help'].evidence == 'no image is classified correctly'
+
+
+def test_radius_zero_is_no_alarm(model, examples):
+  assert checked(model, *examples, eps=0.0)[0] == set()
+
+
+def test_the_page_lists_every_check():
+  page = (Path(__file__).parents[2] / 'docs' / 'attacks.md').read_text()
+  rows = dict(re.findall(r'^\| `(\w+)` \| (.*) \|$', page, flags=re.MULTILINE))
+  for name, (raised_if, what_to_do) in attacks.CHECKS.items():
+    assert rows[name] == f'{raised_if} | {what_to_do}'
+  assert health.table() in page

@@ -1,0 +1,168 @@
+"""Records on disk, intervals and curves."""
+
+import dataclasses
+import json
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from scipy import stats
+
+from rest_jax.attacks.results import RESULTS, Record, ResultStore, RunName
+from rest_jax.attacks.summary import (
+  WORST_CASE,
+  accuracy_interval,
+  markdown,
+  robust_accuracy_curve,
+  summarise,
+)
+from rest_jax.errors import UserError
+
+HEADER = {'model': {'weights': 'abc', 'probe': [1.0, None, -2.5]}, 'attacks': {'pgd': {'steps': 3}}}
+
+
+def record(index, **changes):
+  values = dict(
+    index=index, label=1, target=None, clean=1, adversarial=2, clean_loss=0.25, loss=3.5
+  )
+  values |= dict(distance=0.1, queries=7, attack='pgd', norm='linf', eps=0.1, seed='0', inside=True)
+  values |= dict(success=True, confirmed=True, reused=None, pixels='00')
+  return Record(**values | changes)
+
+
+def test_records_come_back_from_disk(tmp_path):
+  store = ResultStore(tmp_path, HEADER)
+  kept = [record(0), record(5, eps=None), record(2, reused=0.05, queries=None, target=3)]
+  store.add(kept[:2])
+  store.add(kept[2:])
+  again = ResultStore(tmp_path, HEADER)
+  assert again.records == store.records
+  assert again.done(RunName('pgd', 'linf', 0.1)) == {0: kept[0], 2: kept[2]}
+  assert again.done(RunName('pgd', 'linf', None)) == {5: kept[1]}
+
+
+def test_every_line_is_strict_json(tmp_path):
+  ResultStore(tmp_path, HEADER).add([record(0, loss=float('nan'), clean_loss=float('inf'))])
+
+  def refuse(name):
+    raise AssertionError(f'{name} is no JSON')
+
+  lines = (tmp_path / RESULTS).read_text().splitlines()
+  values = [json.loads(line, parse_constant=refuse) for line in lines]
+  assert values[1]['loss'] is None and values[1]['clean_loss'] is None
+
+
+@pytest.mark.parametrize('cut', [1, 40])
+def test_a_torn_last_line_is_dropped(tmp_path, cut):
+  ResultStore(tmp_path, HEADER).add([record(0), record(1)])
+  path = tmp_path / RESULTS
+  path.write_bytes(path.read_bytes()[:-cut])
+  store = ResultStore(tmp_path, HEADER)
+  assert list(store.done(record(0).run)) == [0]
+  store.add([record(1)])
+  assert ResultStore(tmp_path, HEADER).done(record(0).run) == {0: record(0), 1: record(1)}
+
+
+def test_a_torn_header_starts_anew(tmp_path):
+  ResultStore(tmp_path, HEADER)
+  path = tmp_path / RESULTS
+  path.write_bytes(path.read_bytes()[:-5])
+  ResultStore(tmp_path, HEADER).add([record(3)])
+  assert list(ResultStore(tmp_path, HEADER).done(record(3).run)) == [3]
+
+
+@pytest.mark.parametrize('damage', ['{"index": 1', 'null', '{"index": 1}', '[1]'])
+def test_a_damaged_line_is_named(tmp_path, damage):
+  ResultStore(tmp_path, HEADER).add([record(0), record(1)])
+  path = tmp_path / RESULTS
+  lines = path.read_text().splitlines()
+  lines[1] = damage
+  path.write_text('\n'.join(lines) + '\n')
+  with pytest.raises(UserError, match=r'results\.jsonl, line 2 is damaged'):
+    ResultStore(tmp_path, HEADER)
+
+
+def test_other_settings_are_named(tmp_path):
+  ResultStore(tmp_path, HEADER)
+  with pytest.raises(UserError, match=r'other settings: attacks \(.*3.* there, .*4.* now\)'):
+    ResultStore(tmp_path, HEADER | {'attacks': {'pgd': {'steps': 4}}})
+
+
+@pytest.mark.parametrize(
+  'model',
+  [
+    {'weights': 'abd', 'probe': [1.0, None, -2.5]},
+    {'weights': 'abc', 'probe': [1.1, None, -2.5]},
+    {'weights': 'abc', 'probe': [1.0, 0.0, -2.5]},
+    {'weights': 'abc', 'probe': [1.0]},
+  ],
+)
+def test_another_model_is_refused(tmp_path, model):
+  ResultStore(tmp_path, HEADER)
+  with pytest.raises(UserError, match='another model'):
+    ResultStore(tmp_path, HEADER | {'model': model})
+
+
+def test_rounding_does_not_make_another_model(tmp_path):
+  ResultStore(tmp_path, HEADER)
+  ResultStore(tmp_path, HEADER | {'model': {'weights': 'abc', 'probe': [1.00001, None, -2.5]}})
+
+
+def test_no_place_to_write(tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(UserError, match='cannot write to'):
+    ResultStore(tmp_path / 'file' / 'deeper', HEADER)
+
+
+@hypothesis.given(st.integers(0, 60), st.integers(0, 60), st.sampled_from([0.9, 0.95, 0.99]))
+def test_interval_is_clopper_pearson(a, b, confidence):
+  if not a + b:
+    return
+  found = accuracy_interval(a, a + b, confidence)
+  known = stats.binomtest(a, a + b).proportion_ci(confidence, method='exact')
+  np.testing.assert_allclose(found, [a / (a + b), known.low, known.high], rtol=1e-9, atol=1e-12)
+
+
+def test_interval_of_nothing_is_everything():
+  value, low, high = accuracy_interval(0, 0)
+  assert np.isnan(value) and (low, high) == (0, 1)
+
+
+@pytest.mark.parametrize('arguments', [(3, 2), (-1, 2), (1, 2, 1.0), (1, 2, 0.0)])
+def test_interval_refuses_nonsense(arguments):
+  with pytest.raises(UserError, match='must be'):
+    accuracy_interval(*arguments)
+
+
+def test_curve_of_minimum_norm_distances():
+  distances = np.array([0.1, 0.3, np.inf, 0.2, 0.0])
+  correct = np.array([True, True, True, True, False])
+  curve = robust_accuracy_curve(distances, correct, [0, 0.1, 0.15, 0.2, 0.25, 1e9])
+  # An image at exactly the radius is in the ball, so it is lost.
+  np.testing.assert_array_equal(curve, [0.8, 0.6, 0.6, 0.4, 0.4, 0.2])
+
+
+@pytest.mark.parametrize('bad', [([np.nan], [True]), ([1.0, 2.0], [True]), ([], [])])
+def test_curve_refuses_nonsense(bad):
+  with pytest.raises(UserError, match='distances'):
+    robust_accuracy_curve(np.array(bad[0]), np.array(bad[1]), [1])
+
+
+def test_table_by_hand():
+  pgd = [record(0, success=False), record(1, distance=0.08), record(2, clean=0, success=False)]
+  fab = [record(i, attack='fab', eps=None, distance=d) for i, d in ((0, 0.05), (1, 0.3), (2, 0))]
+  fab[2] = dataclasses.replace(fab[2], clean=0, success=False)
+  records = {RunName('pgd', 'linf', 0.1): dict(enumerate(pgd))}
+  records[RunName('fab', 'linf', None)] = dict(enumerate(fab))
+  rows = {row.attack: row for row in summarise(records, {'linf': [0.1]})}
+  assert {name: row.robust_accuracy.value for name, row in rows.items()} == {
+    'pgd': 1 / 3,  # image 1 fell, image 2 was wrong before
+    'fab': 1 / 3,  # image 0 has an adversarial image within 0.1, that of image 1 is too far
+    WORST_CASE: 0.0,
+  }
+  assert all(row.clean_accuracy.value == 2 / 3 for row in rows.values())
+  assert rows[WORST_CASE].median_distance == pytest.approx(np.median([0.05, 0.08]))
+  assert rows['pgd'].mean_queries == 7 and rows[WORST_CASE].mean_queries == 14
+  table = markdown(list(rows.values()))
+  assert '| linf | 0.1 | pgd | 3 | 66.67% | 33.33% |' in table
