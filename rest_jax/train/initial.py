@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def _from_classifier(init: str, config: Config, model: nn.Module) -> Tensors:
     found, expected = _without_head(found), _without_head(expected)
   wrong = model_dir.misfits(expected, found)
   if wrong:
-    own = {k: list(v) if isinstance(v, tuple) else v for k, v in classifier.config.overrides}
+    own, wrong = dict(classifier.config.overrides), textwrap.shorten(wrong, 200, placeholder=' ...')
     raise UserError(
       f'model.init: {init} is {classifier.config.model} with overrides {own}, which does not fit '
       f'{config.model.name} with {config.model.overrides.to_dict()}; give the same model.name and '

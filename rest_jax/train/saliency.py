@@ -6,7 +6,8 @@ mask m, and the network trains on x m + blur(x) (1 - m).
 
 Deviations: the mean is each image's own (the code takes the batch's); the code adds 1 - m to the
 blurred image instead of multiplying, which is no published step. Blur of 51 px and deviation 50
-at 224 px is scaled with the image's side, so that small images keep as much of themselves.
+at 224 px is scaled with the image's side, so that small images keep as much of themselves;
+the queries of Group-CAM use the same blur.
 """
 
 from __future__ import annotations
@@ -68,6 +69,9 @@ def blur_background(
     labels[:count],
     layer=augment.group_cam_layer or None,
     groups=augment.group_cam_groups,
+    blur_size=size,
+    blur_sigma=sigma,
+    query_batch=count,
   )
   mask = jax.lax.stop_gradient(binarise(maps))
   mixed = chosen * mask + gaussian_blur(chosen, size, sigma) * (1 - mask)
