@@ -120,3 +120,11 @@ def as_attacks(attacks: Sequence[str | Attack], only: str | None = None) -> tupl
       else 'no attacks; give names of list_attacks(), or Attacks'
     )
   return kept
+
+
+def table() -> str:
+  """The attacks as a Markdown table, as `docs/attacks.md` has it."""
+  lines = ['| name | norms | use |', '|---|---|---|']
+  for name, entry in _TABLE.items():
+    lines.append(f'| `{name}` | {", ".join(entry.norms)} | {entry.note} |')
+  return '\n'.join(lines) + '\n'

@@ -12,7 +12,7 @@ from attack_toys import CLASSES, cnn_model, data, mlp, mlp_model
 from jax.tree_util import Partial
 
 from rest_jax import attacks
-from rest_jax.attacks import health
+from rest_jax.attacks import attack_list, health
 
 EPS = 0.03
 
@@ -210,9 +210,9 @@ def test_radius_zero_is_no_alarm(model, examples):
   assert checked(model, *examples, eps=0.0)[0] == set()
 
 
-def test_the_page_lists_every_check():
+def test_the_page_lists_every_check_and_attack():
   page = (Path(__file__).parents[2] / 'docs' / 'attacks.md').read_text()
   rows = dict(re.findall(r'^\| `(\w+)` \| (.*) \|$', page, flags=re.MULTILINE))
   for name, (raised_if, what_to_do) in attacks.CHECKS.items():
     assert rows[name] == f'{raised_if} | {what_to_do}'
-  assert health.table() in page
+  assert health.table() in page and attack_list.table() in page
