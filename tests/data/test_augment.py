@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
+from rest_jax.data import rand_augment
 from rest_jax.data.augment import AugmentConfig, augment, eval_view, random_crop_box
+from rest_jax.data.images import EncodedImage, decode_image
 from rest_jax.errors import UserError
 
 PLAIN = AugmentConfig(crop_scale=None, flip=False)
@@ -116,6 +121,8 @@ def test_every_view_has_the_size(height, width, size, crop_pct):
     ({'crop_ratio': (2.0, 1.0)}, 'crop_ratio'),
     ({'color_jitter': (0.1, -0.1, 0.0)}, 'color_jitter'),
     ({'interpolation': 'cubic'}, 'bilinear or bicubic'),
+    ({'rand_augment': 'rand-q3'}, 'RandAugment policy'),
+    ({'fill': (0, 0, 256)}, 'fill takes three levels'),
   ],
 )
 def test_bad_configs(options, message):
@@ -134,3 +141,37 @@ def test_bad_configs(options, message):
 def test_bad_views(options, message):
   with pytest.raises(UserError, match=message):
     eval_view(noise(), 9, **options)
+
+
+@pytest.mark.parametrize('interpolation', ['bilinear', 'bicubic'])
+def test_rand_augment_comes_after_crop_and_flip(interpolation):
+  policy = 'rand-m9-mstd0.5-inc1'
+  config = AugmentConfig(rand_augment=policy, fill=(1, 2, 3), interpolation=interpolation)
+  plain = AugmentConfig(interpolation=interpolation)
+  changed = 0
+  for seed in range(20):
+    image = noise(40, 30)
+    rng = np.random.default_rng(seed)
+    before = augment(image, 16, plain, rng)
+    steps = rand_augment.parse(policy).draw(rng, interpolation)
+    wanted = np.asarray(rand_augment.apply(Image.fromarray(before), steps, (1, 2, 3)))
+    view = augment(image, 16, config, np.random.default_rng(seed))
+    np.testing.assert_array_equal(view, wanted)
+    changed += (view != before).any()
+  assert 8 < changed < 20
+
+
+def test_an_image_that_is_not_decoded_yet_gives_the_same_view():
+  file = io.BytesIO()
+  Image.fromarray(noise(50, 70)).save(file, 'jpeg')
+  config = AugmentConfig(rand_augment='rand-m9-mstd0.5-inc1', color_jitter=(0.4, 0.4, 0.4))
+  scaled = dataclasses.replace(config, scaled_decoding=True)
+  whole = decode_image(file.getvalue(), 'x')
+  for seed in range(5):
+    wanted = augment(whole, 8, config, np.random.default_rng(seed))
+    lazy = EncodedImage(file.getvalue(), 'x')
+    np.testing.assert_array_equal(augment(lazy, 8, config, np.random.default_rng(seed)), wanted)
+    # A crop of less than twice the size is decoded whole.
+    large = augment(whole, 40, config, np.random.default_rng(seed))
+    lazy = augment(lazy, 40, scaled, np.random.default_rng(seed))
+    np.testing.assert_array_equal(lazy, large)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rest_jax.data.images import decode_image, read_image
+from rest_jax.data.images import EncodedImage, ImageError, decode_image, read_image
 from rest_jax.errors import UserError
 
 
@@ -66,3 +66,53 @@ def test_a_truncated_file_is_named(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
   with pytest.raises(UserError, match=r'none\.png: No such file'):
     read_image(tmp_path / 'none.png')
+
+
+def photograph(height: int, width: int) -> bytes:
+  """A smooth picture with some texture, as a JPEG of the usual quality and subsampling."""
+  rng = np.random.default_rng(0)
+  coarse = Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8))
+  pixels = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float32)
+  grain = rng.normal(0, 4, pixels.shape)
+  picture = Image.fromarray((pixels + grain).clip(0, 255).astype(np.uint8))
+  return encoded(picture, 'jpeg', quality=90)
+
+
+@pytest.mark.parametrize('kind', ['jpeg', 'png'])
+def test_the_size_is_known_before_decoding(kind):
+  image = EncodedImage(encoded(Image.new('RGB', (7, 5)), kind), 'x')
+  assert image.size == (5, 7) and not image._decoded
+  assert image.picture() is image.picture()
+
+
+@pytest.mark.parametrize(
+  ('side', 'scale'), [(32, 1), (63, 1), (64, 2), (127, 2), (128, 4), (200, 4), (256, 8), (300, 8)]
+)
+def test_a_crop_keeps_the_size_of_the_result(side, scale):
+  height, width = 301, 303
+  image = EncodedImage(photograph(height, width), 'x')
+  picture, box = image.region((2, 1, 2 + side, 1 + min(side, 300)), 32)
+  assert picture.size == (-(-width // scale), -(-height // scale))
+  np.testing.assert_allclose(box, np.array([2, 1, 2 + side, 1 + min(side, 300)]) / scale)
+  assert min(box[2] - box[0], box[3] - box[1]) >= 32
+
+  # Full size is exact; smaller ones stay near it once both are at the size of the result.
+  def resized(source, part):
+    return np.asarray(source.resize((32, 32), Image.Resampling.BICUBIC, box=part), np.int16)
+
+  off = np.abs(resized(picture, box) - resized(image.picture(), tuple(e * scale for e in box)))
+  assert off.max() == 0 if scale == 1 else off.mean() < 1.5
+
+
+def test_other_formats_have_one_scale():
+  pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+  picture, box = EncodedImage(encoded(Image.fromarray(pixels)), 'x').region((0, 0, 64, 64), 8)
+  assert box == (0, 0, 64, 64) and (np.asarray(picture) == pixels).all()
+
+
+def test_a_small_scale_still_finds_damage():
+  content = photograph(256, 256)
+  image = EncodedImage(content[: len(content) // 2], 'half.jpg')
+  for size in (256, 16):
+    with pytest.raises(ImageError, match=r'cannot read the image half\.jpg: .*truncated'):
+      image.region((0, 0, 256, 256), size)
