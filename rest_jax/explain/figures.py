@@ -22,10 +22,11 @@ _SMALL, _LARGE = 192, 480  # pixels that a picture in a figure has on its longer
 _LINES = ('-', '--', ':', '-.')
 
 TITLES = {
+  'group_cam': 'Group-CAM',
+  'group_cam:latest': 'Group-CAM (latest)',
   'grad_cam': 'Grad-CAM',
   'grad_cam_pp': 'Grad-CAM++',
   'smooth_grad_cam_pp': 'Smooth Grad-CAM++',
-  'group_cam': 'Group-CAM',
   'xgrad_cam': 'XGrad-CAM',
   'hires_cam': 'HiResCAM',
   'layer_cam': 'LayerCAM',

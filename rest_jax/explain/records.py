@@ -65,7 +65,10 @@ class Records:
     whole, _, torn = text.rpartition('\n')
     lines = [self._parse(line, number) for number, line in enumerate(whole.split('\n'), 1)]
     self._check_settings(lines[0])
-    self._lines = {(line['method'], line['batch']): line for line in lines[1:]}
+    try:
+      self._lines = {(line['method'], line['batch']): line for line in lines[1:]}
+    except (TypeError, KeyError) as error:
+      raise UserError(f'{self.path} is no file of an evaluation: give another --output') from error
     if torn:  # of a process that was killed while it wrote
       write_text(self.path, whole + '\n')
 
@@ -77,8 +80,8 @@ class Records:
         f'{self.path} is damaged in line {number}; remove it to begin anew'
       ) from error
 
-  def _check_settings(self, header: Mapping[str, Any]) -> None:
-    saved = header.get('settings')
+  def _check_settings(self, header: Any) -> None:
+    saved = header.get('settings') if isinstance(header, dict) else None
     if not isinstance(saved, dict):
       raise UserError(f'{self.path} is no file of an evaluation: give another --output')
     keys = sorted(

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ class Measure(NamedTuple):
 
   Attributes:
     title: its head.
-    best: 1 where more is better, -1 where less is.
+    best: 1 where more is better, -1 where less is, 0 where nearer to 0 is.
     scale: what values are multiplied by for print (100 for shares).
     digits: after the point, in print.
   """
@@ -38,7 +39,7 @@ MEASURES = {
   'road': Measure('ROAD ↑', 1, 1, 3),
   'pointing': Measure('pointing % ↑', 1, 100, 1),
   'energy': Measure('energy in mask % ↑', 1, 100, 1),
-  'sanity': Measure('rank corr. random weights (abs) ↓', -1, 1, 3),
+  'sanity': Measure('rank corr. to random weights →0', 0, 1, 3),
   'queries': Measure('queries ↓', -1, 1, 0),
   'milliseconds': Measure('ms an image ↓', -1, 1, 1),
 }
@@ -77,8 +78,9 @@ def best_methods(rows: Sequence[Row], measure: str) -> list[str]:
     for row in rows
     if not row.baseline and measure in row.values and not math.isnan(row.values[measure].mean)
   }
-  top = max((mean * kind.best for mean in means.values()), default=None)
-  return [method for method, mean in means.items() if mean * kind.best == top]
+  merit = {method: mean * kind.best or -abs(mean) for method, mean in means.items()}
+  top = max(merit.values(), default=None)
+  return [method for method, value in merit.items() if value == top]
 
 
 def to_markdown(rows: Sequence[Row], notes: Sequence[str] = (), intervals: bool = True) -> str:
@@ -125,7 +127,7 @@ def standing(rows: Sequence[Row], method: str) -> str:
     best = best_methods(rows, key)
     if not best:
       continue
-    name = kind.title.split(' ↑')[0].split(' ↓')[0]
+    name = re.sub(' [↑↓→].*', '', kind.title)
     if method in best:
       first.append(name)
     else:

@@ -26,6 +26,7 @@ from rest_jax.explain.pictures import (
   placement,
   read_picture,
 )
+from rest_jax.explain.strip import draw_strip
 from rest_jax.models.classifier import Classifier
 
 _HELD_PIXELS = 64 * 2**20  # of pictures that wait for their maps; a batch ends beyond
@@ -152,7 +153,10 @@ def _explain_batch(batch: list[Item], setup: Setup) -> None:
     )
     rows = np.flatnonzero(of_row == number)
     findings = [_finding(method, found[method], int(r)) for r in rows for method in setup.methods]
-    print(write_result(result, findings, setup.command, classifier))
+    if command.sanity:
+      options = {method: choices.method_options(method, command) for method in setup.methods}
+      draw_strip(result, findings[0].target, options, classifier, command.seed)
+    print(write_result(result, findings, command, classifier))
 
 
 _logits = jax.jit(lambda classifier, images: classifier(images))
