@@ -9,9 +9,11 @@ attack gives images of the same shape, in the ball and in [0, 1].
 from rest_jax.attacks.algorithm import run
 from rest_jax.attacks.apgd import apgd
 from rest_jax.attacks.attack_list import list_attacks, named_attack
+from rest_jax.attacks.auto_attack import auto_attack, auto_attack_report
 from rest_jax.attacks.cw import cw
 from rest_jax.attacks.deepfool import deepfool
 from rest_jax.attacks.evaluation import Evaluation, epsilon_grid, evaluate
+from rest_jax.attacks.fab import fab
 from rest_jax.attacks.gradient_steps import bim, fgsm, mi_fgsm, pgd
 from rest_jax.attacks.health import CHECKS, HealthCheck
 from rest_jax.attacks.named import Attack
@@ -19,6 +21,7 @@ from rest_jax.attacks.picture import draw_attacks
 from rest_jax.attacks.projections import distances, norm_of, project, random_start
 from rest_jax.attacks.results import Record, RunName
 from rest_jax.attacks.rounding import finish
+from rest_jax.attacks.square import square
 from rest_jax.attacks.summary import accuracy_interval, robust_accuracy_curve
 from rest_jax.attacks.threat import NORMS, Threat
 from rest_jax.attacks.transfer import transfer, transfer_attack, transfer_matrix
@@ -35,6 +38,8 @@ __all__ = [
   'Threat',
   'accuracy_interval',
   'apgd',
+  'auto_attack',
+  'auto_attack_report',
   'bim',
   'bpda',
   'chain',
@@ -45,6 +50,7 @@ __all__ = [
   'eot',
   'epsilon_grid',
   'evaluate',
+  'fab',
   'fgsm',
   'finish',
   'in_bfloat16',
@@ -57,6 +63,7 @@ __all__ = [
   'random_start',
   'robust_accuracy_curve',
   'run',
+  'square',
   'transfer',
   'transfer_attack',
   'transfer_matrix',

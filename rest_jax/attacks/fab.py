@@ -1,183 +1,110 @@
-"""FAB, the Fast Adaptive Boundary attack: the nearest adversarial image, by projections.
-
-Croce & Hein, "Minimally distorted Adversarial Examples with a Fast Adaptive Boundary Attack",
-arXiv 1907.02044, algorithm 1, with the published code's constants. The targeted form (FAB-T of
-AutoAttack, arXiv 2003.01690, section 5) takes one class's boundary instead of the nearest one, so
-that its cost does not grow with the number of classes.
-"""
+"""FAB, the Fast Adaptive Boundary attack; `fab_steps.FAB` is the algorithm."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Float, Int, Key
+import numpy as np
 
-from rest_jax.attacks.algorithm import register_state, select
-from rest_jax.attacks.fab_projections import project_hyperplane
-from rest_jax.attacks.losses import fooled, pick
-from rest_jax.attacks.projections import norm_of, normalize, per_image
-from rest_jax.attacks.queries import ask, fold_each, logits_of
-from rest_jax.attacks.rounding import finish
+from rest_jax.attacks.cascade import (
+  Runs,
+  Target,
+  attack_images,
+  in_batches,
+  make_target,
+  still_right,
+)
+from rest_jax.attacks.checks import check_count, check_inputs
+from rest_jax.attacks.fab_search import final_search
+from rest_jax.attacks.fab_steps import FAB
 from rest_jax.attacks.threat import Norm
 
-# Where no radius is given, random starts are drawn in these balls (the published defaults).
-START_RADIUS = {'linf': 0.3, 'l2': 1.0, 'l1': 5.0}
+_ORDERS = {'linf': np.inf, 'l2': 2, 'l1': 1}
 
 
-@register_state
-@dataclasses.dataclass(frozen=True)
-class FABState:
-  """A batch under attack: `algorithm.State`, and
+def fab(
+  logits_fn: Any,
+  images: Any,
+  labels: Any,
+  *,
+  key: Any,
+  norm: Norm = 'linf',
+  eps: Any = None,
+  steps: int = 100,
+  restarts: int = 1,
+  targets: Any = None,
+  num_targets: int = 0,
+  query_batch: int | None = None,
+) -> jax.Array:
+  """The nearest adversarial images that projections to the decision boundary find.
 
-  Attributes:
-    point: where the attack stands.
-    distance: norm of the perturbation of `adv`, (B,); inf where there is none.
-  """
+  Croce & Hein, "Minimally distorted Adversarial Examples with a Fast Adaptive Boundary Attack",
+  arXiv 1907.02044, algorithm 1, with a final search along the line to each image found.
 
-  images: Float[Array, 'B H W C']
-  labels: Int[Array, ' B']
-  targets: Int[Array, ' B']
-  eps: Float[Array, ' B']
-  keys: Key[Array, ' B']
-  iteration: Int[Array, ' B']
-  adv: Float[Array, 'B H W C']
-  success: Bool[Array, ' B']
-  point: Float[Array, 'B H W C']
-  distance: Float[Array, ' B']
-
-
-class FAB(NamedTuple):
-  """The algorithm and its settings, in the protocol `algorithm.Algorithm`.
-
-  Attributes:
-    norm: 'linf', 'l2' or 'l1'.
-    targeted: whether only the target class is a success; any wrong class is one otherwise.
-    to_target: steps lead to the boundary with the target class; to the nearest one otherwise,
-      which takes a gradient for each class.
+  Args:
+    logits_fn: float32 images (B, H, W, C) in [0, 1] to logits (B, K), or a `Classifier`.
+    images: floats (B, H, W, C) in [0, 1].
+    labels: integers (B,).
+    key: PRNG key; image i uses `fold_in(key, i)`.
+    norm: 'linf', 'l2' or 'l1', what is kept small.
+    eps: radius in units of [0, 1], a number or (B,), within which restarts begin and adversarial
+      images count; by default all count, and restarts begin within 0.3, 1 and 5.
     steps: iterations.
-    random_start: whether to begin at a random point, half the radius away.
-    alpha_max: largest weight of the projection of the original image.
-    eta: overshooting of the boundary.
-    beta: an adversarial point's distance is multiplied by this before the next step.
+    restarts: runs; the first begins at the image, the others at random points.
+    targets: classes to reach, (B,); any wrong one by default.
+    num_targets: runs towards this many classes, those of the highest logits after the label's
+      (FAB-T, one gradient a step), in place of a gradient for each class; 0 for the latter.
+    query_batch: images in a batch; every batch has this size.
+
+  Returns:
+    float32 (B, H, W, C): the nearest adversarial image found, the original where there is none or
+    where it is misclassified by itself. `distances` measures them.
+
+  Raises:
+    UserError: bad input.
   """
-
-  norm: Norm
-  targeted: bool = False
-  to_target: bool = False
-  steps: int = 100
-  random_start: bool = False
-  alpha_max: float = 0.1
-  eta: float = 1.05
-  beta: float = 0.9
-
-  def init(self, model: Partial, images, labels, eps, keys, targets=None) -> FABState:
-    """The original images, or random points near them."""
-    del model
-    return FABState(
-      images=images,
-      labels=labels,
-      targets=labels if targets is None else targets,
-      eps=eps,
-      keys=keys,
-      iteration=jnp.zeros_like(labels),
-      adv=images,
-      success=jnp.zeros(labels.shape, bool),
-      point=_random_start(self.norm, images, eps, keys) if self.random_start else images,
-      distance=jnp.full(labels.shape, jnp.inf, jnp.float32),
-    )
-
-  def step(self, model: Partial, state: FABState) -> FABState:
-    """One projection: a gradient (or one a class) and a forward pass."""
-    keys = fold_each(state.keys, state.iteration)
-    boundary = _to_target if self.to_target else _nearest
-    gap, normal = boundary(self, model, state, keys)
-    point = _next_point(self, state, gap, normal)
-    wins = fooled(logits_of(model, point, keys), state.labels, state.targets, self.targeted)
-    distance = norm_of(point - state.images, self.norm)
-    # Not distance <= eps: rounding must not let anything out of the ball.
-    inside = jnp.all(finish(point, state.images, self.norm, state.eps) == point, axis=(1, 2, 3))
-    better = wins & inside & (distance < state.distance)
-    return dataclasses.replace(
-      state,
-      iteration=state.iteration + 1,
-      adv=select(better, point, state.adv),
-      success=state.success | better,
-      point=select(wins, state.images + self.beta * (point - state.images), point),
-      distance=jnp.where(better, distance, state.distance),
-    )
-
-
-def _random_start(norm: Norm, images, eps, keys):
-  radius = jnp.where(jnp.isfinite(eps), eps, START_RADIUS[norm])
-  shape = images.shape[1:]
-
-  def draw(key):
-    if norm == 'linf':
-      return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
-    return jax.random.normal(key, shape)
-
-  start = normalize(jax.vmap(draw)(keys), norm) * per_image(0.5 * radius, images)
-  return jnp.clip(images + start, 0.0, 1.0)
-
-
-def _to_target(fab: FAB, model: Partial, state: FABState, keys):
-  """The target's logit less the label's, (B,), and its gradient."""
-  del fab
-
-  def gap(logits):
-    return pick(logits, state.targets) - pick(logits, state.labels)
-
-  answer = ask(model, state.point, gap, keys)
-  return answer.losses, answer.gradient
-
-
-def _nearest(fab: FAB, model: Partial, state: FABState, keys):
-  """As `_to_target`, for the class whose linearised boundary is nearest.
-
-  Classes follow one after another, so that memory holds two gradients, not one a class.
-  """
-  logits, pull_back = jax.vjp(lambda x: logits_of(model, x, keys), state.point)
-  gaps = logits - pick(logits, state.labels)[:, None]
-  own = jax.nn.one_hot(state.labels, logits.shape[1], dtype=logits.dtype)
-
-  def compare(best, kind):
-    gap = jnp.take(gaps, kind, axis=1)
-    one = jax.nn.one_hot(kind, logits.shape[1], dtype=logits.dtype)
-    gradient = pull_back(one[None] - own)[0]
-    length = jnp.abs(gap) / (1e-12 + norm_of(gradient, _dual(fab.norm)))
-    length = jnp.where(state.labels == kind, jnp.inf, length)
-    return select(length < best[0], (length, gap, gradient), best), None
-
-  none = (jnp.full_like(state.distance, jnp.inf), gaps[:, 0], jnp.zeros_like(state.point))
-  best, _ = lax.scan(compare, none, jnp.arange(logits.shape[1], dtype=jnp.int32))
-  return best[1], best[2]
-
-
-def _dual(norm: Norm) -> Norm:
-  duals: dict[Norm, Norm] = {'linf': 'l1', 'l2': 'l2', 'l1': 'linf'}
-  return duals[norm]
-
-
-def _next_point(fab: FAB, state: FABState, gap, normal):
-  """Equation 9: between the projections of the present point and of the original image."""
-  away = (state.images - state.point).reshape(gap.shape[0], -1)
-  normal = normal.reshape(away.shape)
-  origin = state.images.reshape(away.shape)
-  here = state.point.reshape(away.shape)
-  # Both in one call: half the passes of the solver.
-  offset = jnp.concatenate([gap, gap + jnp.sum(normal * away, axis=1)])
-  ways = project_hyperplane(
-    jnp.concatenate([here, origin]), jnp.concatenate([normal] * 2), offset, fab.norm
+  check_count('steps', steps)
+  check_count('restarts', restarts)
+  check_count('num_targets', num_targets, 0)
+  inputs = check_inputs(logits_fn, images, labels, norm=norm, eps=eps, targets=targets)
+  target = make_target(inputs, key, query_batch)
+  runs = _runs(target, norm, int(steps), int(restarts), int(num_targets))
+  which = still_right(target)
+  found = attack_images(
+    target,
+    runs,
+    which,
+    stop_early=False,
+    distance=lambda delta: float(np.linalg.norm(delta.ravel(), _ORDERS[norm])),
   )
-  lengths = jnp.maximum(norm_of(ways, fab.norm), 1e-8)
-  near, far = jnp.split(lengths, 2)
-  alpha = jnp.minimum(near / (near + far), fab.alpha_max)[:, None]
-  from_here, from_origin = jnp.split(ways, 2)
-  point = (here + fab.eta * from_here) * (1 - alpha)
-  point = point + (origin + fab.eta * from_origin) * alpha
-  return jnp.clip(point, 0.0, 1.0).reshape(state.images.shape)
+  adv = target.images.copy()
+  adv[which] = found.adv
+  which = which[found.success]
+  adv[which] = _search(target, adv, which)
+  return jnp.asarray(adv)
+
+
+def _runs(
+  target: Target, norm: Norm, steps: int, restarts: int, num_targets: int
+) -> tuple[Runs, ...]:
+  """One from each image itself, the others from random points."""
+  count = 0 if target.targeted else min(num_targets, target.num_classes - 1)
+  to_target = target.targeted or count > 0
+  first = FAB(norm, target.targeted, to_target, steps)
+  if restarts == 1:
+    return (Runs(first, num_targets=count),)
+  again = dataclasses.replace(first, random_start=True)
+  return Runs(first, num_targets=count), Runs(again, restarts - 1, num_targets=count, number=1)
+
+
+def _search(target: Target, adv: np.ndarray, which: np.ndarray) -> np.ndarray:
+  def chunk(rows):
+    image = which[rows]
+    arrays = (target.images, adv, target.labels, target.targets)
+    arrays = (*(array[image] for array in arrays), target.keys.take(image))
+    return final_search(target.model, *arrays, target.targeted)
+
+  return in_batches(chunk, len(which), target.slots, target.images[:0])

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from rest_jax.attacks import draws
+
 # The share p of changed pixels is halved after these queries of 10000 (the paper's section 4).
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
@@ -162,16 +164,13 @@ def tiled_start(
   place = [np.clip(at // side, 0, n - 1) for at, n in zip((rows, columns), grid, strict=True)]
   covered = [(at >= 0) & (at < n * side) for at, n in zip((rows, columns), grid, strict=True)]
 
-  def one(key):
-    turn_key, sign_key = jax.random.split(key)
-    turned = jax.random.bernoulli(turn_key, 0.5, grid)[place[0]][:, place[1]]
-    sign = jax.random.rademacher(sign_key, (*grid, channels), jnp.float32)
-    down, across = np.broadcast_arrays((rows % side)[:, None], (columns % side)[None])
-    rings = jnp.asarray(tables.rings[-1])[None]
-    where_down = jnp.where(turned, across, down)[None].astype(jnp.int32)
-    where_across = jnp.where(turned, down, across)[None].astype(jnp.int32)
-    values = pattern(rings, jnp.int32(side), where_down, where_across)[0]
-    values = jnp.where(covered[0][:, None] & covered[1][None], values, 0.0)
-    return values[..., None] * sign[place[0]][:, place[1]]
-
-  return jax.vmap(one)(keys)
+  draw = draws.uniform(keys, (*grid, 1 + channels))[:, place[0]][:, :, place[1]]
+  turned, sign = draw[..., 0] > 0, jnp.sign(draw[..., 1:])
+  full = (keys.shape[0], height, width)
+  down = jnp.broadcast_to(jnp.asarray(rows % side, jnp.int32)[:, None], full)
+  across = jnp.broadcast_to(jnp.asarray(columns % side, jnp.int32)[None], full)
+  rings = jnp.broadcast_to(jnp.asarray(tables.rings[-1]), (keys.shape[0], *tables.rings.shape[1:]))
+  down, across = jnp.where(turned, across, down), jnp.where(turned, down, across)
+  values = pattern(rings, jnp.int32(side), down, across)
+  values = jnp.where(covered[0][:, None] & covered[1][None], values, 0.0)
+  return values[..., None] * sign

@@ -1,0 +1,226 @@
+"""AutoAttack beside the authors' code: the same weights and images, robust accuracy and time.
+
+  git clone https://github.com/fra31/auto-attack
+  python benchmarks/autoattack.py --official auto-attack --official_python PYTHON_WITH_TORCH \
+      --data_dir TFDS_DATA_DIR
+
+Trains two small CNNs on CIFAR-10 (`autoattack_models.py`), then runs each attack of the standard
+version alone and the whole of it, with both libraries, in Linf and L2 at two radii. Whole runs
+have a process each, so that compilation counts, and the libraries take turns. Results are kept
+after every run: a second call does what is missing, `--only time` does the whole runs again.
+"""
+
+import argparse
+import fractions
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from autoattack_models import load_split, trained
+
+HERE = Path(__file__).parent
+RESULTS = HERE / 'results'
+ATTACKS = ('apgd_ce', 'apgd_t', 'fab_t', 'square')
+THREATS = (('linf', '4/255'), ('linf', '8/255'), ('l2', '0.25'), ('l2', '0.5'))
+MODELS = ('standard', 'adversarial')
+LIBRARIES = ('official', 'ours')
+
+
+class Results:
+  """What was measured, in a JSON file that is written through a temporary name."""
+
+  def __init__(self, path: Path):
+    self.path = path
+    self.values = json.loads(path.read_text()) if path.exists() else {'runs': {}, 'versions': {}}
+
+  def put(self, library: str, run: str, value: dict) -> None:
+    self.values['runs'].setdefault(run, {})[library] = value
+    self.write()
+
+  def get(self, library: str, run: str) -> dict | None:
+    return self.values['runs'].get(run, {}).get(library)
+
+  def write(self) -> None:
+    temporary = self.path.with_suffix('.tmp')
+    temporary.write_text(json.dumps(self.values, indent=1) + '\n')
+    temporary.rename(self.path)
+
+
+class Worker:
+  """A library in a process of its own that answers tasks."""
+
+  def __init__(self, library: str, args, images: Path, threads: int):
+    python = args.official_python if library == 'official' else sys.executable
+    command = [python, str(HERE / f'autoattack_{library}.py'), '--images', str(images)]
+    command += ['--threads', str(threads)]
+    command += ['--official', str(args.official)] if library == 'official' else []
+    env = {**os.environ, 'OMP_NUM_THREADS': str(threads)}
+    self.process = subprocess.Popen(
+      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+    )
+    self.version = self._read()['version']
+
+  def _read(self) -> dict:
+    line = self.process.stdout.readline()  # type: ignore[union-attr]
+    if not line:
+      sys.exit('a worker ended early; see the lines above')
+    return json.loads(line)
+
+  def __call__(self, task: dict) -> dict:
+    self.process.stdin.write(json.dumps(task) + '\n')  # type: ignore[union-attr]
+    self.process.stdin.flush()  # type: ignore[union-attr]
+    return self._read()
+
+  def close(self) -> None:
+    self.process.stdin.close()  # type: ignore[union-attr]
+    self.process.wait()
+
+
+def name_of(model: str, threat: tuple[str, str], attack: str) -> str:
+  return f'{model} {threat[0]} {threat[1]} {attack}'
+
+
+def measure(args, results: Results, images: Path, attacks: tuple[str, ...]) -> None:
+  """Runs what is missing; 'all' stands for the whole cascade, in a new process each time."""
+  workers: dict[str, Worker] = {}
+  for model in args.models:
+    for threat in THREATS:
+      for attack in attacks:
+        for library in LIBRARIES:
+          run = name_of(model, threat, attack)
+          if results.get(library, run) is not None:
+            continue
+          fresh = attack == 'all'
+          threads = args.threads if fresh else args.accuracy_threads
+          worker = workers.get(library) or Worker(library, args, images, threads)
+          task = {
+            'weights': str(args.work_dir / f'{model}.npz'),
+            'norm': threat[0],
+            'eps': float(fractions.Fraction(threat[1])),
+            'attacks': ATTACKS if fresh else [attack],
+          }
+          value = worker(task)
+          print(f'{library:8} {run:36} {value}', flush=True)
+          results.values['versions'][library] = worker.version
+          results.put(library, run, value)
+          if fresh:
+            worker.close()
+          else:
+            workers[library] = worker
+  for worker in workers.values():
+    worker.close()
+
+
+def table(args, results: Results) -> str:
+  """The Markdown page."""
+  count, versions = results.values['images'], results.values['versions']
+  lines = [
+    "# AutoAttack beside the authors' code",
+    '',
+    f'{count} CIFAR-10 test images, the same float32 weights in both; {platform.machine()}, '
+    f'{args.threads} threads. ours: {versions.get("ours")}; authors: github.com/fra31/auto-attack, '
+    f'{versions.get("official")}. Made by',
+    '',
+    '    python benchmarks/autoattack.py --official auto-attack \\',
+    '      --official_python PYTHON_WITH_TORCH --data_dir TFDS_DATA_DIR',
+    '',
+    '## Robust accuracy, %',
+    '',
+    '| model (clean) | threat | | ' + ' | '.join(ATTACKS) + ' | AutoAttack |',
+    '|---|---|---|' + '---|' * (len(ATTACKS) + 1),
+  ]
+  lines += [
+    row for model in MODELS for threat in THREATS for row in _accuracies(results, model, threat)
+  ]
+  lines += ['', '## Time of the whole, seconds, compilation included', '']
+  lines += ["| model | threat | authors | ours | authors' / ours |", '|---|---|---|---|---|']
+  lines += [_times(results, model, threat) for model in MODELS for threat in THREATS]
+  return '\n'.join([*lines, '', _summary(results), ''])
+
+
+def _accuracies(results: Results, model: str, threat: tuple[str, str]) -> list[str]:
+  values = {}
+  for library in LIBRARIES:
+    found = [results.get(library, name_of(model, threat, a)) for a in (*ATTACKS, 'all')]
+    values[library] = found
+  clean = next((100 * f['clean'] for f in values['ours'] if f), float('nan'))
+  rows = []
+  for library, label in (('official', 'authors'), ('ours', 'ours')):
+    cells = [f'{100 * f["robust"]:.1f}' if f else '' for f in values[library]]
+    rows.append(
+      f'| {model} ({clean:.1f}) | {threat[0]} {threat[1]} | {label} | {" | ".join(cells)} |'
+    )
+  return rows
+
+
+def _times(results: Results, model: str, threat: tuple[str, str]) -> str:
+  run = name_of(model, threat, 'all')
+  theirs, ours = (results.get(library, run) for library in LIBRARIES)
+  if not theirs or not ours:
+    return f'| {model} | {threat[0]} {threat[1]} | | | |'
+  a, b = theirs['seconds'], ours['seconds']
+  return f'| {model} | {threat[0]} {threat[1]} | {a:.1f} | {b:.1f} | {a / b:.2f} |'
+
+
+def _summary(results: Results) -> str:
+  pairs = [run for run in results.values['runs'].values() if len(run) == 2]
+  if not pairs:
+    return ''
+  largest = max(abs(run['ours']['robust'] - run['official']['robust']) for run in pairs)
+  whole = [
+    run for name, run in results.values['runs'].items() if name.endswith('all') and len(run) == 2
+  ]
+  text = f'Largest difference of {len(pairs)} pairs: {100 * largest:.1f} points.'
+  if whole:
+    a, b = (sum(run[library]['seconds'] for run in whole) for library in LIBRARIES)
+    text += f' All whole runs together: {a:.0f} s against {b:.0f} s, {a / b:.2f} times as fast.'
+  return text
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
+  parser.add_argument('--official', required=True, help='checkout of github.com/fra31/auto-attack')
+  parser.add_argument('--official_python', default=sys.executable, help='interpreter with torch')
+  parser.add_argument('--data_dir', help='of TFDS, with cifar10 prepared')
+  parser.add_argument(
+    '--work_dir', type=Path, default=Path('work/autoattack'), help='weights, images'
+  )
+  parser.add_argument('--images', type=int, default=500, help='how many test images')
+  parser.add_argument('--models', nargs='+', default=MODELS, choices=MODELS)
+  parser.add_argument('--threads', type=int, default=2, help='of each library in the whole runs')
+  parser.add_argument('--accuracy_threads', type=int, default=2, help='in the single attacks')
+  parser.add_argument(
+    '--only', choices=('accuracy', 'time', 'table'), help='single attacks; whole runs anew; neither'
+  )
+  args = parser.parse_args()
+  args.work_dir.mkdir(parents=True, exist_ok=True)
+  RESULTS.mkdir(exist_ok=True)
+  results = Results(RESULTS / 'autoattack.json')
+  if args.only != 'table':
+    for name in args.models:
+      trained(name, args.work_dir, args.data_dir)
+    path = args.work_dir / f'images_{args.images}.npz'
+    if not path.exists():
+      images, labels = load_split(args.data_dir, 'test')
+      np.savez(path, images=images[: args.images], labels=labels[: args.images])
+    results.values['images'] = args.images
+    if args.only == 'time':
+      for model in args.models:
+        for threat in THREATS:
+          results.values['runs'].pop(name_of(model, threat, 'all'), None)
+    if args.only != 'time':
+      measure(args, results, path, ATTACKS)
+    if args.only != 'accuracy':
+      measure(args, results, path, ('all',))
+  (RESULTS / 'autoattack.md').write_text(table(args, results))
+  print(table(args, results))
+
+
+if __name__ == '__main__':
+  main()
