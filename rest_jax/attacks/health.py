@@ -168,32 +168,30 @@ def _check_outputs(model: Partial, sample: probe.Sample) -> list[HealthCheck]:
 
 
 def _check_gradients(model: Partial, sample: probe.Sample, threat: Threat) -> list[HealthCheck]:
-  zero, broken = probe.gradient_shares(model, sample, threat.norm, threat.eps)
+  few = probe.short_attack(model, sample, threat.norm, threat.eps, probe.FEW_STEPS)
   checks = [
-    _check('zero_gradients', zero > 0, f'{zero:.2%} of the images'),
-    _check('nan_gradients', broken > 0, f'{broken:.2%} of the images'),
+    _check('zero_gradients', few.flat > 0, f'{few.flat:.2%} of the images'),
+    _check('nan_gradients', few.broken > 0, f'{few.broken:.2%} of the images'),
   ]
-  if not sample.counts.any():
+  if not few.count:
     none = 'no image is classified correctly'
     names = ('steps_do_not_help', 'radius_does_not_help', 'survives_grey_radius')
     return checks + [_check(name, False, none) for name in names]
-  return checks + _check_progress(model, sample, threat) + [_check_grey(model, sample)]
+  return checks + _check_progress(model, sample, threat, few) + [_check_grey(model, sample)]
 
 
-def _check_progress(model: Partial, sample: probe.Sample, threat: Threat) -> list[HealthCheck]:
+def _check_progress(
+  model: Partial, sample: probe.Sample, threat: Threat, few: probe.Held
+) -> list[HealthCheck]:
   """More steps, and a larger radius, must lead somewhere."""
   names = ('steps_do_not_help', 'radius_does_not_help')
   if threat.eps == 0:
     return [_check(name, False, 'radius 0') for name in names]
-  few, many = (
-    probe.short_attack(model, sample, threat.norm, threat.eps, steps)
-    for steps in (probe.FEW_STEPS, probe.MANY_STEPS)
-  )
-  wide = probe.short_attack(
-    model, sample, threat.norm, 2 * threat.eps, probe.MANY_STEPS, start=threat.eps
-  )
+  norm, eps = threat.norm, threat.eps
+  many = probe.short_attack(model, sample, norm, eps, probe.MANY_STEPS)
+  wide = probe.short_attack(model, sample, norm, 2 * eps, probe.MANY_STEPS, start=eps)
   steps = f'{probe.FEW_STEPS} and {probe.MANY_STEPS} steps'
-  radii = f'radius {threat.eps:.4g} and {2 * threat.eps:.4g}'
+  radii = f'radius {eps:.4g} and {2 * eps:.4g}'
   return [
     _check(names[0], _no_gain(few, many), _compared(steps, few, many)),
     _check(names[1], _no_gain(many, wide), _compared(radii, many, wide)),

@@ -46,11 +46,15 @@ class Held(NamedTuple):
     accuracy: share of the counted images that are still classified correctly.
     loss: their mean cross-entropy, nats; NaN where one of them is.
     count: number of counted images.
+    flat: share of images whose first gradient, at the random start, is 0.
+    broken: share of images whose first gradient is not finite.
   """
 
   accuracy: float
   loss: float
   count: int
+  flat: float
+  broken: float
 
 
 def short_attack(
@@ -75,12 +79,16 @@ def short_attack(
   """
   radii = np.float32(eps), np.float32(eps if start is None else start)
   data = (sample.images, sample.labels, sample.keys, *radii, np.int32(steps))
-  logits, losses = jax.device_get(_ascend(model, *data, norm))
+  logits, losses, flat, broken = jax.device_get(_ascend(model, *data, norm))
   counts = sample.counts
+  # Where no image is classified correctly, all of them show the gradients.
+  shown = counts if counts.any() else sample.real
+  shares = float(flat[shown].mean()), float(broken[shown].mean())
   if not counts.any():
-    return Held(float('nan'), float('nan'), 0)
+    return Held(float('nan'), float('nan'), 0, *shares)
   right = (logits.argmax(axis=1) == np.asarray(sample.labels)) & ~np.isnan(logits).any(axis=1)
-  return Held(float(right[counts].mean()), float(losses[counts].mean()), int(counts.sum()))
+  accuracy, loss = float(right[counts].mean()), float(losses[counts].mean())
+  return Held(accuracy, loss, int(counts.sum()), *shares)
 
 
 @functools.partial(jax.jit, static_argnames=('norm',))
@@ -88,38 +96,23 @@ def _ascend(model, images, labels, keys, eps, start, steps, norm):
   def loss_fn(logits):
     return cross_entropy(logits, labels)
 
-  def step(i, delta):
+  def step(i, carry):
+    delta, flat, broken = carry
     gradient = ask(model, images + delta, loss_fn, fold_each(keys, i)).gradient
-    done = jnp.float32(i) / jnp.maximum(steps, 1).astype(jnp.float32)
+    axes = tuple(range(1, gradient.ndim))
+    flat = jnp.where(i == 0, jnp.all(gradient == 0, axis=axes), flat)
+    broken = jnp.where(i == 0, ~jnp.all(jnp.isfinite(gradient), axis=axes), broken)
     # A NaN would spread to the whole perturbation.
     gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0)
+    done = jnp.float32(i) / jnp.maximum(steps, 1).astype(jnp.float32)
     move = furthest(gradient, jnp.clip(images + delta, 0, 1), norm, eps * (0.52 - 0.5 * done))
-    return project(delta + move, images, norm, eps)
+    return project(delta + move, images, norm, eps), flat, broken
 
-  delta = lax.fori_loop(0, steps, step, random_start(keys, images, norm, start))
+  none = jnp.zeros(labels.shape, bool)
+  first = (random_start(keys, images, norm, start), none, none)
+  delta, flat, broken = lax.fori_loop(0, steps, step, first)
   logits = logits_of(model, jnp.clip(images + delta, 0, 1), keys)
-  return logits, cross_entropy(logits, labels)
-
-
-def gradient_shares(model: Partial, sample: Sample, norm: Norm, eps: float) -> tuple[float, float]:
-  """Shares of images whose gradient of the cross-entropy, at a random start, is 0, and not finite.
-
-  Of the images that are classified correctly, because where the attack has won a saturated loss
-  may well be flat; of all images where none is.
-  """
-  zero, broken = jax.device_get(
-    _gradients(model, sample.images, sample.labels, sample.keys, np.float32(eps), norm)
-  )
-  counts = sample.counts if sample.counts.any() else sample.real
-  return float(zero[counts].mean()), float(broken[counts].mean())
-
-
-@functools.partial(jax.jit, static_argnames=('norm',))
-def _gradients(model, images, labels, keys, eps, norm):
-  start = jnp.clip(images + random_start(keys, images, norm, eps), 0, 1)
-  gradient = ask(model, start, lambda logits: cross_entropy(logits, labels), keys).gradient
-  flat = gradient.reshape(gradient.shape[0], -1)
-  return jnp.all(flat == 0, axis=1), ~jnp.all(jnp.isfinite(flat), axis=1)
+  return logits, cross_entropy(logits, labels), flat, broken
 
 
 @jax.jit
