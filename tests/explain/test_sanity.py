@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from rest_jax import UserError, explain
+from rest_jax import Classifier, UserError, explain
+from rest_jax.data.digit_scenes import scenes
 from rest_jax.explain.sanity import replaced, top_layers
 
 TRACES = []
@@ -127,3 +128,14 @@ def test_bad_options(model, images, options, words):
 def test_model_without_weights(images):
   with pytest.raises(UserError, match='needs a Classifier'):
     explain.sanity_check(lambda x: jnp.mean(x, (1, 2)), images)
+
+
+def test_group_cam_forgets_with_the_zoo_model():
+  """All layers new: the rank correlation with the original map is under 0.3."""
+  classifier = Classifier.load('digit_scenes')
+  images = scenes('test', 8)
+  pixels = np.concatenate([classifier.preprocess(scene.image) for scene in images])
+  check = explain.sanity_check(classifier, pixels, 'group_cam', groups=8)
+  assert {'stem', 'stage1', 'stage4', 'head'} <= {row.layer for row in check.rows}
+  assert check.rows[-1].rank_correlation.mean() < 0.3
+  assert check.rows[0].rank_correlation.mean() < 1
