@@ -134,6 +134,8 @@ def _open(command: Command) -> Study:
   options = {
     name: {**BUDGETS.get(name, {}), **choices.method_options(name, command)} for name in methods
   }
+  if 'group_cam' in methods and command.variant is None:
+    options['group_cam:latest'] = options['group_cam'] | {'variant': 'latest'}
   count = min(command.limit or len(sources.test), len(sources.test))
   records = Records(command.output / 'results.jsonl', _settings(command, classifier))
   return Study(command, classifier, tuple(options), options, sources.test, count, records)
