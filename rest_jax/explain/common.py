@@ -186,7 +186,9 @@ def rescale(maps: jax.Array, range_: Span) -> jax.Array:
   """(maps - low) / (high - low), 0 where that is no number."""
   low, high, varied = range_
   half = jnp.where(varied, 0.5 * high - 0.5 * low, 1)
-  return jnp.where(varied, jnp.clip((0.5 * maps - 0.5 * low) / half, 0, 1), 0)
+  unit = jnp.clip((0.5 * maps - 0.5 * low) / half, 0, 1)
+  # A compiler may divide by multiplying, which leaves the greatest value a little under 1.
+  return jnp.where(varied, jnp.where(maps == high, 1, unit), 0)
 
 
 def constant_maps(maps: jax.Array) -> jax.Array:
