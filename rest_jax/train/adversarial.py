@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 
 from rest_jax.attacks.inner import ascent, pgd_delta
-from rest_jax.attacks.projections import into_ball, random_start
+from rest_jax.attacks.projections import norm_of, normalize, per_image, random_start
 from rest_jax.train import freezing
 from rest_jax.train.config import Config
 from rest_jax.train.gradients import Aux, GradientFunction, Rows
@@ -194,11 +194,18 @@ def _free_gradients(forward: Forward, adversarial: Config) -> GradientFunction:
     attacked = jnp.clip(images + perturbation, 0.0, 1.0)
     (loss, aux), (grads, up) = both(trained, attacked, frozen, stats, targets, key)
     moved = perturbation + ascent(up, adversarial.norm, step_size(adversarial))
-    # Around grey, whose distance to black and white no ball here reaches.
-    moved = into_ball(moved, jnp.full_like(moved, 0.5), adversarial.norm, adversarial.eps)
+    moved = _into_ball(moved, adversarial.norm, adversarial.eps)
     return (loss, aux._replace(perturbation=moved)), grads
 
   return gradients
+
+
+def _into_ball(delta: jax.Array, norm: str, eps: float) -> jax.Array:
+  """The nearest point of the ball ('linf' or 'l2') alone, wherever the pixel range ends."""
+  if norm == 'linf':
+    return jnp.clip(delta, -eps, eps)
+  length = jnp.minimum(norm_of(delta, 'l2'), eps)
+  return normalize(delta, 'l2') * per_image(length, delta)
 
 
 def attack_for_evaluation(

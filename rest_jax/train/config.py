@@ -74,7 +74,7 @@ FIELDS: dict[str, dict[str, tuple[Any, str]]] = {
     'momentum': (0.9, 'SGD: momentum'),
     'clip_norm': (0.0, 'largest global norm of the gradient; 0 is off'),
     'layer_decay': (1.0, 'factor of the learning rate from each layer to the one below; 1: off'),
-    'freeze': ('', "regex; parameters whose path it matches from the start stay: 'stem|stage1/'"),
+    'freeze': ('', "regex from the start of parameters' paths; '(?!head/)' is a linear probe"),
     'schedule': ('cosine', "after the warm-up: 'cosine', 'step' or 'constant'"),
     'step_epochs': ((), "schedule 'step': epochs from which the rate is a tenth of before"),
     'warmup_epochs': (0.0, 'epochs of linear warm-up'),

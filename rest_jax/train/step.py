@@ -117,7 +117,9 @@ def make_train_step(
     augment_key, loss_key = jax.random.split(key)
     classify = Partial(apply, state.variables())
     images, targets = augment_on_device(augment_key, batch, config, num_classes, classify)
-    if not config.adversarial.kind:
+    if config.adversarial.kind:
+      images = jnp.clip(images, 0.0, 1.0)  # the noise of random erasing goes beyond
+    else:
       images = normalise(images, config.data.mean, config.data.std)
     new, metrics = update(state, images, targets, loss_key)
     metrics['lr'] = jnp.asarray(schedule(state.step))

@@ -237,6 +237,24 @@ def test_devices_agree_with_synchronised_batch_norm(plain, batch, tiny_net, mode
   np.testing.assert_allclose(*curves, rtol=1e-4)
 
 
+def test_the_ball_of_free_training():
+  delta = jnp.array([[3.0, -4.0], [0.3, 0.4], [0.0, 0.0]])
+  found = adversarial._into_ball(delta, 'l2', 1.0)
+  np.testing.assert_allclose(found, [[0.6, -0.8], [0.3, 0.4], [0.0, 0.0]], rtol=1e-6)
+  found = adversarial._into_ball(delta, 'linf', 0.35)
+  np.testing.assert_allclose(found, [[0.35, -0.35], [0.3, 0.35], [0.0, 0.0]], rtol=1e-6)
+
+
+def test_erased_pixels_are_cut_to_the_pixel_range_first(plain, images, monkeypatch):
+  """The noise of random erasing has no bounds; here it is 2 everywhere, which becomes white."""
+  monkeypatch.setattr(step.device, 'random_erasing', lambda key, x, *_, **__: 0 * x + 2)
+  plain.augment.erasing = 1.0
+  plain.adversarial.update(kind='trades', eps=0.0)
+  states, (metrics,) = train(plain, [images])
+  (_, y), w = numbers(images), weights(states[0])
+  assert metrics['loss'] == pytest.approx(ce(np.ones((8, 12)), y, w).mean(), rel=1e-5)
+
+
 def test_computing_in_bfloat16_perturbs_in_float32(plain, images):
   class Half(nn.Module):
     bn_axis_name: str | None = None

@@ -61,6 +61,7 @@ def test_a_run_from_before_a_setting_existed_goes_on(config):
     ('digit_scenes_at', ('pgd', 'trades', 'short')),
     ('cifar10_at', ('pgd', 'trades', 'mart', 'free', 'fast')),
     ('digit_scenes_groupcam', ('default', 'plain')),
+    ('finetune_folder', ('default', 'probe')),
   ],
 )
 def test_configs(monkeypatch, name, variants):
