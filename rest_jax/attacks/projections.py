@@ -164,9 +164,10 @@ def _threshold_l1(amount: jax.Array, room: jax.Array, eps: jax.Array) -> jax.Arr
     low, high = jnp.where(over > 0, c, low), jnp.where(over > 0, high, c)
     root = c + over / jnp.maximum(active, 1.0)
     inside = (active > 0) & (root > low) & (root < high) & (step % 3 < 2)
-    done = (jnp.abs(over) <= 1e-6 * eps) | (high - low <= 2 * _ULP * high)
-    new = jnp.where(done, jnp.where(over > 0, high, c), jnp.where(inside, root, (low + high) / 2))
-    return low, high, new, jnp.all(done), step + 1
+    met, closed = jnp.abs(over) <= 1e-6 * eps, high - low <= 2 * _ULP * high
+    # An image that is done stays at its c while others of the batch go on.
+    new = jnp.where(closed, high, jnp.where(inside, root, (low + high) / 2))
+    return low, high, jnp.where(met, c, new), jnp.all(met | closed), step + 1
 
   def unfinished(carry):
     return ~carry[3] & (carry[4] < 100)
