@@ -13,6 +13,7 @@ from jax.tree_util import Partial
 
 from rest_jax.attacks.algorithm import Algorithm
 from rest_jax.attacks.checks import Inputs, check_count, check_key
+from rest_jax.attacks.counting import count_queries
 from rest_jax.attacks.losses import fooled
 from rest_jax.attacks.queries import fold_each, image_keys, logits_of
 from rest_jax.attacks.scheduler import Found, Jobs, Keys, Progress, run_jobs
@@ -182,6 +183,7 @@ def attack_images(
       progress=progress,
     )
     steps[left] += found.steps
+    count_queries(found.steps * getattr(run.algorithm, 'queries_per_step', 1), which[left])
     good = np.flatnonzero(found.success)
     good = good[is_fooled(target, found.adv[good], which[left[good]])]
     for row in good:

@@ -9,6 +9,7 @@ that its cost does not grow with the number of classes.
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -76,6 +77,8 @@ class FAB:
   alpha_max: float = 0.1
   eta: float = 1.05
   beta: float = 0.9
+
+  queries_per_step: ClassVar[int] = 2
 
   def init(self, model: Partial, images, labels, eps, keys, targets=None) -> FABState:
     """The original images, or random points near them."""

@@ -13,6 +13,7 @@ from jax.tree_util import Partial
 from rest_jax.attacks import losses
 from rest_jax.attacks.algorithm import in_chunks
 from rest_jax.attacks.checks import check_choice, check_count, check_inputs, check_key
+from rest_jax.attacks.counting import count_queries
 from rest_jax.attacks.directions import usable
 from rest_jax.attacks.pgd_steps import PGD, SCHEDULES
 from rest_jax.attacks.projections import furthest
@@ -70,6 +71,7 @@ def fgsm(
   key = check_key(jax.random.key(0) if key is None else key)
   keys = image_keys(key, inputs.images.shape[0])
   arrays = (inputs.images, inputs.labels, inputs.eps, keys, inputs.targets)
+  count_queries(1)
   return in_chunks(lambda a: _fgsm(inputs.model, *a, norm, loss), arrays, query_batch)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rest_jax.attacks.counting import counting
 from rest_jax.attacks.fingerprint import weights_hash
 from rest_jax.attacks.threat import NORMS, Norm
 from rest_jax.errors import UserError
@@ -81,8 +82,11 @@ class Attack:
       for name, value in offered.items()
       if value is not None and (taken is None or name in taken) and name not in self.options
     }
-    result = self.function(model, images, labels, **arguments, **self.options)
+    with counting(len(images)) as tally:
+      result = self.function(model, images, labels, **arguments, **self.options)
     adv, queries = result if isinstance(result, tuple) else (result, None)
+    if queries is None and tally.heard:
+      queries = tally.queries
     adv = np.asarray(adv, np.float32)
     if adv.shape != images.shape:
       raise UserError(f'the attack {self.label} gave {adv.shape} for images {images.shape}')

@@ -56,7 +56,8 @@ class Record:
     clean_loss: cross-entropy of the image, nats; None where not finite.
     loss: cross-entropy of the adversarial image, nats.
     distance: of the adversarial image from the image, in the threat's norm.
-    queries: model evaluations that the attack spent on the image; None where it cannot be said.
+    queries: evaluations of the model that the attack's steps spent on the image; None where an
+      attack does not count them.
     attack: label of the attack.
     norm: 'linf', 'l2' or 'l1'.
     eps: radius; None for a minimum-norm attack.

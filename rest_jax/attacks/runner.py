@@ -13,6 +13,7 @@ from jax.tree_util import Partial
 
 from rest_jax.attacks.algorithm import Algorithm, in_chunks, run_from, select
 from rest_jax.attacks.checks import Inputs, check_count, check_key
+from rest_jax.attacks.counting import count_queries
 from rest_jax.attacks.losses import fooled
 from rest_jax.attacks.queries import fold_each, image_keys, logits_of
 
@@ -72,7 +73,9 @@ def attack(
     return _restarts(algorithm, inputs.model, *arrays, restarts, stop_early, keep_clean)
 
   arrays = (inputs.images, inputs.labels, inputs.eps, keys, inputs.targets)
-  return in_chunks(chunk, arrays, query_batch)
+  adv, queries = in_chunks(chunk, arrays, query_batch)
+  count_queries(queries)
+  return adv
 
 
 @functools.partial(jax.jit, static_argnames=('algorithm', 'restarts', 'stop_early', 'keep_clean'))
@@ -97,7 +100,8 @@ def _restarts(
     state = run_from(algorithm, model, state, stop_early)
     image, new = algorithm.outcome(state)
     better = jnp.where(state.success == success, new > score, state.success) & ~settled
-    return select(better, (image, new, state.success), kept), None
+    asked = jnp.where(settled, 0, state.iteration)
+    return select(better, (image, new, state.success), kept), asked
 
   success = jnp.zeros(labels.shape, bool)
   if keep_clean:
@@ -105,7 +109,8 @@ def _restarts(
     success = fooled(logits, labels, _of_restart(targets, 0), algorithm.targeted)
   # Nothing is better than an image that fools by itself; a batch of those returns at once.
   score = jnp.where(success, jnp.inf, -jnp.inf)
-  return lax.scan(once, (images, score, success), jnp.arange(restarts))[0][0]
+  (best, _, _), asked = lax.scan(once, (images, score, success), jnp.arange(restarts))
+  return best, jnp.sum(asked, axis=0)
 
 
 def _of_restart(targets: jax.Array | None, index: jax.Array | int) -> jax.Array | None:

@@ -347,6 +347,23 @@ def test_an_attack_that_gives_something_else_is_named(model):
     attacks.Attack('a/b', print)
 
 
+@pytest.mark.parametrize(
+  ('name', 'options', 'most'),
+  [('fgsm', {}, 1), ('pgd', {'steps': 4}, 5), ('square', {'n_queries': 6}, 7)],
+)
+def test_queries_are_counted(model, name, options, most):
+  images, labels = data(model, 6, wrong=1)
+  attack = attacks.named_attack(name, **options)
+  found = run(model, images, labels, attacks=[attack], radii=[1e-6, 0.05])
+  none, some = (
+    [r.queries for r in found.records[attacks.RunName(name, 'linf', eps)].values()]
+    for eps in (1e-6, 0.05)
+  )
+  assert none == [0] + 5 * [most]  # nothing to be found: the whole budget
+  assert all(0 < queries <= most for queries in some[1:]) and some[0] == 0
+  assert name == 'fgsm' or min(some[1:]) < most  # who is fooled is left alone
+
+
 def test_every_named_attack_exists():
   for name in attacks.list_attacks():
     attack = attacks.named_attack(name)
