@@ -20,6 +20,8 @@ from rest_jax.errors import UserError
 # Equations that hold one function and run it on their own operands.
 _CALLS = {'jit', 'pjit', 'closed_call', 'core_call', 'checkpoint', 'remat', 'remat2'}
 _CALLS |= {'custom_jvp_call', 'custom_vjp_call', 'custom_vjp_call_jaxpr'}
+# Equations that leave zeros zero; the last two stand before constants inside shard_map.
+_KEEP_ZEROS = {'broadcast_in_dim', 'convert_element_type', 'pvary', 'pcast'}
 
 
 @jax.custom_vjp
@@ -143,9 +145,8 @@ def _zeros(jaxpr: core.Jaxpr) -> set[core.Var]:
   """Variables that are arrays of zeros, as `jnp.zeros_like` makes them."""
   zeros: set[core.Var] = set()
   for equation in jaxpr.eqns:
-    if equation.primitive.name in ('broadcast_in_dim', 'convert_element_type') and _is_zero(
-      equation.invars[0], zeros
-    ):
+    keeps = equation.primitive.name in _KEEP_ZEROS
+    if keeps and _is_zero(equation.invars[0], zeros):
       zeros.add(equation.outvars[0])
   return zeros
 

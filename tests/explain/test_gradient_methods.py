@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from rest_jax import UserError, explain
 from rest_jax.explain.gradient import target_gradients
@@ -178,3 +180,23 @@ def test_gradient_is_of_the_logit(images, network):
 def test_bad_options(images, network, name, options, words):
   with pytest.raises(UserError, match=words):
     explain.METHODS[name].fn(network, images, **options)
+
+
+@pytest.mark.parametrize('name', ['guided_backprop', 'rise', 'integrated_gradients'])
+def test_images_shared_out_over_devices(name):
+  """Inside shard_map each device explains its own images: the same maps."""
+
+  def model(x):
+    return jnp.mean(jax.nn.relu(x @ mix) ** 2, (1, 2))
+
+  mix = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
+  images = np.random.default_rng(1).uniform(size=(4, 5, 5, 3)).astype(np.float32)
+  targets = np.arange(4, dtype=np.int32)
+  options = {'masks': 6} if name == 'rise' else {}
+
+  def maps(x, classes):
+    return explain.METHODS[name].fn(model, x, classes, **options)
+
+  mesh = Mesh(np.asarray(jax.devices()), ('batch',))
+  shared = jax.shard_map(maps, mesh=mesh, in_specs=P('batch'), out_specs=P('batch'))
+  np.testing.assert_allclose(jax.jit(shared)(images, targets), maps(images, targets), atol=1e-5)
