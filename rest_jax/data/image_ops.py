@@ -138,12 +138,24 @@ def _shift_rows(
   for start in range(0, height, _BLOCK):
     rows = slice(start, start + _BLOCK)
     value = _between(taps[rows], rest[rows], resample)
-    lines[rows] = np.clip(value, 0, 255, out=value)
-  result = lines.reshape(height, width, 3)
-  place = np.arange(width) + 0.5 + shift[:, None]
-  outside = (place < 0) | (place >= width)
-  result[np.broadcast_to(outside, (height, width))] = fill
-  return Image.fromarray(result)
+    np.maximum(value, 0, out=value)
+    np.minimum(value, 255, out=value)
+    lines[rows] = value
+  _fill_outside(lines.reshape(height, width, 3), shift, fill)
+  return Image.fromarray(lines.reshape(height, width, 3))
+
+
+def _fill_outside(result: np.ndarray, shift: np.ndarray, fill: Colour) -> None:
+  """Colours, in place, the pixels x of each row for which x + 0.5 + shift is not in [0, width)."""
+  width = result.shape[1]
+  first = np.clip(np.ceil(-0.5 - shift), 0, width).astype(int).tolist()
+  last = np.clip(np.ceil(width - 0.5 - shift), 0, width).astype(int).tolist()
+  rows = [result] if len(shift) == 1 else result
+  for row, start, stop in zip(rows, first, last, strict=True):
+    if start:
+      row[..., :start, :] = fill
+    if stop < width:
+      row[..., stop:, :] = fill
 
 
 def _between(taps: np.ndarray, rest: np.ndarray, resample: Image.Resampling) -> np.ndarray:

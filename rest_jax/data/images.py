@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import pathlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -42,8 +41,9 @@ class EncodedImage:
     """
     self._content, self._where = content, where
     self._decoded: dict[int, Image.Image] = {}
-    with self._reading(), Image.open(io.BytesIO(content)) as image:
-      self.size = (image.height, image.width)
+    with self._reading():
+      self._fresh: Image.Image | None = Image.open(io.BytesIO(content))
+    self.size = (self._fresh.height, self._fresh.width)
 
   def picture(self) -> Image.Image:
     """Returns the whole image, RGB.
@@ -83,7 +83,8 @@ class EncodedImage:
   def _decode(self, scale: int) -> Image.Image:
     if scale not in self._decoded:
       with self._reading():
-        image = Image.open(io.BytesIO(self._content))
+        image = self._fresh or Image.open(io.BytesIO(self._content))
+        self._fresh = None  # it decodes but once
         if scale > 1:
           height, width = self.size
           image.draft(None, (width // scale, height // scale))
@@ -131,7 +132,8 @@ def open_image(path: str | os.PathLike) -> EncodedImage:
     ImageError: the file is missing or no image; the message names it.
   """
   try:
-    content = pathlib.Path(path).read_bytes()
+    with open(path, 'rb') as file:
+      content = file.read()
   except OSError as error:
     raise ImageError(f'cannot read the image {path}: {error.strerror or error}') from error
   return EncodedImage(content, str(path))

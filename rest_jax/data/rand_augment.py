@@ -135,7 +135,10 @@ class RandAugment:
     Returns:
       The steps in order, at most `layers`.
     """
-    chosen = rng.choice(len(self.names), self.layers, self.weights is None, self.weights)
+    if self.weights is None:
+      chosen = rng.integers(len(self.names), size=self.layers)
+    else:
+      chosen = rng.choice(len(self.names), self.layers, replace=False, p=self.weights)
     steps = []
     for number in chosen.tolist():
       if rng.random() < self.prob:
