@@ -98,7 +98,9 @@ def run_jobs(
 ) -> Found:
   """Runs all jobs.
 
-  What a job gives depends on its image, target and key, not on its slot or on other jobs.
+  What a job gives depends on its image, target and key, not on its slot or on other jobs. Which
+  of an image's successes is kept with `stop_early` may depend on `slots` where several of its runs
+  were under way at once.
 
   Args:
     algorithm: what to run.
