@@ -111,12 +111,13 @@ def layer_gradient(point: Tap, images: jax.Array, targets: jax.Array | None) -> 
   zeros = vary_like(jnp.zeros(point.feature_shape(images), jnp.float32), images)
   logits, pull, features = jax.vjp(lambda d: point.perturbed(images, d), zeros, has_aux=True)
   targets = resolve_targets(logits, targets)
-  (gradients,) = pull(jax.nn.one_hot(targets, logits.shape[1], dtype=logits.dtype))
+  chosen = jax.nn.one_hot(targets, logits.shape[1], dtype=logits.dtype)
+  (gradients,) = pull(vary_like(chosen, logits))
   return LayerGradient(features, gradients, logits, targets)
 
 
 def vary_like(x: jax.Array, like: jax.Array) -> jax.Array:
-  """Inside shard_map: `x` as this device's own, so that its gradient is not summed over them."""
+  """Inside shard_map: `x` as each device's own, so that its gradient is not summed over them."""
   axes = tuple(_varying(like) - _varying(x))
   return jax.lax.pcast(x, axes, to='varying') if axes else x
 

@@ -165,3 +165,12 @@ def test_a_map_of_one_pixel_says_nothing():
 def test_bad_options(options, message):
   with pytest.raises(UserError, match=message):
     explain.group_cam(PAIR, IMAGES, **options)
+
+
+def test_devices_of_a_mesh_explain_their_own_images():
+  """The gradient at the layer is not summed over devices, as that of a replicated value is."""
+  images = jnp.concatenate([IMAGES, IMAGES[:1]])
+  mesh, split = jax.sharding.Mesh(jax.devices(), ('batch',)), jax.sharding.PartitionSpec('batch')
+  run = lambda x: explain.group_cam(PAIR, x, 2, groups=3)  # noqa: E731
+  shared = jax.jit(jax.shard_map(run, mesh=mesh, in_specs=split, out_specs=split))
+  np.testing.assert_allclose(shared(images), run(images), atol=1e-6)
