@@ -140,22 +140,23 @@ def _shift_rows(
     value = _between(taps[rows], rest[rows], resample)
     np.maximum(value, 0, out=value)
     np.minimum(value, 255, out=value)
-    lines[rows] = value
-  _fill_outside(lines.reshape(height, width, 3), shift, fill)
+    lines[rows] = value.astype(np.uint8)
+  _fill_outside(lines, shift, fill)
   return Image.fromarray(lines.reshape(height, width, 3))
 
 
-def _fill_outside(result: np.ndarray, shift: np.ndarray, fill: Colour) -> None:
+def _fill_outside(lines: np.ndarray, shift: np.ndarray, fill: Colour) -> None:
   """Colours, in place, the pixels x of each row for which x + 0.5 + shift is not in [0, width)."""
-  width = result.shape[1]
+  width = lines.shape[1] // 3
+  colours = np.tile(np.array(fill, np.uint8), width)
   first = np.clip(np.ceil(-0.5 - shift), 0, width).astype(int).tolist()
   last = np.clip(np.ceil(width - 0.5 - shift), 0, width).astype(int).tolist()
-  rows = [result] if len(shift) == 1 else result
+  rows = [lines] if len(shift) == 1 else lines
   for row, start, stop in zip(rows, first, last, strict=True):
     if start:
-      row[..., :start, :] = fill
+      row[..., : 3 * start] = colours[: 3 * start]
     if stop < width:
-      row[..., stop:, :] = fill
+      row[..., 3 * stop :] = colours[3 * stop :]
 
 
 def _between(taps: np.ndarray, rest: np.ndarray, resample: Image.Resampling) -> np.ndarray:

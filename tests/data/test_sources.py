@@ -10,7 +10,8 @@ import pytest
 
 from rest_jax import data
 from rest_jax.data import sources as sources_module
-from rest_jax.data.sources import CachedSource, cached
+from rest_jax.data.images import EncodedImage, ImageError
+from rest_jax.data.sources import CachedSource, cached, open_example
 from rest_jax.errors import UserError
 
 
@@ -139,3 +140,25 @@ def test_importing_the_package_is_cheap():
   )
   done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
   assert done.stdout.strip() == '[]'
+
+
+def test_an_example_can_be_opened_without_decoding(toy_data_dir):
+  source = data.load('toy_pictures', toy_data_dir).train
+  for index in range(3):
+    opened, decoded = open_example(source, index), source[index]
+    assert isinstance(opened['image'], EncodedImage) and opened['image'].size == (8, 10)
+    np.testing.assert_array_equal(np.asarray(opened['image'].picture()), decoded['image'])
+    assert opened['label'] == decoded['label']
+  held = cached(source)
+  assert open_example(held, 2)['image'] is not None
+  np.testing.assert_array_equal(open_example(held, 2)['image'], source[2]['image'])
+
+
+def test_a_damaged_record_is_named(toy_data_dir, monkeypatch):
+  source = data.load('toy_pictures', toy_data_dir).train
+  records = source._open()
+  monkeypatch.setattr(
+    source, '_records', [{**records[i], 'image': records[i]['image'][:40]} for i in range(2)]
+  )
+  with pytest.raises(ImageError, match=r'cannot read the image 1 of train in .*toy_pictures'):
+    source[1]
