@@ -127,7 +127,8 @@ def _notes(study: Study, rows: Sequence[Row]) -> list[str]:
     f'{study.command.model} at {size} px ({_accuracy(study):.1%} of them right); the predicted '
     'class is explained. In brackets: 95 % bootstrap intervals over the images. Bold: best.',
     'Insertion starts from the blurred image, deletion ends at the mean colour, a 28th of the '
-    f'pixels a step; pointing is strict, {15 / 224 * size:.1f} px tolerance (15 px at 224).',
+    f'pixels a step; pointing is strict, {15 / 224 * size:.1f} px tolerance (15 px at 224); '
+    'ROAD removes 20, 50 and 80 %.',
   ]
   if layer is not None:
     notes.append(f'CAM methods look at layer {layer}. Options: {", ".join(budgets) or "defaults"}.')

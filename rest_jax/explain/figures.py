@@ -5,6 +5,7 @@ Matplotlib figures without pyplot: no global state, no window system.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -73,6 +74,13 @@ def save_figure(path: Path, figure: Figure, dpi: int = 110) -> None:
   """
   with replacing(path) as temporary:
     figure.savefig(temporary, dpi=dpi, facecolor='white', bbox_inches='tight', pad_inches=0.06)
+
+
+def as_image(figure: Figure, dpi: int = 90) -> Image.Image:
+  """A figure as a picture, which a notebook shows."""
+  file = io.BytesIO()
+  figure.savefig(file, format='png', dpi=dpi, facecolor='white', bbox_inches='tight')
+  return Image.open(file)
 
 
 def thumbnail(

@@ -1,0 +1,174 @@
+"""explain.py as a user starts it: pictures of every kind, a folder with bad files, bad input."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from rest_jax.models.classifier import Classifier
+from rest_jax.models.registry import create_model
+
+ROOT = Path(__file__).parents[1]
+# Runs explain.py and says what it took and which modules it imported that it must not.
+WATCHED = """
+import resource, runpy, sys
+try:
+  runpy.run_path('explain.py', run_name='__main__')
+finally:
+  print('MEGABYTES', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+  print('IMPORTED', [m for m in ('tensorflow', 'torch', 'jaxlib') if m in sys.modules])
+"""
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+  """A tiny untrained model directory: 32 px, the central square, three classes."""
+  place = tmp_path_factory.mktemp('model') / 'tiny'
+  sizes = dict(widths=(8, 8, 8, 8), heads=(1, 1, 1, 1), depths=(1, 1, 1, 1))
+  overrides = sizes | {'reductions': (2, 1, 1, 1)}
+  module = create_model('rest_lite', 3, **overrides)
+  variables = module.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+  Classifier.create(
+    'rest_lite',
+    variables,
+    num_classes=3,
+    overrides=overrides,
+    class_names=('cat', 'dog', 'goldfish'),
+    input_size=32,
+  ).save(place)
+  return place
+
+
+@pytest.fixture(scope='module')
+def photo(tmp_path_factory):
+  """A picture of 90 x 60 px."""
+  path = tmp_path_factory.mktemp('photo') / 'photo.png'
+  pixels = np.random.default_rng(0).integers(0, 255, (60, 90, 3), dtype=np.uint8)
+  Image.fromarray(pixels).save(path)
+  return path
+
+
+def explain(*args, status=0):
+  """Runs the script in this process."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(sys, 'argv', ['explain.py', *map(str, args)])
+    with pytest.raises(SystemExit) as end:
+      runpy.run_path(str(ROOT / 'explain.py'), run_name='__main__')
+  assert end.value.code == status
+
+
+def test_everything_for_one_picture(model, photo, tmp_path, capsys):
+  flags = ('--curves', '--animate', '--sanity', '--layer', 'stage1', '--target', 'dog')
+  methods = ('--method', 'grad_cam', 'gradient', '--query_batch', 8)
+  explain('--image', photo, '--model', model, *methods, *flags, '--output', tmp_path)
+  assert '-> ' in capsys.readouterr().out
+  folder = tmp_path / 'photo'
+  summary = json.loads((folder / 'explanation.json').read_text())
+  assert [e['method'] for e in summary['explanations']] == ['grad_cam', 'gradient']
+  assert all(e['target']['class'] == 'dog' for e in summary['explanations'])
+  assert summary['explanations'][0]['queries'] == 2 and len(summary['top5']) == 3
+  probabilities = [entry['probability'] for entry in summary['top5']]
+  assert probabilities == sorted(probabilities, reverse=True) and abs(sum(probabilities) - 1) < 1e-6
+  assert summary['seen_by_the_model']['input_size'] == 32
+  saliency = np.load(folder / 'grad_cam.npy')
+  assert saliency.shape == (32, 32) and saliency.dtype == np.float32
+  assert saliency.min() >= 0 and saliency.max() <= 1
+  with Image.open(folder / 'grad_cam.png') as marked, Image.open(photo) as picture:
+    assert marked.size == picture.size
+    # The model saw the central square: the columns left of it are untouched.
+    np.testing.assert_array_equal(np.asarray(marked)[:, :14], np.asarray(picture)[:, :14])
+    assert not np.array_equal(np.asarray(marked), np.asarray(picture))
+  names = {path.name for path in folder.iterdir()}
+  assert {'comparison.png', 'curves.png', 'sanity.png', 'grad_cam_insertion.gif'} <= names
+  assert not any(name.startswith('.') for name in names)
+
+
+def test_the_three_most_probable_classes(model, photo, tmp_path):
+  explain(
+    *('--image', photo, '--model', model, '--method', 'gradient', '--target', 'top3'),
+    *('--output', tmp_path),
+  )
+  summary = json.loads((tmp_path / 'photo' / 'explanation.json').read_text())
+  explained = [e['target']['index'] for e in summary['explanations']]
+  assert explained == [entry['index'] for entry in summary['top5'][:3]]
+  assert (tmp_path / 'photo' / 'gradient_top3.png').exists()
+  maps = [np.load(tmp_path / 'photo' / e['map']) for e in summary['explanations']]
+  assert not np.array_equal(maps[0], maps[1])
+
+
+@pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning')  # this test's own
+def test_a_folder_with_bad_files_and_a_huge_picture(model, photo, tmp_path):
+  folder, output = tmp_path / 'pictures', tmp_path / 'out'
+  folder.mkdir()
+  good = np.asarray(Image.open(photo))
+  Image.fromarray(good).convert('L').save(folder / 'grey.png')
+  Image.fromarray(good).convert('RGBA').save(folder / 'alpha.png')
+  Image.fromarray(good).convert('CMYK').save(folder / 'cmyk.jpg')
+  Image.fromarray(good[:3].repeat(60, 1)).save(folder / 'long.png')
+  Image.new('RGB', (12000, 8000), (40, 90, 60)).save(folder / 'huge.jpg')
+  (folder / 'corrupt.png').write_bytes(photo.read_bytes()[:2000])
+  (folder / 'empty.jpg').write_bytes(b'')
+  (folder / 'text.png').write_text('not a picture')
+  Image.new('RGB', (1, 1)).save(folder / 'one.png')
+  arguments = ('--image', folder, '--model', model, '--method', 'gradient', '--output', output)
+  done = subprocess.run(
+    [sys.executable, '-c', WATCHED, *map(str, arguments)],
+    cwd=ROOT,
+    env=os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONWARNINGS': 'error::UserWarning'},
+    capture_output=True,
+    text=True,
+    timeout=300,
+  )
+  assert done.returncode == 2
+  lines = done.stderr.splitlines()
+  assert len(lines) == 5 and lines[-1] == '4 of 9 pictures failed', done.stderr
+  reasons = {'corrupt.png': 'damaged', 'empty.jpg': 'empty', 'text.png': 'not a picture'}
+  for name, reason in (reasons | {'one.png': 'single pixel'}).items():
+    line = next(line for line in lines if name in line)
+    assert line.startswith('error: ') and reason in line
+  made = {path.parent.name for path in output.glob('*/gradient.png')}
+  assert made == {'grey', 'alpha', 'cmyk', 'long', 'huge'}
+  with Image.open(output / 'huge' / 'gradient.png') as image:
+    assert image.size == (12000, 8000)
+  said = dict(line.split(' ', 1) for line in done.stdout.splitlines()[-2:])
+  assert int(said['MEGABYTES']) < 2500  # the picture itself takes 288, and a copy as much
+  assert said['IMPORTED'] == "['jaxlib']"
+
+
+@pytest.mark.parametrize(
+  ('args', 'words'),
+  [
+    (('--target', 'goldfsh'), ("no class 'goldfsh'", 'goldfish')),
+    (('--layer', 'stage11'), ("no layer 'stage11'", 'stage1')),
+    (('--method', 'group_cm'), ("'group_cm'", 'group_cam')),
+    (('--model', 'digit_scene'), ('digit_scene', 'digit_scenes')),
+    (('--variant', 'newest'), ("'newest'",)),
+    (('--image', 'nowhere/*.png'), ('nowhere/*.png',)),
+    (('--output', '/proc/there'), ('/proc/there', '--output')),
+    (('--imag', 'x.png'), ('--imag', '--image')),
+  ],
+)
+def test_bad_input_is_one_line_and_status_2(model, photo, tmp_path, capsys, args, words):
+  given = {'--image': photo, '--model': model, '--output': tmp_path, args[0]: args[1]}
+  explain(*[part for pair in given.items() for part in pair], status=2)
+  captured = capsys.readouterr()
+  lines = captured.err.splitlines()
+  assert len(lines) == 1 and lines[0].startswith('error: '), captured.err
+  assert all(word in lines[0] for word in words), lines[0]
+
+
+def test_one_missing_file_is_an_error(model, capsys, tmp_path):
+  explain('--image', 'none.png', '--model', model, '--output', tmp_path, status=2)
+  assert capsys.readouterr().err == 'error: cannot read none.png: no such file or directory\n'
+
+
+def test_help(capsys):
+  explain('--help')
+  assert '--animate' in capsys.readouterr().out
