@@ -1,0 +1,124 @@
+"""DeepFool and C&W against the distance to the nearest hyperplane."""
+
+import jax
+import jax.numpy as jnp
+import linear_case as case
+import numpy as np
+import pytest
+
+from rest_jax import attacks
+
+
+@pytest.mark.parametrize('norm', ['l2', 'linf'])
+def test_deepfool_is_exact_on_a_linear_model(norm):
+  adv = attacks.deepfool(case.logits_fn, case.IMAGES, case.LABELS, norm=norm, overshoot=1e-4)
+  assert (case.predict(adv) != case.LABELS).all()
+  np.testing.assert_allclose(
+    attacks.distances(adv, case.IMAGES, norm), 1.0001 * case.least(norm), rtol=1e-4
+  )
+
+
+def test_deepfool_needs_one_step():
+  adv = attacks.deepfool(case.logits_fn, case.IMAGES, case.LABELS, steps=1)
+  assert (case.predict(adv) != case.LABELS).all()
+
+
+def test_deepfool_keeps_to_the_range_and_still_arrives():
+  images = np.round(case.IMAGES)  # every pixel at an end: half of the steps are barred
+  labels = case.predict(images)
+  adv = attacks.deepfool(case.logits_fn, images, labels, norm='l2')
+  assert (case.predict(adv) != labels).all()
+  assert adv.min() >= 0 and adv.max() <= 1
+
+
+def test_deepfool_reaches_a_target():
+  targets = (case.LABELS + 1) % case.CLASSES
+  images = np.clip(case.IMAGES, 0.45, 0.55)
+  labels = case.predict(images)
+  targets = (labels + 1) % case.CLASSES
+  adv = np.asarray(attacks.deepfool(case.logits_fn, images, labels, targets=targets))
+  moved = np.abs(adv - images).max(axis=(1, 2, 3)) > 0
+  # It looks at the target's boundary alone, so where a third class is above both it stops short.
+  np.testing.assert_array_equal(case.predict(adv)[moved], targets[moved])
+  assert moved.sum() >= 3
+
+
+def test_cw_finds_the_least_distance():
+  adv = attacks.cw(case.logits_fn, case.IMAGES, case.LABELS, steps=200, initial_const=0.1)
+  assert (case.predict(adv) != case.LABELS).all()
+  assert adv.min() >= 0 and adv.max() <= 1
+  ratio = np.asarray(attacks.distances(adv, case.IMAGES, 'l2')) / case.least('l2')
+  assert (ratio >= 1 - 1e-5).all()
+  np.testing.assert_allclose(ratio, 1, atol=0.02)
+
+
+def test_cw_with_a_target():
+  targets = (case.LABELS + 1) % case.CLASSES
+  adv = attacks.cw(
+    case.logits_fn, case.IMAGES, case.LABELS, steps=200, initial_const=0.1, targets=targets
+  )
+  np.testing.assert_array_equal(case.predict(adv), targets)
+  ratio = np.asarray(attacks.distances(adv, case.IMAGES, 'l2')) / case.least_to('l2', targets)
+  assert (ratio >= 1 - 1e-4).all() and (ratio < 1.05).all()
+
+
+def test_cw_is_surer_with_confidence():
+  adv = attacks.cw(
+    case.logits_fn, case.IMAGES, case.LABELS, steps=100, initial_const=1.0, confidence=0.5
+  )
+  logits = np.array(case.logits_fn(adv))
+  own = logits[np.arange(case.COUNT), case.LABELS].copy()
+  logits[np.arange(case.COUNT), case.LABELS] = -np.inf
+  assert (logits.max(axis=1) - own >= 0.5 - 1e-5).all()
+
+
+def test_cw_changes_its_constant_as_published():
+  """Tenfold until one succeeds, then bisection; a round that stalls is cut short."""
+  from rest_jax.attacks.cw_steps import CW
+  from rest_jax.callables import as_function
+
+  algorithm = CW(rounds=6, iterations=20, weight=1e-3)
+  state = algorithm.init(
+    as_function(case.logits_fn),
+    jnp.asarray(case.IMAGES),
+    jnp.asarray(case.LABELS, jnp.int32),
+    jnp.full((case.COUNT,), jnp.inf),
+    jax.random.split(jax.random.key(0), case.COUNT),
+  )
+  step = jax.jit(lambda state: algorithm.step(as_function(case.logits_fn), state))
+  weights, steps = [np.asarray(state.weight)], 0
+  while (np.asarray(state.iteration) < algorithm.steps).any():
+    before, state = state, step(state)
+    steps += 1
+    ended = np.asarray(state.iteration) % 20 == 0
+    assert ((np.asarray(state.weight) == before.weight) | ended).all()
+    if ended[0]:
+      weights.append(np.asarray(state.weight))
+      assert state.offset[0].max() == 0
+    if state.iteration[0] >= algorithm.steps:
+      break
+  first = np.array([w[0] for w in weights])
+  assert steps < algorithm.steps  # the first rounds, too weak to move, were cut short
+  np.testing.assert_allclose(first[1:3] / first[:2], 10, rtol=1e-5)
+  assert state.low[0] <= state.weight[0] <= state.high[0]
+
+
+def test_what_is_wrong_already_stays():
+  wrong = (case.LABELS + 1) % case.CLASSES
+  for adv in (
+    attacks.deepfool(case.logits_fn, case.IMAGES, wrong),
+    attacks.cw(case.logits_fn, case.IMAGES, wrong, steps=5, search_steps=1),
+  ):
+    np.testing.assert_array_equal(adv, case.IMAGES)
+
+
+def test_where_none_is_found_the_original_comes_back():
+  def deaf(images):
+    return jnp.zeros((images.shape[0], 3)).at[:, 0].set(1.0) + 0 * images.sum()
+
+  labels = np.zeros(case.COUNT, np.int32)
+  for adv in (
+    attacks.deepfool(deaf, case.IMAGES, labels, steps=3),
+    attacks.cw(deaf, case.IMAGES, labels, steps=3, search_steps=2),
+  ):
+    np.testing.assert_array_equal(adv, case.IMAGES)
