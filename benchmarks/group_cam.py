@@ -50,8 +50,64 @@ def ratio(ours: list[float], theirs: list[float]) -> str:
   return f'{statistics.median(ratios):.3f} ({ratios[0]:.3f}-{ratios[-1]:.3f})'
 
 
-def megabytes(compiled) -> float:
-  return compiled.memory_analysis().temp_size_in_bytes / 2**20
+def megabytes(program) -> float:
+  """Intermediate results of a compiled program."""
+  return program.memory_analysis().temp_size_in_bytes / 2**20
+
+
+def in_turn(point, images, groups: int, query_batch: int):
+  """The G + 1 forward passes, in the chunks that Group-CAM has, and the gradient pass."""
+  queries = jnp.broadcast_to(images, (groups + 1, *images.shape[1:]))
+  gradients = layer_gradient(point, images, None).gradients
+  return gradients, chunked(point, queries, query_batch)
+
+
+def batch_and_gradient(point, images):
+  """One forward pass of a batch and the gradient pass of one image."""
+  return point(images), layer_gradient(point, images[:1], None).gradients
+
+
+def compiled(function, *args, **static):
+  """The compiled program, and the seconds that tracing and compiling took."""
+  start = time.perf_counter()
+  program = function.lower(*args, **static).compile()
+  return program, time.perf_counter() - start
+
+
+def one_image(args, point, image, batch, settings):
+  """Prints compilation, memory and time of one image; returns the program."""
+  sizes = dict(groups=args.groups, query_batch=args.query_batch)
+  passes = jax.jit(in_turn, static_argnames=tuple(sizes))
+  theirs, their_seconds = compiled(passes, point, image, **sizes)
+  ours, seconds = compiled(in_order, point, image, None, settings)
+  print(f'compilation: {seconds:.1f} s, the passes alone {their_seconds:.1f} s')
+  plain, _ = compiled(jax.jit(batch_and_gradient), point, batch)
+  print(
+    f'memory: {megabytes(ours):.1f} MiB; a forward pass of batch {len(batch)} and the gradient '
+    f'pass {megabytes(plain):.1f} MiB; ratio {megabytes(ours) / megabytes(plain):.3f}'
+  )
+  a, b = take_turns(lambda: ours(point, image, None), lambda: theirs(point, image), args.repeats)
+  print(
+    f'time: {statistics.median(a):.3f} s; {args.groups + 1} forward passes and the gradient pass '
+    f'{statistics.median(b):.3f} s; ratio {ratio(a, b)}'
+  )
+  return ours
+
+
+def many_images(args, point, images, settings, alone) -> None:
+  """Prints the throughput of a batch beside that of one image at a time."""
+  together, _ = compiled(in_order, point, images, None, settings)
+  print(f'memory with {len(images)} images: {megabytes(together):.1f} MiB')
+  a, b = take_turns(
+    lambda: together(point, images, None),
+    lambda: [alone(point, images[i : i + 1], None) for i in range(len(images))],
+    max(1, args.repeats // 4),
+  )
+  print(
+    f'throughput: {len(images) / statistics.median(a):.3f} images a second in a batch of '
+    f'{len(images)}, {len(images) / statistics.median(b):.3f} one at a time; '
+    f'time ratio {ratio(a, b)}'
+  )
 
 
 def main() -> None:
@@ -65,52 +121,16 @@ def main() -> None:
   parser.add_argument('--batch', type=int, default=16, help='images for the throughput')
   parser.add_argument('--repeats', type=int, default=9)
   args = parser.parse_args()
-  model = classifier(args.model, args.size)
-  images = np.random.default_rng(0).uniform(size=(args.batch, args.size, args.size, 3))
-  images = jnp.asarray(images, jnp.float32)
-  point = explain.tap(model)
+  shape = (max(args.batch, args.query_batch), args.size, args.size, 3)
+  images = jnp.asarray(np.random.default_rng(0).uniform(size=shape), jnp.float32)
+  point = explain.tap(classifier(args.model, args.size))
   settings = Settings(args.groups, 'paper', 70.0, 51, 50.0, args.query_batch)
   print(
     f'{args.model}, {args.size} px, G = {args.groups}, query_batch {args.query_batch}, layer '
     f'{point.resolve(images.shape)}, jax {jax.__version__}, {jax.devices()[0].device_kind}'
   )
-
-  def passes(point, images):
-    queries = jnp.broadcast_to(images, (args.groups + 1, *images.shape[1:]))
-    seen = layer_gradient(point, images, None)
-    return seen.gradients, chunked(point, queries, args.query_batch)
-
-  def parts(point, batch):
-    return point(batch), layer_gradient(point, batch[:1], None).gradients
-
-  first = images[:1]
-  start = time.perf_counter()
-  ours = in_order.lower(point, first, None, settings).compile()
-  seconds = time.perf_counter() - start
-  start = time.perf_counter()
-  theirs = jax.jit(passes).lower(point, first).compile()
-  print(f'compilation: {seconds:.1f} s, the passes alone {time.perf_counter() - start:.1f} s')
-  plain = jax.jit(parts).lower(point, images[: args.query_batch]).compile()
-  print(
-    f'memory: {megabytes(ours):.1f} MiB; a forward pass of batch {args.query_batch} and the '
-    f'gradient pass {megabytes(plain):.1f} MiB; ratio {megabytes(ours) / megabytes(plain):.3f}'
-  )
-  a, b = take_turns(lambda: ours(point, first, None), lambda: theirs(point, first), args.repeats)
-  print(
-    f'time: {statistics.median(a):.3f} s; {args.groups + 1} forward passes and the gradient pass '
-    f'{statistics.median(b):.3f} s; ratio {ratio(a, b)}'
-  )
-  together = in_order.lower(point, images, None, settings).compile()
-  print(f'memory with {args.batch} images: {megabytes(together):.1f} MiB')
-  a, b = take_turns(
-    lambda: together(point, images, None),
-    lambda: [ours(point, images[i : i + 1], None) for i in range(args.batch)],
-    max(1, args.repeats // 4),
-  )
-  print(
-    f'throughput: {args.batch / statistics.median(a):.3f} images a second in a batch of '
-    f'{args.batch}, {args.batch / statistics.median(b):.3f} one at a time; time ratio {ratio(a, b)}'
-  )
+  alone = one_image(args, point, images[:1], images[: args.query_batch], settings)
+  many_images(args, point, images[: args.batch], settings, alone)
 
 
 if __name__ == '__main__':

@@ -60,27 +60,36 @@ def survey(function: Partial, image_shape: tuple[int, ...]) -> Survey:
   return _survey(tree, shapes, tuple(image_shape))
 
 
+class _Watch:
+  """An interceptor that writes down what modules give."""
+
+  def __init__(self):
+    self.outputs: dict[str, tuple[int, ...]] = {}
+    self.calls: dict[str, int] = {}
+    self.hidden: set[str] = set()
+    self.state = get_opaque_trace_state()
+
+  def __call__(self, next_fun, args, kwargs, context):
+    out = next_fun(*args, **kwargs)
+    path = path_of(context)
+    if path is None or not isinstance(out, jax.Array):
+      return out
+    if get_opaque_trace_state() != self.state:
+      self.hidden.add(path)
+      return out
+    self.outputs.pop(path, None)  # so that the order is that of the last calls
+    self.outputs[path] = tuple(out.shape)
+    self.calls[path] = self.calls.get(path, 0) + 1
+    return out
+
+
 @functools.lru_cache(maxsize=64)
 def _survey(tree: Any, shapes: tuple[Any, ...], image_shape: tuple[int, ...]) -> Survey:
-  outputs, calls, hidden = {}, {}, set()
+  watches = []
 
   def run(leaves, images):
-    state = get_opaque_trace_state()
-
-    def watch(next_fun, args, kwargs, context):
-      out = next_fun(*args, **kwargs)
-      path = path_of(context)
-      if path is None or not isinstance(out, jax.Array):
-        return out
-      if get_opaque_trace_state() != state:
-        hidden.add(path)
-        return out
-      outputs.pop(path, None)
-      outputs[path] = tuple(out.shape)
-      calls[path] = calls.get(path, 0) + 1
-      return out
-
-    with nn.intercept_methods(watch):
+    watches.append(_Watch())
+    with nn.intercept_methods(watches[-1]):
       return jax.tree.unflatten(tree, leaves)(images)
 
   structs = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
@@ -90,7 +99,8 @@ def _survey(tree: Any, shapes: tuple[Any, ...], image_shape: tuple[int, ...]) ->
   logits = tuple(result.shape)
   if len(logits) != 2 or logits[0] != image_shape[0]:
     raise UserError(f'a model gives logits ({image_shape[0]}, K), got an array of shape {logits}')
-  return Survey(outputs, calls, frozenset(hidden - set(outputs)), logits)
+  seen = watches[-1]
+  return Survey(seen.outputs, seen.calls, frozenset(seen.hidden - set(seen.outputs)), logits)
 
 
 def check_layer(name: str, seen: Survey) -> None:
