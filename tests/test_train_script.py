@@ -1,5 +1,6 @@
 """train.py as a user starts it: killed, stopped, on two processes, and with bad input."""
 
+import json
 import os
 import random
 import signal
@@ -149,19 +150,73 @@ def test_killed_and_stopped_at_any_moment_ends_in_the_same_bits(experiment, undi
     np.testing.assert_array_equal(array, other[name], err_msg=name)
 
 
-def test_two_processes_train_like_two_devices(experiment, tmp_path):
-  command = ('--config', experiment, '--epochs', 2, '--config.train.sync_bn=true', '--output')
+def start_two(*args):
   with socket.socket() as probe:
     probe.bind(('127.0.0.1', 0))
     port = probe.getsockname()[1]
   group = ('--coordinator', f'127.0.0.1:{port}', '--num_processes', 2, '--process_id')
-  both = [start(*command, tmp_path / 'two', *group, number) for number in (0, 1)]
+  return [start(*args, *group, number) for number in (0, 1)]
+
+
+def test_two_processes_train_like_two_devices(experiment, tmp_path):
+  command = ('--config', experiment, '--epochs', 2, '--config.train.sync_bn=true', '--output')
+  both = start_two(*command, tmp_path / 'two')
   outs = [finish(process)[0] for process in both]
   assert 'Finished 12 steps' in outs[0] and 'steps' not in outs[1]
   finish(start(*command, tmp_path / 'one', devices=2))
   one, two = weights(tmp_path / 'one'), weights(tmp_path / 'two')
   for name, array in one.items():
     np.testing.assert_allclose(array, two[name], rtol=0, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize('victim', [0, 1])
+def test_a_killed_process_ends_the_other_and_the_restart_resumes(experiment, tmp_path, victim):
+  command = ('--config', experiment, '--output', tmp_path)
+  both = start_two(*command)
+  wait_for(both[0], lambda: steps_saved(tmp_path))
+  both[victim].kill()
+  began = time.monotonic()
+  _, err = both[1 - victim].communicate(timeout=60)
+  assert time.monotonic() - began < 60
+  assert both[1 - victim].returncode not in (0, None)
+  # Our line where a collective fails first, JAX's own where its coordinator was the victim.
+  assert 'another one is gone' in err or 'another task died' in err, err
+  if victim == 1:
+    both[1].communicate()
+    again = start_two(*command)
+    outs = [finish(process)[0] for process in again]
+    assert 'Resuming at step' in outs[0] and 'Finished' in outs[0]
+
+
+def test_evaluation_of_the_trained_model(experiment, undisturbed, tmp_path):
+  model, folder = undisturbed[0] / 'model', experiment.parent / 'images'
+  command = ('--mode', 'evaluate', '--model', model, '--data', folder, '--output', tmp_path)
+  out, err = finish(start(*command, '--batch_size', 6, devices=2))
+  result = json.loads((tmp_path / 'results.json').read_text())
+  lines = [json.loads(line) for line in (undisturbed[0] / 'metrics.jsonl').read_text().splitlines()]
+  best = max(line['test/top1'] for line in lines if 'test/top1' in line)
+  assert result['count'] == 16 and result['top1'] == best
+  assert f'top-1 {best:.2%}' in out and 'Traceback' not in err
+  assert 'confusion.png' in (tmp_path / 'report.md').read_text()
+  assert (tmp_path / 'confusion.png').stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+  ('args', 'words'),
+  [
+    ((), ('--model', 'zoo name')),
+    (('--model', 'digit_scene'), ('digit_scene', 'digit_scenes')),
+    (('--model', 'digit_scenes', '--data', 'FOLDER'), ('10 classes', 'has 2')),
+    (('--model', 'digit_scenes', '--ema'), ('--ema', 'none')),
+    (('--model', 'digit_scenes', '--crop_pct', '3'), ('crop_pct',)),
+  ],
+)
+def test_evaluation_of_bad_input(experiment, tmp_path, args, words):
+  folder = str(experiment.parent / 'images')
+  line = bad(
+    '--mode=evaluate', *(folder if a == 'FOLDER' else a for a in args), '--output', tmp_path
+  )
+  assert all(word in line for word in words), line
 
 
 def test_help():

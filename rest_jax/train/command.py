@@ -46,6 +46,23 @@ class Command:
   process_id: int | None
 
 
+def mode(argv: list[str]) -> str:
+  """Returns 'train' or 'evaluate', as `--mode` says.
+
+  Raises:
+    UserError: another mode.
+  """
+  given = 'train'
+  for position, argument in enumerate(argv[1:], start=1):
+    if re.fullmatch(r'--?mode', argument):
+      given = argv[position + 1] if position + 1 < len(argv) else ''
+    elif match := re.fullmatch(r'--?mode=(.*)', argument):
+      given = match[1]
+  if given not in ('train', 'evaluate'):
+    raise UserError(f'--mode is train or evaluate, not {given!r}')
+  return given
+
+
 def parse(argv: list[str], usage: str) -> Command | None:
   """Parses a command line.
 
@@ -114,12 +131,13 @@ def _define(config: Config, argv: list[str]) -> flags.FlagValues:
   values = flags.FlagValues()
   use: Any = {'flag_values': values}
   config_flags.DEFINE_config_dict('config', config, sys_argv=argv, **use)
+  flags.DEFINE_string('mode', 'train', "'train', or 'evaluate' with flags of its own", **use)
   flags.DEFINE_string('output', None, 'work directory; work/<config>[_variant] if not set', **use)
   flags.DEFINE_string('data_dir', None, 'where data sets are; short for --config.data.dir', **use)
   flags.DEFINE_integer('seed', None, 'seed of everything; short for --config.seed', **use)
   flags.DEFINE_integer('batch_size', None, 'short for --config.train.batch_size', **use)
   flags.DEFINE_float('epochs', None, 'short for --config.train.epochs', **use)
-  flags.DEFINE_string('coordinator', None, 'host:port of process 0, for several hosts', **use)
+  flags.DEFINE_string('coordinator', None, 'several hosts: host:port of process 0, or auto', **use)
   flags.DEFINE_integer('num_processes', None, 'how many processes train together', **use)
   flags.DEFINE_integer('process_id', None, 'which of them this is, from 0', **use)
   return values

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 from rest_jax.train import pipeline
 from rest_jax.train.config import Config, check_config
-from rest_jax.train.distributed import any_process
+from rest_jax.train.distributed import any_process, end_with_the_others
 from rest_jax.train.interrupt import StopRequest
 from rest_jax.train.metrics import StepMetrics
 from rest_jax.train.parallel import make_mesh, memory_advice, to_global
@@ -47,28 +48,30 @@ def train(config: Config, workdir: str | Path) -> dict[str, Any]:
   window = StepMetrics(config.log.every)
 
   # ---- Train ---------------------------------------------------------------------------------
-  with StopRequest() as stop, memory_advice():
-    try:
-      if run.needs_evaluation():  # it was stopped just before
-        run.evaluate()
-      stream = stop.shielding(batches)
-      while not run.done:
-        batch = next(stream)
-        run.state, metrics = task.train_step(run.state, to_global(batch, mesh))
-        run.step += 1
-        means = window.add(run.step, metrics, batch['label'])
-        run.recorder.step_done(run.step, means)
+  with (
+    StopRequest() as stop,
+    memory_advice(),
+    contextlib.closing(run),
+    end_with_the_others(batches.close),
+  ):
+    if run.needs_evaluation():  # it was stopped just before
+      run.evaluate()
+    stream = stop.shielding(batches)
+    while not run.done:
+      batch = next(stream)
+      run.state, metrics = task.train_step(run.state, to_global(batch, mesh))
+      run.step += 1
+      means = window.add(run.step, metrics, batch['label'])
+      run.recorder.step_done(run.step, means)
 
-        stopping = plan.may_agree(run.step) and any_process(stop.requested)
-        if stopping or run.checkpoint_is_due() or run.needs_evaluation():
-          # Nothing is saved before every loss up to here is known to be finite.
-          run.recorder.step_done(run.step, window.flush())
-          if run.needs_evaluation() and not stopping:
-            run.evaluate()
-          run.save()
-        if stopping:
-          break
-      # ---- Results -----------------------------------------------------------------------
-      return run.finish()
-    finally:
-      run.close()
+      stopping = plan.may_agree(run.step) and any_process(stop.requested)
+      if stopping or run.checkpoint_is_due() or run.needs_evaluation():
+        # Nothing is saved before every loss up to here is known to be finite.
+        run.recorder.step_done(run.step, window.flush())
+        if run.needs_evaluation() and not stopping:
+          run.evaluate()
+        run.save()
+      if stopping:
+        break
+    # ---- Results -------------------------------------------------------------------------
+    return run.finish()

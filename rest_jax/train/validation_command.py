@@ -1,0 +1,179 @@
+"""`train.py --mode evaluate`: judges a model directory or an official checkpoint on a data set."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+
+from rest_jax.errors import UserError
+
+USAGE = """Judges a trained model on a data set.
+
+  python train.py --mode evaluate --model work/digit_scenes/model
+  python train.py --mode evaluate --model digit_scenes --output work/judged
+  python train.py --mode evaluate --model rest_small.pth --data imagenet2012 --data_dir DIR
+
+Top-1, top-5, loss, accuracy of each class, calibration, confusions and throughput go to report.md,
+results.json and confusion.png in the output directory. Test images are resized and cropped as the
+model directory says; a .pth is judged as its paper did (ResT: resize to 256, crop 224; ResTv2:
+crop_pct 1.0); at --image_size 384 and more whole images are warped to the size, as ResTv2's code
+does. Several hosts: as in training."""
+
+
+def main(argv: list[str]) -> int:
+  """Runs the command; returns the exit status.
+
+  Args:
+    argv: as `sys.argv`; contains `--mode evaluate`.
+
+  Raises:
+    UserError: bad flags, model or data.
+  """
+  values = _define()
+  if any(arg in ('-h', '-help', '--help', '--helpfull', '--helpshort') for arg in argv[1:]):
+    print(_help(values))
+    return 0
+  try:
+    extra = values(argv)[1:]
+  except flags.Error as error:
+    raise UserError(
+      f'{str(error).splitlines()[0]}; train.py --mode evaluate --help lists the flags'
+    ) from error
+  if extra:
+    raise UserError(f'unexpected argument {extra[0]!r}; values go to flags, see --help')
+  if not values['model'].value:
+    raise UserError('--mode evaluate needs --model: a model directory, a zoo name or a .pth')
+
+  from rest_jax.train import distributed
+
+  distributed.initialize(*(values[n].value for n in ('coordinator', 'num_processes', 'process_id')))
+  _judge({name: values[name].value for name in values})
+  return 0
+
+
+def _judge(options: dict[str, Any]) -> None:
+  from rest_jax.train.distributed import end_with_the_others, is_main
+  from rest_jax.train.parallel import make_mesh, memory_advice
+  from rest_jax.train.validation import validate
+  from rest_jax.train.validation_report import write_report
+
+  classifier = load_classifier(options['model'], options['model_name'], options['ema'])
+  mesh = make_mesh()
+  view = test_view(classifier, options)
+  source, batches = _open_data(classifier, options, view, mesh)
+  output = Path(options['output'] or _default_output(options))
+  with memory_advice(), end_with_the_others():
+    result = validate(
+      classifier, batches, mesh, num_classes=classifier.num_classes, progress=_progress(is_main())
+    )
+  if is_main():
+    print(write_report(output, result, classifier, options['model'], source, view))
+
+
+def load_classifier(name: str, model_name: str | None = None, ema: bool = False) -> Any:
+  """Loads what `--model` says.
+
+  Args:
+    name: a model directory, a zoo name, or an official `.pth` or `.safetensors`.
+    model_name: for a file: which model it holds, where its name does not tell.
+    ema: for a file: take the averaged weights.
+
+  Raises:
+    UserError: nothing of that name, or it does not fit.
+  """
+  from rest_jax.models.classifier import Classifier
+
+  if Path(name).is_file():
+    return Classifier.from_pytorch(name, model=model_name, ema=ema)
+  if model_name is not None or ema:
+    raise UserError(f'--model_name and --ema are for checkpoint files; {name} is none')
+  return Classifier.load(name)
+
+
+def test_view(classifier: Any, options: dict[str, Any]) -> dict[str, Any]:
+  """Size and crop of the test images: the flags, else the model's own.
+
+  Returns:
+    image_size, resize, crop_pct, interpolation: arguments of `data.eval_batches`.
+  """
+  size = options['image_size'] or classifier.input_size
+  own = 'squash' if size >= 384 > classifier.input_size else classifier.config.resize
+  return {
+    'image_size': size,
+    'resize': options['resize'] or own,
+    'crop_pct': options['crop_pct'] or classifier.config.crop_pct,
+    'interpolation': options['interpolation'] or classifier.config.interpolation,
+  }
+
+
+def _open_data(classifier: Any, options: dict[str, Any], view: dict[str, Any], mesh: Any) -> Any:
+  from rest_jax import data
+  from rest_jax.train.parallel import check_batch
+
+  sources = data.load(
+    options['data'], data_dir=options['data_dir'], test_split=options['split'] or 'test'
+  )
+  theirs, known = sources.class_names, classifier.class_names
+  if len(theirs) != len(known):
+    raise UserError(
+      f'{options["model"]} knows {len(known)} classes, {options["data"]} has {len(theirs)}; '
+      'give the --data that it was trained on'
+    )
+  if theirs != known and sorted(theirs) == sorted(known):
+    raise UserError(f'{options["data"]} numbers the classes of {options["model"]} differently')
+  check_batch(options['batch_size'], 1, mesh)
+  batches = data.eval_batches(
+    sources.test,
+    options['batch_size'],
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+    **view,
+  )
+  return f'{sources.name} ({options["split"] or "test"})', batches
+
+
+def _progress(shown: bool) -> Any:
+  from tqdm import tqdm
+
+  return lambda batches: tqdm(
+    batches, desc='evaluate', unit='batch', disable=not shown, file=sys.stderr, leave=False
+  )
+
+
+def _default_output(options: dict[str, Any]) -> Path:
+  name = Path(options['model'])
+  stem = name.parent.name if name.name == 'model' and name.parent.name else name.stem
+  return Path('work') / f'evaluate_{stem}_{Path(options["data"]).name}'
+
+
+def _define() -> flags.FlagValues:
+  values = flags.FlagValues()
+  use: Any = {'flag_values': values}
+  flags.DEFINE_enum('mode', 'evaluate', ['train', 'evaluate'], 'what to do', **use)
+  flags.DEFINE_string('model', None, 'model directory, zoo name, or official .pth', **use)
+  flags.DEFINE_string('model_name', None, 'for a .pth: its model, for example rest_small', **use)
+  flags.DEFINE_bool('ema', False, 'for a .pth: take the averaged weights', **use)
+  flags.DEFINE_string('data', 'digit_scenes', 'digit_scenes, a TFDS name, or a folder', **use)
+  flags.DEFINE_string('data_dir', None, 'where TFDS data sets are', **use)
+  flags.DEFINE_string('split', None, 'TFDS split; test, or validation where there is none', **use)
+  flags.DEFINE_integer('image_size', None, "side of the test images; the model's own", 32, **use)
+  flags.DEFINE_enum('resize', None, ['squash', 'resize_crop'], "the model's own", **use)
+  flags.DEFINE_float('crop_pct', None, "for resize_crop; the model's own", 0.01, 1.0, **use)
+  flags.DEFINE_enum('interpolation', None, ['bilinear', 'bicubic'], "the model's own", **use)
+  flags.DEFINE_integer('batch_size', 128, 'images at a time, over all devices', 1, **use)
+  flags.DEFINE_string('output', None, 'directory of the report; work/evaluate_MODEL_DATA', **use)
+  flags.DEFINE_string('coordinator', None, 'several hosts: host:port of process 0, or auto', **use)
+  flags.DEFINE_integer('num_processes', None, 'how many processes judge together', **use)
+  flags.DEFINE_integer('process_id', None, 'which of them this is, from 0', **use)
+  return values
+
+
+def _help(values: flags.FlagValues) -> str:
+  lines = [USAGE, '', 'Flags:']
+  for name in values:
+    lines.append(f'  --{name}\n      {values[name].help} (default: {values[name].default})')
+  return '\n'.join(lines)

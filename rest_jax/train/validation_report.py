@@ -1,0 +1,179 @@
+"""What `train.py --mode evaluate` leaves behind: report.md, results.json, confusion.png."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rest_jax.train.environment import command_line, describe_devices, environment
+from rest_jax.train.validation import Validation
+from rest_jax.train.workdir import writing
+
+_NAMED = 30  # classes that a picture can name on its axes
+
+
+def write_report(
+  directory: Path,
+  result: Validation,
+  classifier: Any,
+  model: str,
+  source: str,
+  view: dict[str, Any],
+) -> str:
+  """Writes the three files, each through a temporary name.
+
+  Args:
+    directory: made where it does not exist.
+    result: the measures.
+    classifier: has `class_names` and `config`.
+    model: what `--model` said.
+    source: name and split of the data.
+    view: size and crop of the test images.
+
+  Returns:
+    One line for the terminal.
+
+  Raises:
+    UserError: the directory cannot be written.
+  """
+  names = classifier.class_names
+  with writing(directory):
+    directory.mkdir(parents=True, exist_ok=True)
+    record = _record(result, names, model, source, view)
+    _replace(directory / 'results.json', json.dumps(record, indent=2) + '\n')
+    _replace(directory / 'report.md', _markdown(result, names, model, source, view))
+    _draw(directory, result, names)
+  speed = '' if math.isnan(result.images_per_second) else f', {result.images_per_second:.0f} img/s'
+  return (
+    f'{model} on {result.count} images of {source}: top-1 {result.top1:.2%}, '
+    f'top-5 {result.top5:.2%}, loss {result.loss:.4f}, ECE {result.ece:.2%}{speed}; '
+    f'report in {directory}'
+  )
+
+
+def _replace(path: Path, text: str) -> None:
+  temporary = path.with_name(path.name + '.tmp')
+  temporary.write_text(text, encoding='utf-8')
+  os.replace(temporary, path)
+
+
+def _record(result: Validation, names, model: str, source: str, view: dict[str, Any]) -> Any:
+  accuracy = {name: _number(value) for name, value in zip(names, result.class_top1, strict=True)}
+  return {
+    'model': model,
+    'data': source,
+    'view': view,
+    'count': result.count,
+    'top1': result.top1,
+    'top5': result.top5,
+    'loss': result.loss,
+    'ece': result.ece,
+    'images_per_second': _number(result.images_per_second),
+    'class_top1': accuracy,
+    'calibration': [[_number(value) for value in row] for row in result.bins],
+    'confusion': result.confusion.tolist(),
+    'environment': environment(),
+  }
+
+
+def _number(value: float) -> float | None:
+  return None if math.isnan(value) else float(value)  # JSON has no NaN
+
+
+def _markdown(result: Validation, names, model: str, source: str, view: dict[str, Any]) -> str:
+  counts = result.confusion.sum(axis=1)
+  classes = [
+    f'| {name} | {accuracy:.2%} | {count} |'
+    for name, accuracy, count in zip(names, result.class_top1, counts, strict=True)
+    if count
+  ]
+  mistakes = [
+    f'| {names[true]} | {names[guess]} | {count} |' for true, guess, count in confusions(result)
+  ]
+  bins = [
+    f'| {count:.0f} | {confidence:.3f} | {accuracy:.3f} |'
+    for count, confidence, accuracy in result.bins
+    if count
+  ]
+  shown = ', '.join(f'{key} {value}' for key, value in view.items())
+  speed = (
+    'one batch only' if math.isnan(result.images_per_second) else f'{result.images_per_second:.0f}'
+  )
+  return '\n'.join([
+    f'# {model} on {source}', '',
+    f'{result.count} images; {shown}.', '',
+    '| top-1 | top-5 | loss (nats) | ECE, 15 bins | images/s |', '| --- | --- | --- | --- | --- |',
+    f'| {result.top1:.2%} | {result.top5:.2%} | {result.loss:.4f} | {result.ece:.2%} | {speed} |',
+    '',
+    '![Rows: true class; columns: predicted; right: calibration](confusion.png)', '',
+    '## Accuracy of each class', '', '| class | top-1 | images |', '| --- | --- | --- |', *classes,
+    '', '## Most frequent mistakes', '', '| true | predicted | images |', '| --- | --- | --- |',
+    *mistakes, '',
+    '## Calibration', '', '| images | mean confidence | accuracy |', '| --- | --- | --- |', *bins,
+    '', f'`{command_line()}` on {describe_devices()}. images/s is reading, decoding and computing',
+    'together, without the first batch, which compiles.', '',
+  ])  # fmt: skip
+
+
+def confusions(result: Validation, most: int = 20) -> list[tuple[int, int, int]]:
+  """The most frequent mistakes: (true class, predicted class, images), most frequent first."""
+  wrong = result.confusion.copy()
+  np.fill_diagonal(wrong, 0)
+  order = np.argsort(-wrong, axis=None, kind='stable')[:most]
+  pairs = (np.unravel_index(int(place), wrong.shape) for place in order)
+  return [(int(i), int(j), int(wrong[i, j])) for i, j in pairs if wrong[i, j]]
+
+
+def _draw(directory: Path, result: Validation, names) -> None:
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(13, 6), layout='constrained')
+  FigureCanvasAgg(figure)
+  left, right = figure.subplots(1, 2, width_ratios=(1.35, 1))
+  _draw_confusion(left, result, names)
+  figure.colorbar(left.images[0], ax=left, label='share of the true class', shrink=0.8)
+  _draw_calibration(right, result)
+  temporary = directory / 'confusion.tmp.png'
+  figure.savefig(temporary, dpi=100)
+  os.replace(temporary, directory / 'confusion.png')
+
+
+def _draw_confusion(axes, result: Validation, names) -> None:
+  totals = np.maximum(result.confusion.sum(axis=1, keepdims=True), 1)
+  shares = result.confusion / totals
+  axes.imshow(shares, vmin=0, vmax=1, cmap='Blues', interpolation='nearest')
+  axes.set(title=f'top-1 {result.top1:.2%}', xlabel='predicted', ylabel='true')
+  if len(names) > _NAMED:
+    return
+  axes.set_xticks(range(len(names)), names, rotation=45, ha='right', rotation_mode='anchor')
+  axes.set_yticks(range(len(names)), names)
+  if len(names) > 12:
+    return
+  for (row, column), count in np.ndenumerate(result.confusion):
+    if count:
+      colour = 'white' if shares[row, column] > 0.5 else 'black'
+      axes.text(column, row, str(count), ha='center', va='center', color=colour, fontsize=8)
+
+
+def _draw_calibration(axes, result: Validation) -> None:
+  there = result.bins[:, 0] > 0
+  count, confidence, accuracy = result.bins[there].T
+  axes.plot([0, 1], [0, 1], color='0.6', linestyle='--', label='confidence = accuracy')
+  axes.plot(confidence, accuracy, marker='o', label='this model')
+  axes.set(
+    title=f'calibration, ECE {result.ece:.2%}', xlabel='mean confidence of the bin',
+    ylabel='accuracy', xlim=(0, 1.02), ylim=(0, 1.02),
+  )  # fmt: skip
+  axes.grid(alpha=0.3)
+  axes.legend(loc='upper left')
+  share = axes.inset_axes((0.62, 0.08, 0.34, 0.24))
+  share.bar(confidence, count / count.sum(), width=0.05)
+  share.set(title='share of images', xlim=(0, 1.02))
+  share.title.set_fontsize(8)
+  share.tick_params(labelsize=7)

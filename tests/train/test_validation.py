@@ -1,0 +1,104 @@
+"""Measures of a trained classifier against their definitions, in NumPy."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rest_jax.train.parallel import make_mesh
+from rest_jax.train.validation import BINS, validate
+from rest_jax.train.validation_report import confusions
+
+K, COUNT = 6, 23
+
+
+@jax.tree_util.register_pytree_node_class
+class Lookup:
+  """Finds an example's logits by its first pixel, so that any logits can be judged."""
+
+  def __init__(self, table):
+    self.table = table
+
+  def __call__(self, images):
+    return self.table[jnp.round(images[:, 0, 0, 0] * 255.0).astype(jnp.int32)]
+
+  def tree_flatten(self):
+    return (self.table,), None
+
+  @classmethod
+  def tree_unflatten(cls, _, leaves):
+    return cls(*leaves)
+
+
+def batches(labels, size=8):
+  for start in range(0, len(labels), size):
+    rows = range(start, min(start + size, len(labels)))
+    image = np.zeros((size, 2, 2, 3), np.uint8)
+    label = np.zeros(size, np.int32)
+    image[: len(rows)] += np.array(rows, np.uint8)[:, None, None, None]
+    label[: len(rows)] = labels[rows.start : rows.stop]
+    yield {'image': image, 'label': label, 'mask': np.arange(size) < len(rows)}
+
+
+@pytest.fixture(scope='module')
+def measured():
+  rng = np.random.default_rng(3)
+  labels = rng.integers(0, K - 1, COUNT).astype(np.int32)  # the last class has no example
+  logits = rng.normal(0, 2, (COUNT, K)).astype(np.float32)
+  logits[np.arange(COUNT), labels] += 1.5
+  result = validate(Lookup(jnp.asarray(logits)), batches(labels), make_mesh(), num_classes=K)
+  return labels, logits.astype(np.float64), result
+
+
+def test_accuracy_loss_and_confusions(measured):
+  labels, logits, result = measured
+  order = np.argsort(-logits, axis=1)
+  assert result.count == COUNT
+  assert result.top1 == pytest.approx((order[:, 0] == labels).mean())
+  assert result.top5 == pytest.approx((order[:, :5] == labels[:, None]).any(1).mean())
+  log_sum = np.log(np.exp(logits).sum(1))
+  assert result.loss == pytest.approx((log_sum - logits[np.arange(COUNT), labels]).mean(), rel=1e-5)
+  expected = np.zeros((K, K), int)
+  np.add.at(expected, (labels, order[:, 0]), 1)
+  np.testing.assert_array_equal(result.confusion, expected)
+  assert np.isnan(result.class_top1[K - 1])
+  for k in range(K - 1):
+    assert result.class_top1[k] == pytest.approx((order[labels == k, 0] == k).mean())
+
+
+def test_calibration(measured):
+  labels, logits, result = measured
+  p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+  confidence, right = p.max(1), p.argmax(1) == labels
+  ece, edges = 0.0, np.linspace(0, 1, BINS + 1)
+  for i, (low, high) in enumerate(itertools.pairwise(edges)):
+    inside = (confidence > low) & (confidence <= high)
+    assert result.bins[i, 0] == inside.sum()
+    if inside.any():
+      gap = abs(confidence[inside].mean() - right[inside].mean())
+      ece += inside.mean() * gap
+      assert result.bins[i, 1:] == pytest.approx(
+        [confidence[inside].mean(), right[inside].mean()], abs=1e-5
+      )
+    else:
+      assert np.isnan(result.bins[i, 1:]).all()
+  assert result.ece == pytest.approx(ece, abs=1e-5)
+
+
+def test_mistakes_by_frequency(measured):
+  *_, result = measured
+  found = confusions(result, most=3)
+  counts = [count for *_, count in found]
+  assert counts == sorted(counts, reverse=True) and counts[0] == max(
+    result.confusion[i, j] for i in range(K) for j in range(K) if i != j
+  )
+  assert all(i != j and result.confusion[i, j] == count for i, j, count in found)
+
+
+def test_one_batch_has_no_throughput():
+  result = validate(
+    Lookup(jnp.eye(K)), batches(np.arange(4, dtype=np.int32)), make_mesh(), num_classes=K
+  )
+  assert result.top1 == 1.0 and np.isnan(result.images_per_second)
