@@ -84,7 +84,8 @@ def apgd(
   if loss.endswith('_targeted') and not targeted:
     check_count('num_targets', num_targets)
     count = min(num_targets, inputs.num_classes - 1)
-    inputs, restarts = _with_targets(inputs, count, query_batch), restarts * count
+    restarts *= count
+    inputs = _with_targets(inputs, count, query_batch) if len(inputs.images) else inputs
   algorithm = APGD(norm, int(steps), loss, targeted, large_radii=bool(large_radii))
   return attack(
     algorithm, inputs, key, restarts=restarts, stop_early=stop_early, query_batch=query_batch

@@ -82,6 +82,8 @@ def check_inputs(
 
 def check_model(model: Partial, images: jax.Array) -> int:
   """Returns the number of classes; raises `UserError` unless the model gives logits (B, K)."""
+  # Models need not take a batch of none.
+  images = images if len(images) else jnp.zeros((1, *images.shape[1:]))
   try:
     logits = _logits.eval_shape(model, images)
   except (TypeError, ValueError) as error:

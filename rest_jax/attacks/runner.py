@@ -66,6 +66,8 @@ def attack(
   check_count('restarts', restarts)
   if query_batch is not None:
     check_count('query_batch', query_batch)
+  if not len(inputs.images):
+    return inputs.images
   keep_clean = stop_early if keep_clean is None else keep_clean
   keys = image_keys(check_key(key), inputs.images.shape[0])
 

@@ -1,0 +1,180 @@
+"""Bad input is one clear error; good input of any dtype, shape and label keeps its bounds."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import linear_case as case
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rest_jax import attacks
+from rest_jax.attacks.checks import check_inputs
+from rest_jax.errors import UserError
+
+key = jax.random.key(0)
+GOOD = dict(logits_fn=case.logits_fn, images=case.IMAGES, labels=case.LABELS, norm='linf', eps=0.1)
+ATTACKS = {
+  'fgsm': attacks.fgsm,
+  'pgd': attacks.pgd,
+  'bim': attacks.bim,
+  'mi_fgsm': attacks.mi_fgsm,
+  'apgd': attacks.apgd,
+  'cw': attacks.cw,
+  'deepfool': attacks.deepfool,
+}
+BAD = {
+  'a label beyond the classes': (dict(labels=case.LABELS + 4), 'labels are from 0 to 3'),
+  'a negative label': (dict(labels=case.LABELS - 5), 'labels are from 0 to 3'),
+  'float labels': (dict(labels=case.LABELS * 1.0), 'labels are integers'),
+  'one-hot labels': (dict(labels=np.eye(6, 4, dtype=int)), r'labels are \(6,\)'),
+  'too few labels': (dict(labels=case.LABELS[:5]), r'labels are \(6,\)'),
+  'pixels of 0 to 255': (dict(images=case.IMAGES * 255), r'in \[0, 1\], got values'),
+  'bytes': (dict(images=np.zeros((6, 3, 4, 2), np.uint8)), 'floats in'),
+  'negative pixels': (dict(images=case.IMAGES - 0.5), r'in \[0, 1\], got values'),
+  'NaN': (dict(images=case.IMAGES * np.nan), r'in \[0, 1\], got values'),
+  'just over 1': (dict(images=np.full((6, 3, 4, 2), 1 + 1e-12)), r'in \[0, 1\], got values'),
+  'one image without its axis': (dict(images=case.IMAGES[0]), r'leading axis'),
+  'a list': (dict(images=case.IMAGES.tolist()), 'array of floats'),
+  'a negative radius': (dict(eps=-0.1), 'radius'),
+  'a radius that is no number': (dict(eps=float('nan')), 'radius'),
+  'a radius in words': (dict(eps='8/255'), 'radius'),
+  'too many radii': (dict(eps=np.ones(5)), 'eps is a number or'),
+  'an unknown norm': (dict(norm='l3'), 'unknown norm'),
+  'no function': (dict(logits_fn=3), 'function of images'),
+  'feature maps': (dict(logits_fn=lambda x: x), 'classes'),
+  'a pair': (dict(logits_fn=lambda x: (x, x)), 'one array'),
+  'another size': (
+    dict(logits_fn=lambda x: x.reshape(-1, 7) @ jnp.ones((7, 2))),
+    'does not take images',
+  ),
+  'predictions': (dict(logits_fn=lambda x: jnp.argmax(case.logits_fn(x), 1)), 'classes'),
+  'a target that is the label': (dict(targets=case.LABELS), 'a target is the label'),
+  'a target beyond the classes': (dict(targets=case.LABELS + 9), 'targets are from 0 to 3'),
+}
+
+
+@pytest.mark.parametrize('name', BAD)
+def test_bad_input_is_one_clear_error(name):
+  change, message = BAD[name]
+  with pytest.raises(UserError, match=message) as caught:
+    check_inputs(**(GOOD | change))
+  assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize('name', ATTACKS)
+def test_every_attack_checks(name):
+  attack = ATTACKS[name]
+  options = {} if name in ('cw', 'deepfool') else {'eps': 0.1}
+  for change in ('a label beyond the classes', 'NaN', 'one image without its axis'):
+    good = {k: GOOD[k] for k in ('logits_fn', 'images', 'labels')} | BAD[change][0]
+    with pytest.raises(UserError, match=BAD[change][1]):
+      attack(good['logits_fn'], good['images'], good['labels'], key=key, **options)
+  if options:
+    for change in ({'eps': -1.0}, {'norm': 'l7'}, {'loss': 'hinge'}):
+      with pytest.raises(UserError):
+        attack(case.logits_fn, case.IMAGES, case.LABELS, key=key, **(options | change))
+
+
+@pytest.mark.parametrize(
+  ('attack', 'options', 'message'),
+  [
+    (attacks.pgd, dict(steps=0), 'steps is a whole number from 1'),
+    (attacks.pgd, dict(steps=2.5), 'steps is a whole number'),
+    (attacks.pgd, dict(restarts=0), 'restarts'),
+    (attacks.pgd, dict(query_batch=0), 'query_batch'),
+    (attacks.pgd, dict(step_size=0.1, rel_step=0.1), 'not both'),
+    (attacks.pgd, dict(step_size=-0.1), 'length of a step'),
+    (attacks.pgd, dict(step_size=0.1, eps=np.ones(6)), 'rel_step'),
+    (attacks.pgd, dict(schedule='steep'), 'schedule'),
+    (attacks.pgd, dict(loss='dlr_targeted'), 'needs targets'),
+    (attacks.pgd, dict(key=0), 'PRNG key'),
+    (attacks.pgd, dict(key=None), 'PRNG key'),
+    (attacks.mi_fgsm, dict(decay=-1.0), 'decay'),
+    (attacks.apgd, dict(num_targets=0, loss='dlr_targeted'), 'num_targets'),
+    (attacks.cw, dict(learning_rate=0.0), 'learning_rate'),
+    (attacks.cw, dict(confidence=-1.0), 'confidence'),
+    (attacks.deepfool, dict(norm='l1'), 'has no norm'),
+    (attacks.deepfool, dict(overshoot=float('nan')), 'overshoot'),
+    (attacks.deepfool, dict(num_classes=1), 'num_classes'),
+  ],
+)
+def test_bad_options(attack, options, message):
+  radius = {} if attack in (attacks.cw, attacks.deepfool) else {'eps': 0.1}
+  with pytest.raises(UserError, match=message):
+    attack(case.logits_fn, case.IMAGES, case.LABELS, **({'key': key} | radius | options))
+
+
+def test_a_loss_that_needs_more_classes():
+  def two(images):
+    return case.logits_fn(images)[:, :2]
+
+  with pytest.raises(UserError, match='3 classes or more; the model has 2'):
+    attacks.apgd(two, case.IMAGES, case.LABELS % 2, key=key, eps=0.1, loss='dlr')
+  with pytest.raises(UserError, match='4 classes or more; the model has 2'):
+    attacks.apgd(two, case.IMAGES, case.LABELS % 2, key=key, eps=0.1, loss='dlr_targeted')
+
+
+def test_radii_are_never_rounded_up():
+  for eps in (8 / 255, 0.1, 0.3, 1 / 3, 1e-300, 1e300):
+    inputs = check_inputs(**(GOOD | {'eps': eps}))
+    assert inputs.eps.dtype == jnp.float32
+    assert (np.asarray(inputs.eps, np.float64) <= eps).all()
+    if 1e-30 < eps < 1e30:
+      np.testing.assert_allclose(inputs.eps, eps, rtol=1e-7)
+  assert np.isinf(check_inputs(**(GOOD | {'eps': None})).eps).all()
+
+
+def length(delta, norm):
+  flat = delta.reshape(len(delta), -1)
+  return np.linalg.norm(flat, {'linf': np.inf, 'l2': 2, 'l1': 1}[norm], axis=1)
+
+
+@functools.cache
+def model_for(shape):
+  weights = np.random.default_rng(2).normal(size=(int(np.prod(shape)), 4)).astype(np.float32)
+  return lambda images: images.reshape(images.shape[0], -1) @ weights * 3
+
+
+@given(
+  st.integers(0, 10**6),
+  st.sampled_from(['linf', 'l2', 'l1']),
+  st.one_of(st.just(0.0), st.floats(1e-30, 1e-3), st.floats(1e-3, 20)),
+  st.sampled_from([np.float16, np.float32, np.float64, jnp.bfloat16]),
+  st.sampled_from([np.int8, np.uint16, np.int64, np.uint64]),
+  st.sampled_from([(3, 2, 2, 1), (1, 3, 1, 3)]),
+  st.sampled_from(['fgsm', 'pgd', 'apgd']),
+)
+def test_no_image_leaves_ball_or_range(seed, norm, eps, dtype, integer, shape, name):
+  rng = np.random.default_rng(seed)
+  images = np.clip(rng.uniform(-0.3, 1.3, shape), 0, 1).astype(dtype)
+  labels = rng.integers(0, 4, shape[0]).astype(integer)
+  options = {} if name == 'fgsm' else dict(steps=4)
+  adv = ATTACKS[name](model_for(shape[1:]), images, labels, key=key, norm=norm, eps=eps, **options)
+  assert adv.dtype == jnp.float32 and adv.shape == shape
+  adv, start = np.asarray(adv, np.float64), np.asarray(images, np.float32).astype(np.float64)
+  assert (adv >= 0).all() and (adv <= 1).all()
+  assert (length(adv - start, norm) <= eps).all()
+  if eps == 0:
+    np.testing.assert_array_equal(adv, start)
+
+
+def test_gradients_that_are_not_numbers_do_no_harm():
+  def broken(images):
+    # A square root at 0 has an infinite slope, times 0 it is NaN.
+    return case.logits_fn(images) + 0 * jnp.sqrt(jnp.abs(images - images)).sum()
+
+  for name in ('fgsm', 'pgd', 'apgd', 'deepfool'):
+    options = dict(key=key) if name == 'deepfool' else dict(key=key, eps=0.1)
+    adv = np.asarray(ATTACKS[name](broken, case.IMAGES, case.LABELS, **options))
+    assert np.isfinite(adv).all() and np.abs(adv - case.IMAGES).max() <= 0.1 + 1e-6
+
+
+def test_an_empty_batch():
+  none = (case.logits_fn, case.IMAGES[:0], case.LABELS[:0])
+  assert attacks.fgsm(*none, eps=0.1).shape == (0, *case.SHAPE)
+  assert attacks.cw(*none).shape == (0, *case.SHAPE)
+  adv = attacks.apgd(*none, key=key, eps=0.1, loss='dlr_targeted')
+  assert adv.shape == (0, *case.SHAPE)
