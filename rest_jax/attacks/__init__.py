@@ -15,7 +15,8 @@ from rest_jax.attacks.deepfool import deepfool
 from rest_jax.attacks.evaluation import Evaluation, epsilon_grid, evaluate
 from rest_jax.attacks.fab import fab
 from rest_jax.attacks.gradient_steps import bim, fgsm, mi_fgsm, pgd
-from rest_jax.attacks.health import CHECKS, HealthCheck
+from rest_jax.attacks.health import HealthCheck
+from rest_jax.attacks.health_list import CHECKS
 from rest_jax.attacks.named import Attack
 from rest_jax.attacks.picture import draw_attacks
 from rest_jax.attacks.projections import distances, norm_of, project, random_start

@@ -144,15 +144,39 @@ class Runner:
   def _attack_batch(
     self, chunk: Chunk, clean: Verdict, attack: Attack, run: RunName, rows: np.ndarray
   ) -> None:
-    images, labels, targets, keys = self._padded(chunk, rows, clean.predicted)
+    batch = self._padded(chunk, rows, clean.predicted)
     adv, queries = attack.run(
-      self.model, images, labels, key=keys, norm=run.norm, eps=run.eps, targets=targets
+      self.model,
+      batch.images,
+      batch.labels,
+      key=batch.keys,
+      norm=run.norm,
+      eps=run.eps,
+      targets=batch.targets,
     )
+    records = self._judged(chunk, clean, run, rows, batch, adv, queries)
+    if self._files is not None:
+      self._files.add(run, chunk.indices[rows], chunk.labels[rows], adv[: len(rows)])
+    self._store.add(records)
+    self._shown.add(batch.images, adv, records)
+
+  def _judged(
+    self,
+    chunk: Chunk,
+    clean: Verdict,
+    run: RunName,
+    rows: np.ndarray,
+    batch: _Batch,
+    adv: np.ndarray,
+    queries: np.ndarray | None,
+  ) -> list[Record]:
+    """The records of a batch's images, filler left out."""
+    images, labels, targets, keys = batch
     first = judge(self.model, adv, labels, keys)
     second = judge(self.model, adv, labels, keys, second=True)
     distance, inside = measure(adv, images, run.norm, run.eps)
     goal = [reached(v, labels, targets) & inside for v in (first, second)]
-    records = [
+    return [
       dataclasses.replace(
         self._not_attacked(chunk, clean, run, int(row)),
         adversarial=int(first.predicted[i]),
@@ -165,10 +189,6 @@ class Runner:
       )
       for i, row in enumerate(rows)
     ]
-    if self._files is not None:
-      self._files.add(run, chunk.indices[rows], chunk.labels[rows], adv[: len(rows)])
-    self._store.add(records)
-    self._shown.add(images, adv, records)
 
   def _not_attacked(self, chunk: Chunk, clean: Verdict, run: RunName, row: int) -> Record:
     return Record(

@@ -73,15 +73,7 @@ class Attack:
     Raises:
       UserError: targets for an attack that takes none, or what comes back is no batch of images.
     """
-    offered = {'key': key, 'norm': norm, 'eps': eps, 'targets': targets}
-    taken = _accepted(self.function)
-    if targets is not None and taken is not None and 'targets' not in taken:
-      raise UserError(f'the attack {self.label} has no targets; leave it out of a targeted threat')
-    arguments = {
-      name: value
-      for name, value in offered.items()
-      if value is not None and (taken is None or name in taken) and name not in self.options
-    }
+    arguments = self._arguments({'key': key, 'norm': norm, 'eps': eps, 'targets': targets})
     with counting(len(images)) as tally:
       result = self.function(model, images, labels, **arguments, **self.options)
     adv, queries = result if isinstance(result, tuple) else (result, None)
@@ -91,6 +83,17 @@ class Attack:
     if adv.shape != images.shape:
       raise UserError(f'the attack {self.label} gave {adv.shape} for images {images.shape}')
     return adv, None if queries is None else np.asarray(queries).astype(np.int64)
+
+  def _arguments(self, offered: dict[str, Any]) -> dict[str, Any]:
+    """Those of the named arguments that the function has, with a value."""
+    taken = _accepted(self.function)
+    if offered['targets'] is not None and taken is not None and 'targets' not in taken:
+      raise UserError(f'the attack {self.label} has no targets; leave it out of a targeted threat')
+    return {
+      name: value
+      for name, value in offered.items()
+      if value is not None and (taken is None or name in taken) and name not in self.options
+    }
 
   def describe(self) -> dict[str, Any]:
     """JSON values that pin the attack in the header of its results."""

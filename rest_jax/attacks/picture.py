@@ -53,26 +53,31 @@ def draw_attacks(
   Raises:
     UserError: shapes that do not fit, channels that are no picture, or no place to write.
   """
+  images, adversarial = np.asarray(images), np.asarray(adversarial)
+  _check(images, adversarial, len(clean_classes), len(adversarial_classes))
+  perturbation, factor = enlarge(adversarial - images)
+  names = [[_name(c, class_names) for c in each] for each in (clean_classes, adversarial_classes)]
+  captions = (names[0], [f'× {f:.3g}' for f in factor], names[1])
+  figure = _figure((images, perturbation, adversarial), captions, title)
+  with replacing(Path(path)) as temporary:
+    figure.savefig(temporary, dpi=130)
+
+
+def _figure(rows: Sequence[np.ndarray], captions: Sequence[Sequence[str]], title: str):
+  """Three rows of pictures with a caption each."""
   # Without pyplot there is no global state and no window system to ask for.
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
-  images, adversarial = np.asarray(images), np.asarray(adversarial)
-  _check(images, adversarial, len(clean_classes), len(adversarial_classes))
-  count = len(images)
-  perturbation, factor = enlarge(adversarial - images)
-  names = [[_name(c, class_names) for c in each] for each in (clean_classes, adversarial_classes)]
-  captions = (names[0], [f'× {f:.3g}' for f in factor], names[1])
-  figure = Figure(figsize=(1.35 * count + 0.5, 5.2 if title else 4.9), layout='constrained')
+  figure = Figure(figsize=(1.35 * len(rows[0]) + 0.5, 5.2 if title else 4.9), layout='constrained')
   FigureCanvasAgg(figure)
-  grid = figure.subplots(3, count, squeeze=False)
-  for row, shown in enumerate((images, perturbation, adversarial)):
+  grid = figure.subplots(3, len(rows[0]), squeeze=False)
+  for row, shown in enumerate(rows):
     for axes, picture, caption in zip(grid[row], shown, captions[row], strict=True):
       _show(axes, picture, caption)
     grid[row][0].set_ylabel(_ROWS[row], fontsize=9)
   figure.suptitle(title, fontsize=10, wrap=True)
-  with replacing(Path(path)) as temporary:
-    figure.savefig(temporary, dpi=130)
+  return figure
 
 
 def _show(axes, picture: np.ndarray, caption: str) -> None:
