@@ -68,6 +68,8 @@ def fgsm(
     targets=targets,
     min_classes=losses.MIN_CLASSES[loss],
   )
+  if not len(inputs.images):
+    return inputs.images
   key = check_key(jax.random.key(0) if key is None else key)
   keys = image_keys(key, inputs.images.shape[0])
   arrays = (inputs.images, inputs.labels, inputs.eps, keys, inputs.targets)
