@@ -187,7 +187,9 @@ def main() -> None:
   print(table)
   if args.output:
     title = '# The input pipeline beside a torch DataLoader with timm'
-    command = f'`python benchmarks/input_pipeline.py --rounds {args.rounds}`'
+    options = f'--rounds {args.rounds} --batches {args.batches} --workers {args.workers}'
+    python = 'PYTHON_WITH_TORCH_AND_TIMM'
+    command = f'`python benchmarks/input_pipeline.py --official_python {python} {options}`'
     text = (
       f'{title}\n\n{__doc__.split(chr(10) * 2)[-1].strip()}\n\nCommand: {command}\n\n{report}\n'
     )

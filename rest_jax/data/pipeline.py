@@ -26,8 +26,9 @@ def _read_ahead(batches: Any, workers: int) -> Any:
   """Lets Grain compute batches ahead of their use; returns its iterator."""
   import grain
 
-  # Two threads: decoding and resizing release the GIL, the rest would only contend for it.
-  options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+  # Two threads here: decoding and resizing release the GIL, the rest would only contend for it. A
+  # worker takes one core, and is quicker by the contention with one thread.
+  options = grain.ReadOptions(num_threads=1 if workers else 2, prefetch_buffer_size=4)
   dataset = grain.MapDataset.source(batches).to_iter_dataset(options)
   if workers:
     if not flags.FLAGS.is_parsed():

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from rest_jax import data
+from rest_jax.data.folder import FileNames
 from rest_jax.errors import UserError
 
 
@@ -51,7 +52,7 @@ def test_two_levels(tmp_path, test_name):
   write(tmp_path / test_name / 'b' / '2.jpg')
   sources = data.load(tmp_path)
   assert sources.class_names == ('a', 'b')
-  assert len(sources.train) == 2 and sources.test.labels == (1,)
+  assert len(sources.train) == 2 and list(sources.test.labels) == [1]
 
 
 def test_a_missing_test_folder(tmp_path):
@@ -107,3 +108,28 @@ def test_an_unreadable_image_stops_testing_by_name(one_level):
     file.write(b'broken')
   with pytest.raises(UserError, match='cannot read the image'):
     list(data.eval_batches(source, batch_size=2, image_size=8))
+
+
+@pytest.mark.parametrize(
+  'paths',
+  [
+    [],
+    ['a'],
+    ['/x/a.png', '/x/ab.png', '/x/ä/b c.png'],
+    ['b', 'a', ''],
+    ['/x/\udcff', '/x/\udcfe'],
+  ],
+)
+def test_packed_names_are_the_names(paths):
+  packed = pickle.loads(pickle.dumps(FileNames(paths)))
+  assert list(packed) == paths and len(packed) == len(paths)
+  assert packed[1:] == paths[1:]
+  if paths:
+    assert packed[-1] == paths[-1]
+  with pytest.raises(IndexError):
+    packed[len(paths)]
+
+
+def test_a_worker_gets_few_bytes_an_image():
+  paths = [f'/data/imagenet/train/n{c:08}/n{c:08}_{i}.JPEG' for c in range(100) for i in range(100)]
+  assert len(pickle.dumps(FileNames(paths))) < 36 * len(paths)
