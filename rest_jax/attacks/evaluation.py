@@ -13,6 +13,7 @@ import numpy as np
 from rest_jax.attacks import evaluation_data, health
 from rest_jax.attacks.attack_list import as_attacks
 from rest_jax.attacks.checks import check_count, check_key
+from rest_jax.attacks.curve_picture import draw_curves
 from rest_jax.attacks.evaluation_run import Runner, Settings
 from rest_jax.attacks.files import write_json, write_text
 from rest_jax.attacks.health import HealthCheck
@@ -47,7 +48,7 @@ class Evaluation:
     """The health checks that found something."""
     return [check for check in self.health if check.raised]
 
-  def curve(self, attack: str, norm: Norm, radii: Sequence[float]) -> np.ndarray:
+  def curve(self, attack: str, norm: Norm, radii: Sequence[float] | np.ndarray) -> np.ndarray:
     """Robust accuracy at any radius, from a minimum-norm attack.
 
     Args:
@@ -179,6 +180,8 @@ def _concluded(runner: Runner, settings: Settings, checked: bool, confidence: fl
     }
     write_json(settings.output_dir / 'summary.json', summary)
     write_text(settings.output_dir / 'summary.md', evaluation.report())
+    for norm in settings.radii if settings.pictures else ():
+      draw_curves(settings.output_dir / 'pictures' / f'curve_{norm}.png', rows, records, norm)
   return evaluation
 
 

@@ -162,7 +162,7 @@ def _row(
 
 
 def robust_accuracy_curve(
-  distances: np.ndarray, correct: np.ndarray, radii: Sequence[float]
+  distances: np.ndarray, correct: np.ndarray, radii: Sequence[float] | np.ndarray
 ) -> np.ndarray:
   """Robust accuracy at any radius, from the distances that a minimum-norm attack found.
 

@@ -280,7 +280,7 @@ def test_files_of_an_evaluation(model, tmp_path):
   assert [check['name'] for check in summary['health']] == list(attacks.CHECKS)
   assert found.report() == (tmp_path / 'summary.md').read_text()
   drawn = sorted(tmp_path.glob('pictures/*.png'))
-  assert drawn
+  assert len(drawn) > 1 and drawn[0].name == 'curve_linf.png'
   for path in drawn:
     with Image.open(path) as image:
       assert image.size[1] > 300

@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rest_jax.attacks.curve_picture import draw_curves
 from rest_jax.attacks.picture import draw_attacks, enlarge
+from rest_jax.attacks.results import Record, RunName
+from rest_jax.attacks.summary import Row, accuracy_interval
 from rest_jax.errors import UserError
 
 
@@ -66,3 +69,34 @@ def test_what_is_no_picture(tmp_path, shape, other, classes, message):
   with pytest.raises(UserError, match=message):
     draw_attacks(tmp_path / 'p.png', np.zeros(shape), np.zeros(other), classes, classes)
   assert not list(tmp_path.iterdir())
+
+
+def curve_of(tmp_path, rows, records):
+  path = tmp_path / 'curve.png'
+  return draw_curves(path, rows, records, 'linf') and pixels(path)
+
+
+def test_curves_show_what_there_is(tmp_path):
+  def row(attack, eps, robust):
+    return Row(attack, 'linf', eps, 20, accuracy_interval(18, 20), robust, None, None)
+
+  held, lost = accuracy_interval(10, 20), accuracy_interval(2, 20)
+  several = [row('pgd', 0.1, held), row('pgd', 0.2, lost)]
+  drawn = curve_of(tmp_path, several, {})
+  other = curve_of(tmp_path, [row('pgd', 0.1, held), row('pgd', 0.2, held)], {})
+  assert drawn.shape == other.shape and (drawn != other).any()
+  # One radius is no curve, nor is radius 0, nor another norm.
+  assert not curve_of(tmp_path, several[:1], {})
+  assert not curve_of(tmp_path, [row('pgd', 0.0, held)], {})
+  assert not draw_curves(tmp_path / 'none.png', several, {}, 'l2')
+  assert [path.name for path in tmp_path.iterdir()] == ['curve.png']
+  found = {i: minimum_norm_record(i) for i in range(3)}
+  one = curve_of(tmp_path, [row('fab', 0.1, held)], {RunName('fab', 'linf', None): found})
+  assert one is not False and one.shape == drawn.shape
+
+
+def minimum_norm_record(index):
+  values = dict(index=index, label=1, target=None, clean=1, adversarial=2, clean_loss=0.2, loss=3.0)
+  values |= dict(distance=0.05 * index, queries=7, attack='fab', norm='linf', eps=None, seed='0')
+  values |= dict(inside=True, success=True, confirmed=True, reused=None, pixels='00')
+  return Record(**values)
