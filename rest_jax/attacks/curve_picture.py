@@ -68,7 +68,9 @@ def _points(axes, rows: Sequence[Row]) -> None:
   held = [clean, *(row.robust_accuracy for row in rows)]
   value, low, high = np.asarray(held).T
   radii = [0.0, *(row.eps for row in rows)]
-  style = {'color': 'black', 'linewidth': 2, 'zorder': 3} if rows[0].attack == WORST_CASE else {}
+  # Wide and behind, because the worst case often is one of the attacks.
+  worst = {'color': '0.8', 'linewidth': 8, 'elinewidth': 2, 'zorder': 0}
+  style = worst if rows[0].attack == WORST_CASE else {}
   spread = np.stack([value - low, high - value])
   axes.errorbar(radii, value, spread, marker='o', capsize=3, label=rows[0].attack, **style)
 
