@@ -2,8 +2,8 @@
 
 Source: Madry et al., arXiv 1706.06083 (pgd); Zhang et al., arXiv 1901.08573 (trades).
 Command: python train.py --config configs/digit_scenes_at.py[:variant]
-Starts from the zoo's standardly trained model, which a few epochs suffice to turn. Evaluations
-give the accuracy under 20 steps of PGD beside the clean one; AutoAttack would give less.
+Starts from the zoo's standardly trained model. Evaluations give the accuracy under 20 steps of PGD
+beside the clean one; AutoAttack is the stronger judge.
 Result, time and device: not measured.
 Variants: pgd (default); trades; short (pgd of 2 steps, 250 updates, judged by 10).
 """
