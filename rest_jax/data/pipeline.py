@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ def _read_ahead(batches: Any, workers: int) -> Any:
   options = grain.ReadOptions(num_threads=1 if workers else 2, prefetch_buffer_size=4)
   dataset = grain.MapDataset.source(batches).to_iter_dataset(options)
   if workers:
+    _quiet_tracker()
     if not flags.FLAGS.is_parsed():
       flags.FLAGS.mark_as_parsed()  # Grain's workers read flags, also outside of `absl.app.run`
     options = grain.multiprocessing.MultiprocessingOptions(
@@ -38,6 +40,19 @@ def _read_ahead(batches: Any, workers: int) -> Any:
     )
     dataset = dataset.mp_prefetch(options)
   return iter(dataset)
+
+
+def _quiet_tracker() -> None:
+  """Starts the process that frees what is left in shared memory when a run ends.
+
+  Grain leaves the batches there that nobody took; Python's tracker frees them, which is what it is
+  for, and would warn of it at the end of every run.
+  """
+  sys.warnoptions.append('ignore:resource_tracker:UserWarning')
+  try:
+    resource_tracker.ensure_running()
+  finally:
+    sys.warnoptions.remove('ignore:resource_tracker:UserWarning')
 
 
 _reported: set[str] = set()  # by this process, in training and every evaluation

@@ -139,23 +139,25 @@ class RandAugment:
       chosen = rng.integers(len(self.names), size=self.layers)
     else:
       chosen = rng.choice(len(self.names), self.layers, replace=False, p=self.weights)
+    # All numbers at once: one call costs as much as a few hundred numbers.
+    chances = rng.random((self.layers, 3)).tolist()
+    if self.noise == float('inf'):
+      magnitudes = rng.uniform(0, self.magnitude, self.layers).tolist()
+    else:
+      magnitudes = rng.normal(self.magnitude, self.noise, self.layers).tolist()
     steps = []
-    for number in chosen.tolist():
-      if rng.random() < self.prob:
-        steps.append(self._step(self.names[number], rng, interpolation))
+    for number, magnitude, (apply, sign, kind) in zip(
+      chosen.tolist(), magnitudes, chances, strict=True
+    ):
+      if apply < self.prob:
+        bicubic = kind < 0.5 if interpolation == 'random' else interpolation == 'bicubic'
+        steps.append(self._step(self.names[number], magnitude, sign < 0.5, bicubic))
     return steps
 
-  def _step(self, name: str, rng: np.random.Generator, interpolation: str) -> Step:
-    magnitude = self.magnitude
-    if self.noise == float('inf'):
-      magnitude = rng.uniform(0, magnitude)
-    elif self.noise:
-      magnitude = rng.normal(magnitude, self.noise)
+  def _step(self, name: str, magnitude: float, negative: bool, bicubic: bool) -> Step:
     share = max(0.0, min(magnitude, self.limit)) / MAX_LEVEL
     argument = OPERATIONS[name].argument
-    value = None if argument is None else argument(share, rng.random() < 0.5)
-    bicubic = rng.random() < 0.5 if interpolation == 'random' else interpolation == 'bicubic'
-    return Step(name, value, bicubic)
+    return Step(name, None if argument is None else argument(share, negative), bicubic)
 
 
 def apply(picture: Image.Image, steps: list[Step], fill: image_ops.Colour) -> Image.Image:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -196,3 +198,17 @@ def test_other_bad_input(numbered):
     train_iterator(numbered(0), 2, 8)
   with pytest.raises(UserError, match='squash'):
     eval_batches(numbered(4), 2, 8, resize='stretch')  # type: ignore[arg-type]
+
+
+def test_leaving_workers_with_batches_in_hand_is_quiet():
+  code = """
+import numpy as np
+from rest_jax.data.pipeline import train_iterator
+from rest_jax.data.sources import CachedSource
+source = CachedSource(np.zeros((64, 8, 8, 3), np.uint8), np.zeros(64, np.int32))
+iterator = train_iterator(source, 8, 8, workers=2)
+print(next(iterator)['image'].shape)
+iterator.close()
+"""
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
+  assert (done.returncode, done.stdout, done.stderr) == (0, '(8, 8, 8, 3)\n', '')

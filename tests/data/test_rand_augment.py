@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 from scipy import stats
 
 from rest_jax.data import image_ops, rand_augment
@@ -110,26 +110,38 @@ def test_operations_are_chosen_as_often_as_in_timm():
   assert abs(twice - 1 / 15) < 0.01
 
 
+def levels_of(policy: str, draws: int) -> np.ndarray:
+  """Signed magnitudes of the rotations that a policy draws."""
+  policy_, rng = parse(policy), np.random.default_rng(1)
+  steps = (step for _ in range(draws) for step in policy_.draw(rng) if step.name == 'Rotate')
+  return np.array([step.argument for step in steps]) / 3
+
+
 def test_magnitudes_are_normal_around_m_and_cut_at_ten():
-  policy, rng = parse(POLICY), np.random.default_rng(1)
-  degrees = [policy._step('Rotate', rng, 'bicubic').argument for _ in range(20_000)]
-  levels = np.abs(degrees) / 3
-  assert abs(np.mean(np.sign(degrees))) < 0.03
+  signed = levels_of('rand-m9-mstd0.5-inc1-p1', 60_000)
+  levels = np.abs(signed)
+  assert len(levels) > 7000 and abs(np.mean(np.sign(signed))) < 0.05
   assert levels.max() == 10 and abs(np.mean(levels == 10) - stats.norm.sf(2)) < 0.01
   inside = levels[levels < 10]
   assert stats.kstest(inside, stats.truncnorm(-18, 2, 9, 0.5).cdf).pvalue > 1e-3
 
 
 def test_more_than_hundred_is_an_even_magnitude():
-  policy, rng = parse('rand-m8-mstd101'), np.random.default_rng(2)
-  levels = [abs(policy._step('ShearX', rng, 'bicubic').argument) / 0.03 for _ in range(5000)]
+  levels = np.abs(levels_of('rand-m8-mstd101-p1', 20_000))
   assert stats.kstest(levels, stats.uniform(0, 8).cdf).pvalue > 1e-3
 
 
 def test_mmax_lifts_the_limit():
-  policy, rng = parse('rand-m20-mmax20'), np.random.default_rng(3)
-  assert abs(policy._step('Rotate', rng, 'bicubic').argument) == 60
-  assert abs(parse('rand-m20')._step('Rotate', rng, 'bicubic').argument) == 30
+  assert set(np.abs(levels_of('rand-m20-mmax20-p1', 200))) == {20}
+  assert set(np.abs(levels_of('rand-m20-p1', 200))) == {10}
+
+
+@pytest.mark.parametrize('size', [(1, 1), (2, 5), (3, 3), (9, 150)])
+def test_smoothing_is_pillows(size):
+  rng = np.random.default_rng(8)
+  picture = Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+  wanted = picture.filter(ImageFilter.SMOOTH)
+  np.testing.assert_array_equal(np.asarray(image_ops._smooth(picture)), np.asarray(wanted))
 
 
 def test_weights_draw_without_replacement():
