@@ -83,8 +83,10 @@ def weights():
   return [cell.cell_contents for cell in smooth_model().__closure__]
 
 
-@pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])
-@pytest.mark.parametrize('loss', ['ce', 'dlr', 'dlr_targeted'])
+@pytest.mark.parametrize(
+  ('norm', 'loss'),
+  [('linf', 'ce'), ('linf', 'dlr'), ('l2', 'ce'), ('l2', 'dlr_targeted'), ('l1', 'ce')],
+)
 def test_it_takes_the_published_steps(norm, loss):
   """Against NumPy in float64, from the same starting points."""
   steps = 40

@@ -20,7 +20,10 @@ radii = st.one_of(
   st.just(0.0), st.floats(1e-30, 1e-6), st.floats(1e-3, 60.0), st.just(float('inf'))
 )
 
-jitted = {f: jax.jit(f, static_argnames='norm') for f in (project, into_ball, furthest, finish)}
+jitted = {
+  f: jax.jit(f, static_argnames='norm')
+  for f in (project, into_ball, furthest, finish, random_start, norm_of)
+}
 
 
 def length(x, norm):
@@ -203,7 +206,8 @@ def test_draws_have_their_distributions():
     (draws.normal, 'norm'),
     (draws.laplace, 'laplace'),
   ]:
-    x = np.asarray(draw(keys, (300, 2)), np.float64).ravel()
+    x = jax.jit(draw, static_argnums=1)(keys, (300, 2))
+    x = np.asarray(x, np.float64).ravel()
     args = (-1, 2) if name == 'uniform' else ()
     assert stats.kstest(x, name, args).pvalue > 0.01
   rows = np.asarray(draws.uniform(keys, (600,)))
@@ -216,12 +220,13 @@ def test_draws_have_their_distributions():
 def test_random_starts_are_uniform_in_the_ball(norm):
   """In 2 dimensions, where the share within half the radius is a quarter."""
   images = jnp.full((4000, 1, 2, 1), 0.5)
-  start = random_start(image_keys(jax.random.key(2), 4000), images, norm, 0.4)
-  size = norm_of(start, norm)
+  keys = jax.jit(image_keys, static_argnums=1)(jax.random.key(2), 4000)
+  start = jitted[random_start](keys, images, norm=norm, eps=0.4)
+  size = jitted[norm_of](start, norm=norm)
   assert size.max() <= 0.4 * (1 + 1e-6)
   np.testing.assert_allclose(np.mean(size < 0.2), 0.25, atol=0.025)
   np.testing.assert_allclose(np.mean(start, axis=0), 0, atol=0.02)
   quarter = np.mean(np.all(np.asarray(start).reshape(-1, 2) > 0, axis=1))
   np.testing.assert_allclose(quarter, 0.25, atol=0.025)
-  cut = random_start(image_keys(jax.random.key(2), 9), images[:9] - 0.5, norm, 0.4)
+  cut = jitted[random_start](keys, images - 0.5, norm=norm, eps=0.4)
   assert cut.min() == 0

@@ -75,11 +75,11 @@ def noisy(images, key):
 
 def draws_of(keys, samples):
   """Logits of each draw, (samples, B, K), by the documented keys."""
-  rows = [
-    [noisy(case.IMAGES[i : i + 1], jax.random.fold_in(keys[i], s))[0] for i in range(case.COUNT)]
-    for s in range(samples)
-  ]
-  return jnp.asarray(rows)
+
+  def one(image, key):
+    return jnp.stack([noisy(image[None], jax.random.fold_in(key, s))[0] for s in range(samples)])
+
+  return jnp.moveaxis(jax.jit(jax.vmap(one))(case.IMAGES, keys), 1, 0)
 
 
 def test_eot_averages_what_it_says():
@@ -89,9 +89,10 @@ def test_eot_averages_what_it_says():
   expected = {'logits': draws.mean(0), 'probabilities': chances, 'loss': chances}
   x = jnp.asarray(case.IMAGES)
   for average, logits in expected.items():
-    model = attacks.eot(noisy, 3, key, average=average)
-    assert is_random(model)
-    np.testing.assert_allclose(logits_of(model, x, keys), logits, rtol=1e-4, atol=1e-4)
+    eot = attacks.eot(noisy, 3, key, average=average)
+    model = jax.jit(eot)
+    assert is_random(eot)
+    np.testing.assert_allclose(jax.jit(logits_of)(eot, x, keys), logits, rtol=1e-4, atol=1e-4)
     # Without keys of the attack: those of the model's own.
     own = model(x)
     np.testing.assert_array_equal(own, model(x))
@@ -108,18 +109,16 @@ def test_the_gradient_of_eot_is_that_of_the_expected_loss():
   def loss_fn(logits):
     return jnp.square(logits[:, 0]) + logits[:, 1]
 
-  def expected(x):
-    total = 0.0
-    for s in range(4):
-      rows = [nonlinear(x[i : i + 1], jax.random.fold_in(keys[i], s))[0] for i in range(case.COUNT)]
-      total += loss_fn(jnp.stack(rows))
-    return total / 4
+  def expected(image, key):
+    draws = [nonlinear(image[None], jax.random.fold_in(key, s)) for s in range(4)]
+    return sum(loss_fn(z)[0] for z in draws) / 4
 
-  answer = ask(attacks.eot(nonlinear, 4, key), x, loss_fn, keys)
-  np.testing.assert_allclose(answer.losses, expected(x), rtol=1e-4)
-  gradient = jax.grad(lambda x: expected(x).sum())(x)
+  losses, gradient = jax.jit(jax.vmap(jax.value_and_grad(expected)))(x, keys)
+  asked = jax.jit(ask, static_argnums=2)
+  answer = asked(attacks.eot(nonlinear, 4, key), x, loss_fn, keys)
+  np.testing.assert_allclose(answer.losses, losses, rtol=1e-4)
   np.testing.assert_allclose(answer.gradient, gradient, rtol=1e-4, atol=1e-4)
-  other = ask(attacks.eot(nonlinear, 4, key, average='logits'), x, loss_fn, keys)
+  other = asked(attacks.eot(nonlinear, 4, key, average='logits'), x, loss_fn, keys)
   assert np.abs(other.gradient - gradient).max() > 1e-2  # the loss of the mean is another
 
 
