@@ -33,12 +33,24 @@ EPS, BATCH = 8 / 255, 128
 
 def logits(params: dict[str, jax.Array], images: jax.Array) -> jax.Array:
   """Images (B, 32, 32, 3) in [0, 1] to logits (B, 10)."""
-  x = images
-  for name in ('conv1', 'conv2'):
-    x = jax.nn.relu(conv(x, params[name], stride=2, padding=1) + params[name + '_bias'])
+  x = jax.nn.relu(_first_conv(images, params['conv1']) + params['conv1_bias'])
+  x = jax.nn.relu(conv(x, params['conv2'], stride=2, padding=1) + params['conv2_bias'])
   x = x.reshape(x.shape[0], -1)
   x = jax.nn.relu(x @ params['dense1'] + params['dense1_bias'])
   return x @ params['dense2'] + params['dense2_bias']
+
+
+def _first_conv(images: jax.Array, kernel: jax.Array) -> jax.Array:
+  """3x3/2 convolution with padding 1, as a product of patches and kernel.
+
+  The input gradient of XLA:CPU's convolution takes twice the time of all else for 3 channels.
+  """
+  padded = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
+  size = images.shape[1] // 2
+  taps = [padded[:, i : i + 2 * size : 2, j : j + 2 * size : 2] for i in range(3) for j in range(3)]
+  patches = jnp.concatenate(taps, axis=-1)
+  flat = patches.reshape(-1, patches.shape[-1]) @ kernel.reshape(-1, kernel.shape[-1])
+  return flat.reshape(*patches.shape[:3], -1)
 
 
 def model(params: dict[str, np.ndarray]) -> Partial:
