@@ -6,19 +6,18 @@ import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 from PIL import Image
 
+from rest_jax import explain
 from rest_jax.explain import figures
 from rest_jax.explain.metrics import bootstrap
 from rest_jax.explain.output import write_array
 from rest_jax.explain.report import Estimate, Row, standing, write_report
-
-if TYPE_CHECKING:
-  from rest_jax.explain.evaluation import Study
+from rest_jax.explain.study import BASELINES, SANITY, Study
 
 EXAMPLES = 6  # scenes of examples.png
 _NOT_SHOWN = ('correct',)
@@ -45,8 +44,6 @@ def write(study: Study) -> str:
   Raises:
     UserError: the folder cannot be written.
   """
-  from rest_jax.explain.evaluation import BASELINES
-
   folder = study.command.output
   rows = [_row(study, method) for method in sorted(study.methods, key=_order)]
   rows += [_row(study, name, baseline=True) for name in BASELINES]
@@ -70,7 +67,7 @@ def _row(study: Study, name: str, baseline: bool = False) -> Row:
   }
   if baseline:
     return Row(name, values, baseline=True)
-  sanity = study.records.get(name, -1)
+  sanity = study.records.get(name, SANITY)
   if sanity is not None:
     values['sanity'] = _estimate(sanity['values'], seed)
   values['queries'] = Estimate(lines[0]['queries'])
@@ -85,8 +82,6 @@ def _estimate(values: Sequence[float], seed: int) -> Estimate:
 
 def _layer(study: Study) -> str | None:
   """The layer that the CAM methods looked at."""
-  from rest_jax import explain
-
   if not any(explain.METHODS[method.split(':')[0]].needs_layer for method in study.methods):
     return None
   size = study.classifier.input_size
@@ -108,8 +103,6 @@ def _setup(study: Study) -> dict[str, Any]:
 
 
 def _accuracy(study: Study) -> float:
-  from rest_jax.explain.evaluation import BASELINES
-
   lines = [study.records.get(BASELINES[0], number) for number in range(study.batches)]
   return float(np.mean([v for line in lines if line for v in line['values']['correct']]))
 

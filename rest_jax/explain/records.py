@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ class Records:
     """
     self.path = path
     self._settings = json.loads(json.dumps(dict(settings)))
+    self._lock = threading.Lock()  # devices report from threads of their own
     self._lines: dict[tuple[str, int], dict[str, Any]] = {}
     if path.exists():
       self._read()
@@ -46,7 +48,7 @@ class Records:
     """
     line = {'method': method, 'batch': batch, **found}
     try:
-      with self.path.open('a', encoding='utf-8') as file:
+      with self._lock, self.path.open('a', encoding='utf-8') as file:
         file.write(json.dumps(line) + '\n')
         file.flush()
         os.fsync(file.fileno())

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from rest_jax.errors import UserError
-from rest_jax.explain import command, evaluation, report
+from rest_jax.explain import command, evaluation, evaluation_results, measuring, report, study
 from rest_jax.explain.records import Records
 from rest_jax.explain.report import Estimate, Row
 from rest_jax.models.classifier import Classifier
@@ -148,24 +148,24 @@ def test_the_run_writes_every_measure(finished, capsys):
 
 def test_a_stopped_run_goes_on_to_the_same_numbers(setting, finished, tmp_path, monkeypatch):
   one_device(monkeypatch)
-  measured = evaluation._measure
+  measured = measuring.measure
 
-  def killed(study, classifier, batch, *rest):
+  def killed(of, classifier, batch, *rest):
     if batch.number == 2:
       raise KeyboardInterrupt
-    return measured(study, classifier, batch, *rest)
+    return measured(of, classifier, batch, *rest)
 
-  monkeypatch.setattr(evaluation, '_measure', killed)
+  monkeypatch.setattr(measuring, 'measure', killed)
   with pytest.raises(KeyboardInterrupt):
     run(setting, tmp_path)
   assert not (tmp_path / 'table.md').exists()
   done = []
 
-  def watched(study, classifier, batch, *rest):
+  def watched(of, classifier, batch, *rest):
     done.append(batch.number)
-    return measured(study, classifier, batch, *rest)
+    return measured(of, classifier, batch, *rest)
 
-  monkeypatch.setattr(evaluation, '_measure', watched)
+  monkeypatch.setattr(measuring, 'measure', watched)
   run(setting, tmp_path)
   assert set(done) == {2}  # the first two batches were not measured again
   again, before = table(tmp_path), table(finished)
@@ -179,18 +179,18 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(setting, finished, tmp_path, 
 def test_every_device_takes_batches_and_none_is_measured_twice(setting, tmp_path, monkeypatch):
   done, together = [], threading.Barrier(3, timeout=60)
 
-  def measured(study, classifier, batch, logits, name, device):
+  def measured(of, classifier, batch, logits, name, device):
     (placed,) = jax.tree.leaves(classifier)[0].devices()
     done.append((batch.number, name, device.id))
     assert placed == device
     if name == 'centre':
       together.wait()  # three batches are under way at once
-    evaluation.evaluation_results.keep_examples(tmp_path, name, np.zeros((2, 32, 32)))
+    evaluation_results.keep_examples(tmp_path, name, np.zeros((2, 32, 32)))
     values = {'insertion': [batch.number] * batch.count, 'correct': [1.0] * batch.count}
     return {'count': batch.count, 'seconds': None, 'queries': 0, 'values': values}
 
-  monkeypatch.setattr(evaluation, '_measure', measured)
-  monkeypatch.setattr(evaluation, '_sanity', lambda *_: {'count': 2, 'values': [0.5, 0.5]})
+  monkeypatch.setattr(measuring, 'measure', measured)
+  monkeypatch.setattr(measuring, 'sanity', lambda *_: {'count': 2, 'values': [0.5, 0.5]})
   run(setting, tmp_path)
   expected = {(b, m) for b in range(3) for m in ('grad_cam', 'centre', 'random')}
   assert sorted((b, m) for b, m, _ in done) == sorted(expected)
@@ -231,6 +231,6 @@ def test_what_cannot_be_evaluated(setting, finished, more, message):
 def test_a_fingerprint_tells_models_apart(setting):
   model = Classifier.load(setting / 'model')
   other = jax.tree.map(lambda leaf: leaf + 1, model)
-  assert evaluation.fingerprint(model) == evaluation.fingerprint(Classifier.load(setting / 'model'))
-  assert evaluation.fingerprint(model) != evaluation.fingerprint(other)
-  assert math.isfinite(int(evaluation.fingerprint(model), 16))
+  assert study.fingerprint(model) == study.fingerprint(Classifier.load(setting / 'model'))
+  assert study.fingerprint(model) != study.fingerprint(other)
+  assert math.isfinite(int(study.fingerprint(model), 16))
