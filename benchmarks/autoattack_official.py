@@ -44,7 +44,7 @@ def run(task: dict, images: torch.Tensor, labels: torch.Tensor) -> dict:
     model,
     norm=NORMS[task['norm']],
     eps=task['eps'],
-    seed=0,
+    seed=task['seed'],
     version='standard',
     device='cpu',
     verbose=False,

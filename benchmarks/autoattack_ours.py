@@ -25,7 +25,7 @@ def run(task: dict, images, labels) -> dict:
     network,
     images,
     labels,
-    key=jax.random.key(0),
+    key=jax.random.key(task['seed']),
     norm=task['norm'],
     eps=task['eps'],
     attacks=task['attacks'],

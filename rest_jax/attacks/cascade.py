@@ -166,11 +166,10 @@ def attack_images(
   Returns:
     What was found, for (n,) images; a success is one that the model confirms.
   """
-  adv = target.images[which]
-  success, steps = np.zeros(len(which), bool), np.zeros(len(which), np.int64)
+  total = Found(target.images[which], np.zeros(len(which), bool), np.zeros(len(which), np.int64))
   least = np.full(len(which), np.inf)
   for run in runs:
-    left = np.flatnonzero(~success) if stop_early else np.arange(len(which))
+    left = np.flatnonzero(~total.success) if stop_early else np.arange(len(which))
     if not len(left):
       break
     found = run_jobs(
@@ -182,16 +181,27 @@ def attack_images(
       distance=distance,
       progress=progress,
     )
-    steps[left] += found.steps
+    total.steps[left] += found.steps
     count_queries(found.steps * getattr(run.algorithm, 'queries_per_step', 1), which[left])
-    good = np.flatnonzero(found.success)
-    good = good[is_fooled(target, found.adv[good], which[left[good]])]
-    for row in good:
-      image = left[row]
-      far = distance(found.adv[row] - target.images[which[image]]) if distance else 0.0
-      if far < least[image]:
-        adv[image], least[image], success[image] = found.adv[row], far, True
-  return Found(adv, success, steps)
+    found = found._replace(success=_confirmed(target, found, which[left]))
+    _merge(total, least, found, left, target.images[which], distance)
+  return total
+
+
+def _confirmed(target: Target, found: Found, which: np.ndarray) -> np.ndarray:
+  """The successes that a second evaluation finds too."""
+  success = found.success.copy()
+  rows = np.flatnonzero(success)
+  success[rows] = is_fooled(target, found.adv[rows], which[rows])
+  return success
+
+
+def _merge(total: Found, least: np.ndarray, found: Found, rows: np.ndarray, images, distance):
+  """Takes over the successes of `rows` that are nearer than what there was."""
+  for adv, image in zip(found.adv[found.success], rows[found.success], strict=True):
+    far = distance(adv - images[image]) if distance else 0.0
+    if far < least[image]:
+      total.adv[image], least[image], total.success[image] = adv, far, True
 
 
 def _jobs(target: Target, run: Runs, which: np.ndarray) -> Jobs:
