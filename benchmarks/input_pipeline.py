@@ -190,9 +190,8 @@ def main() -> None:
     options = f'--rounds {args.rounds} --batches {args.batches} --workers {args.workers}'
     python = 'PYTHON_WITH_TORCH_AND_TIMM'
     command = f'`python benchmarks/input_pipeline.py --official_python {python} {options}`'
-    text = (
-      f'{title}\n\n{__doc__.split(chr(10) * 2)[-1].strip()}\n\nCommand: {command}\n\n{report}\n'
-    )
+    about = (__doc__ or '').split('\n\n')[-1].strip()
+    text = '\n\n'.join([title, about, f'Command: {command}', table]) + '\n'
     Path(args.output).write_text(text, encoding='utf-8')
 
 
