@@ -7,14 +7,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 
 from rest_jax.attacks import losses
 from rest_jax.attacks.algorithm import in_chunks
 from rest_jax.attacks.apgd_steps import APGD
-from rest_jax.attacks.checks import check_choice, check_count, check_inputs
-from rest_jax.attacks.queries import logits_of
-from rest_jax.attacks.runner import attack
+from rest_jax.attacks.checks import Inputs, check_choice, check_count, check_inputs, check_key
+from rest_jax.attacks.queries import image_keys
+from rest_jax.attacks.runner import attack, clean_logits
 from rest_jax.attacks.threat import Norm
 
 
@@ -85,24 +84,27 @@ def apgd(
     check_count('num_targets', num_targets)
     count = min(num_targets, inputs.num_classes - 1)
     restarts *= count
-    inputs = _with_targets(inputs, count, query_batch) if len(inputs.images) else inputs
+    inputs = _with_targets(inputs, count, key, query_batch) if len(inputs.images) else inputs
   algorithm = APGD(norm, int(steps), loss, targeted, large_radii=bool(large_radii))
   return attack(
     algorithm, inputs, key, restarts=restarts, stop_early=stop_early, query_batch=query_batch
   )
 
 
-def _with_targets(inputs, count: int, query_batch: int | None):
-  def chunk(arrays):
-    return _next_classes(inputs.model, *arrays, count)
+def _with_targets(inputs: Inputs, count: int, key: Any, query_batch: int | None) -> Inputs:
+  keys = image_keys(check_key(key), len(inputs.images))
 
-  return inputs._replace(targets=in_chunks(chunk, (inputs.images, inputs.labels), query_batch))
+  def chunk(arrays):
+    images, labels, chunk_keys = arrays
+    return _next_classes(clean_logits(inputs.model, images, chunk_keys), labels, count)
+
+  arrays = (inputs.images, inputs.labels, keys)
+  return inputs._replace(targets=in_chunks(chunk, arrays, query_batch))
 
 
 @functools.partial(jax.jit, static_argnames='count')
-def _next_classes(model: Partial, images: jax.Array, labels: jax.Array, count: int) -> jax.Array:
+def _next_classes(logits: jax.Array, labels: jax.Array, count: int) -> jax.Array:
   """The classes of the highest logits other than the label, (B, count)."""
-  logits = logits_of(model, images)
   own = jnp.arange(logits.shape[1])[None] == labels[:, None]
   order = jnp.argsort(jnp.where(own, jnp.inf, logits), axis=1, descending=True)
   return order[:, 1 : count + 1].astype(jnp.int32)

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 from jax.tree_util import Partial
 
 from rest_jax.attacks.algorithm import Algorithm, in_chunks, run_from, select
@@ -72,7 +73,14 @@ def attack(
   keys = image_keys(check_key(key), inputs.images.shape[0])
 
   def chunk(arrays):
-    return _restarts(algorithm, inputs.model, *arrays, restarts, stop_early, keep_clean)
+    images, labels, _, chunk_keys, targets = arrays
+    done = jnp.zeros(labels.shape, bool)
+    if keep_clean:
+      logits = clean_logits(inputs.model, images, chunk_keys)
+      done = _fooled(logits, labels, _of_restart(targets, 0), algorithm.targeted)
+      if not isinstance(done, Tracer) and done.all():
+        return images, jnp.zeros(labels.shape, jnp.int32)
+    return _restarts(algorithm, inputs.model, *arrays, done, restarts, stop_early)
 
   arrays = (inputs.images, inputs.labels, inputs.eps, keys, inputs.targets)
   adv, queries = in_chunks(chunk, arrays, query_batch)
@@ -80,7 +88,13 @@ def attack(
   return adv
 
 
-@functools.partial(jax.jit, static_argnames=('algorithm', 'restarts', 'stop_early', 'keep_clean'))
+@jax.jit
+def clean_logits(model: Partial, images: jax.Array, keys: jax.Array) -> jax.Array:
+  """Logits of the originals (B, K); a program of its own, which all attacks share."""
+  return logits_of(model, images, fold_each(keys, _CLEAN))
+
+
+@functools.partial(jax.jit, static_argnames=('algorithm', 'restarts', 'stop_early'))
 def _restarts(
   algorithm: Ranked,
   model: Partial,
@@ -89,9 +103,9 @@ def _restarts(
   eps: jax.Array,
   keys: jax.Array,
   targets: jax.Array | None,
+  done: jax.Array,
   restarts: int,
   stop_early: bool,
-  keep_clean: bool,
 ):
   def once(kept, index):
     _, score, success = kept
@@ -105,14 +119,13 @@ def _restarts(
     asked = jnp.where(settled, 0, state.iteration)
     return select(better, (image, new, state.success), kept), asked
 
-  success = jnp.zeros(labels.shape, bool)
-  if keep_clean:
-    logits = logits_of(model, images, fold_each(keys, _CLEAN))
-    success = fooled(logits, labels, _of_restart(targets, 0), algorithm.targeted)
-  # Nothing is better than an image that fools by itself; a batch of those returns at once.
-  score = jnp.where(success, jnp.inf, -jnp.inf)
-  (best, _, _), asked = lax.scan(once, (images, score, success), jnp.arange(restarts))
+  # Nothing is better than an image that fools by itself.
+  score = jnp.where(done, jnp.inf, -jnp.inf)
+  (best, _, _), asked = lax.scan(once, (images, score, done), jnp.arange(restarts))
   return best, jnp.sum(asked, axis=0)
+
+
+_fooled = jax.jit(fooled, static_argnums=3)
 
 
 def _of_restart(targets: jax.Array | None, index: jax.Array | int) -> jax.Array | None:
