@@ -143,7 +143,7 @@ def table(args, results: Results) -> str:
     '',
     '## Robust accuracy, %',
     '',
-    'Square alone: mean of three seeds.',
+    f'Square alone: mean of {_seeds(results)} seed(s), the others of one.',
     '',
     '| model (clean) | threat | | ' + ' | '.join(ATTACKS) + ' | AutoAttack |',
     '|---|---|---|' + '---|' * (len(ATTACKS) + 1),
@@ -155,6 +155,13 @@ def table(args, results: Results) -> str:
   lines += ["| model | threat | authors | ours | authors' / ours |", '|---|---|---|---|---|']
   lines += [_times(results, model, threat) for model in MODELS for threat in THREATS]
   return '\n'.join([*lines, '', _summary(results), ''])
+
+
+def _seeds(results: Results) -> int:
+  """With how many seeds every run that both have was made."""
+  runs = results.values['runs']
+  whole = [name for name, run in runs.items() if name.endswith('square') and len(run) == 2]
+  return 1 + sum(all(len(runs.get(name + r[6:], {})) == 2 for name in whole) for r in REPEATS)
 
 
 def _robust(results: Results, library: str, model: str, threat, attack: str) -> float | None:

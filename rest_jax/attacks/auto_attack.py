@@ -143,7 +143,8 @@ def auto_attack_report(
       these, APGD on DLR and FAB, with 5 restarts. 'rand', for random models (`attacks.eot`): APGD
       on cross-entropy and DLR with 20 draws a gradient.
     attacks: names of `MEMBERS` in place of the version's, with its settings.
-    query_batch: images in a batch; it bounds the memory, and every batch has this size.
+    query_batch: images in a batch; it bounds the memory, and every batch has this size, 64 on a
+      CPU and 256 elsewhere by default.
     progress: called with an attack's name and how many of its runs are over, of how many.
 
   Returns:

@@ -57,7 +57,8 @@ def fab(
     targets: classes to reach, (B,); any wrong one by default.
     num_targets: runs towards this many classes, those of the highest logits after the label's
       (FAB-T, one gradient a step), in place of a gradient for each class; 0 for the latter.
-    query_batch: images in a batch; every batch has this size.
+    query_batch: images in a batch; every batch has this size, 64 on a CPU and 256 elsewhere by
+      default.
 
   Returns:
     float32 (B, H, W, C): the nearest adversarial image found, the original where there is none or

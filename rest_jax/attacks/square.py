@@ -49,7 +49,8 @@ def square(
       AutoAttack does not.
     restarts: runs from different starts.
     targets: classes to reach, (B,); any wrong one by default.
-    query_batch: images in a batch; every batch has this size.
+    query_batch: images in a batch; every batch has this size, 64 on a CPU and 256 elsewhere by
+      default.
 
   Returns:
     float32 (B, H, W, C), in the ball and in [0, 1]: adversarial images, the originals where none
