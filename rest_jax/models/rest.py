@@ -31,7 +31,6 @@ from rest_jax.models.layers import (
 )
 from rest_jax.models.registry import register
 
-
 # Strides of the stem's two strided convolutions: the published stem divides the size by 4; for
 # small images fewer of them step.
 _STEM_STRIDES = {4: (2, 2), 2: (2, 1), 1: (1, 1)}

@@ -134,9 +134,7 @@ def test_all_leaves_out_what_the_model_does_not_suit(monkeypatch):
     raise UserError('no ReLU here')
 
   entry = choices.METHODS['guided_backprop']
-  monkeypatch.setitem(
-    choices.METHODS, 'guided_backprop', dataclasses.replace(entry, fn=refuses)
-  )
+  monkeypatch.setitem(choices.METHODS, 'guided_backprop', dataclasses.replace(entry, fn=refuses))
   methods, why = choices.usable_methods(['all'], zoo)
   assert 'guided_backprop' not in methods and 'no ReLU here' in why
   assert choices.usable_methods(['guided_backprop'], zoo) == (('guided_backprop',), '')
