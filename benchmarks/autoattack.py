@@ -143,7 +143,7 @@ def table(args, results: Results) -> str:
     '',
     '## Robust accuracy, %',
     '',
-    f'Square alone: mean of {_seeds(results)} seed(s), the others of one.',
+    f'Square alone: mean of {_seeds(results)} seeds, the others of one.',
     '',
     '| model (clean) | threat | | ' + ' | '.join(ATTACKS) + ' | AutoAttack |',
     '|---|---|---|' + '---|' * (len(ATTACKS) + 1),
@@ -157,11 +157,13 @@ def table(args, results: Results) -> str:
   return '\n'.join([*lines, '', _summary(results), ''])
 
 
-def _seeds(results: Results) -> int:
-  """With how many seeds every run that both have was made."""
+def _seeds(results: Results) -> str:
+  """With how many seeds both have run Square: '3', or '1 to 3' where it differs."""
   runs = results.values['runs']
   whole = [name for name, run in runs.items() if name.endswith('square') and len(run) == 2]
-  return 1 + sum(all(len(runs.get(name + r[6:], {})) == 2 for name in whole) for r in REPEATS)
+  counts = [1 + sum(len(runs.get(name + r[6:], {})) == 2 for r in REPEATS) for name in whole]
+  least, most = min(counts, default=0), max(counts, default=0)
+  return str(most) if least == most else f'{least} to {most}'
 
 
 def _robust(results: Results, library: str, model: str, threat, attack: str) -> float | None:
