@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 
 from rest_jax.train.environment import command_line, describe_devices, environment
 from rest_jax.train.validation import Validation
-from rest_jax.train.workdir import writing
+from rest_jax.train.workdir import write_json, write_text, writing
 
 _NAMED = 30  # classes that a picture can name on its axes
 
@@ -45,8 +44,8 @@ def write_report(
   with writing(directory):
     directory.mkdir(parents=True, exist_ok=True)
     record = _record(result, names, model, source, view)
-    _replace(directory / 'results.json', json.dumps(record, indent=2) + '\n')
-    _replace(directory / 'report.md', _markdown(result, names, model, source, view))
+    write_json(directory / 'results.json', record)
+    write_text(directory / 'report.md', _markdown(result, names, model, source, view))
     _draw(directory, result, names)
   speed = '' if math.isnan(result.images_per_second) else f', {result.images_per_second:.0f} img/s'
   return (
@@ -54,12 +53,6 @@ def write_report(
     f'top-5 {result.top5:.2%}, loss {result.loss:.4f}, ECE {result.ece:.2%}{speed}; '
     f'report in {directory}'
   )
-
-
-def _replace(path: Path, text: str) -> None:
-  temporary = path.with_name(path.name + '.tmp')
-  temporary.write_text(text, encoding='utf-8')
-  os.replace(temporary, path)
 
 
 def _record(result: Validation, names, model: str, source: str, view: dict[str, Any]) -> Any:
