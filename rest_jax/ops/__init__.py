@@ -2,8 +2,16 @@
 
 from rest_jax.ops.activation import gelu
 from rest_jax.ops.attention import attend, emsa
+from rest_jax.ops.bands import (
+  band_energies,
+  inverse2,
+  radial_bands,
+  scale_bands,
+  transform2,
+)
 from rest_jax.ops.blur import gaussian_blur
 from rest_jax.ops.convolution import conv
+from rest_jax.ops.dct import block_dct2, block_idct2, dct2, idct2
 from rest_jax.ops.depthwise import depthwise_conv
 from rest_jax.ops.platform import form, use_form
 from rest_jax.ops.reduce import sum_rows
@@ -11,13 +19,22 @@ from rest_jax.ops.resize import resize_bilinear
 
 __all__ = [
   'attend',
+  'band_energies',
+  'block_dct2',
+  'block_idct2',
   'conv',
+  'dct2',
   'depthwise_conv',
   'emsa',
   'form',
   'gaussian_blur',
   'gelu',
+  'idct2',
+  'inverse2',
+  'radial_bands',
   'resize_bilinear',
+  'scale_bands',
   'sum_rows',
+  'transform2',
   'use_form',
 ]
