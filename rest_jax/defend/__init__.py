@@ -1,0 +1,23 @@
+"""Denoising defences, feature compression and their honest evaluation, for any JAX classifier.
+
+A defence is a `Denoiser`: images in [0, 1] in, images out, with one strength from 0, the identity,
+to 1. `denoiser` builds one by name.
+"""
+
+from rest_jax.defend.denoise import (
+  DENOISERS,
+  Denoiser,
+  DenoiserInfo,
+  denoiser,
+  list_denoisers,
+  noise_only,
+)
+
+__all__ = [
+  'DENOISERS',
+  'Denoiser',
+  'DenoiserInfo',
+  'denoiser',
+  'list_denoisers',
+  'noise_only',
+]
