@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rest_jax.data.sources import ImageSource, load
+from rest_jax.data.sources import ImageSource
 from rest_jax.errors import UserError
 from rest_jax.explain import choices
 from rest_jax.explain.command import Command
 from rest_jax.explain.records import Records
 from rest_jax.explain.run import check_layer
 from rest_jax.models.classifier import Classifier
+from rest_jax.opening import open_sources, read_examples
 
 BASELINES = ('centre', 'random')
 SANITY = -1  # number of the "batch" that holds the sanity check
@@ -86,12 +87,7 @@ def open_study(command: Command) -> Study:
     print(left_out, file=sys.stderr)
   check_layer(classifier, methods, command.layer)
   extras = ('mask',) if command.data == 'digit_scenes' else ()
-  sources = load(command.data, command.data_dir, extras=extras)
-  if sources.class_names != classifier.class_names:
-    raise UserError(
-      f'{command.data} has classes {_some(sources.class_names)}, the model {command.model} '
-      f'{_some(classifier.class_names)}: choose a model of this data set'
-    )
+  sources = open_sources(command.data, command.data_dir, classifier, command.model, extras)
   options = {
     name: {**BUDGETS.get(name, {}), **choices.method_options(name, command)} for name in methods
   }
@@ -100,11 +96,6 @@ def open_study(command: Command) -> Study:
   count = min(command.limit or len(sources.test), len(sources.test))
   records = Records(command.output / 'results.jsonl', _settings(command, classifier))
   return Study(command, classifier, tuple(options), options, sources.test, count, records)
-
-
-def _some(names: tuple[str, ...]) -> str:
-  shown = ', '.join(names[:3])
-  return f'{shown} and {len(names) - 3} more' if len(names) > 3 else shown
 
 
 def _settings(command: Command, classifier: Classifier) -> dict[str, Any]:
@@ -132,9 +123,7 @@ def read_batch(study: Study, number: int) -> Batch:
   size = study.command.batch_size
   first = number * size
   count = min(size, study.count - first)
-  examples = [study.source[first + row] for row in range(count)]
-  examples += examples[-1:] * (size - count)
-  images = np.concatenate([study.classifier.preprocess(e['image']) for e in examples])
-  labels = np.array([e['label'] for e in examples])
+  images, labels, examples = read_examples(study.source, study.classifier, first, count)
   masks = np.stack([e['mask'] for e in examples]) if 'mask' in examples[0] else None
-  return Batch(number, count, images, labels, masks)
+  rows = np.minimum(np.arange(size), count - 1)
+  return Batch(number, count, images[rows], labels[rows], masks if masks is None else masks[rows])
