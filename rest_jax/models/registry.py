@@ -10,9 +10,10 @@ from collections.abc import Callable
 from flax import linen as nn
 
 from rest_jax.errors import UserError
+from rest_jax.models.compression import parse_compression
 
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {}
-_MODULES = ('rest_jax.models.rest', 'rest_jax.models.resnet')
+_MODULES = ('rest_jax.models.rest', 'rest_jax.models.resnet', 'rest_jax.models.autoencoder')
 
 
 def register(name: str) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:
@@ -49,14 +50,16 @@ def create_model(name: str, num_classes: int = 1000, **overrides) -> nn.Module:
     name: one of `list_models()`.
     num_classes: outputs; 0 for no head, then the model gives the pooled features (B, C).
     **overrides: attributes of the module that differ from the published model, such as
-      `dtype=jnp.bfloat16`, `drop_path_rate=0.1`, `widths=(32, 64, 128, 256)`.
+      `dtype=jnp.bfloat16`, `drop_path_rate=0.1`, `widths=(32, 64, 128, 256)`. `compression` adds
+      layers that compress frequency bands of the features: a strategy such as 'learned', or a
+      mapping of the options of `rest_jax.models.compression.Compression`.
 
   Returns:
     A Linen module: `model.apply(variables, images, train=False)` gives logits (B, K) for
     normalised float NHWC images; `method='features'` the maps of the four stages.
 
   Raises:
-    UserError: an unknown name or override.
+    UserError: an unknown name, override, or option of compression.
   """
   builders = _builders()
   if name not in builders:
@@ -69,4 +72,6 @@ def create_model(name: str, num_classes: int = 1000, **overrides) -> nn.Module:
       near = difflib.get_close_matches(key, fields, 3) or fields
       raise UserError(f'{name} has no option {key!r}; did you mean {" or ".join(near)}?')
   frozen = {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
+  if 'compression' in frozen:
+    frozen['compression'] = parse_compression(frozen['compression'])
   return builders[name](num_classes=num_classes, **frozen)

@@ -103,6 +103,10 @@ FIELDS: dict[str, dict[str, tuple[Any, str]]] = {
     'batch_norm': ('eval', "the network while it is attacked: 'eval', or 'train' (and dropout)"),
     'eval_steps': (0, 'steps of the PGD attack in evaluations; 0: clean accuracy only'),
   },
+  'denoise': {
+    'noise': (0.0, 'above 0 trains images to images: largest deviation of the noise to take out'),
+    'eval_noise': (8 / 255, 'deviation of the noise in evaluations; images are in [0, 1]'),
+  },
   'log': {
     'every': (20, 'steps between lines of metrics.jsonl'),
     'tensorboard': (False, 'write TensorBoard files too (needs tensorboardX)'),
@@ -124,8 +128,8 @@ FREE_KEYS = (
 def default_config() -> Config:
   """Returns a ConfigDict with every key at its default; keys can be changed, not added.
 
-  Groups: model, data, augment, optim, train, log; and `seed`. `describe()` prints the meaning
-  of each key.
+  Groups: model, data, augment, optim, train, adversarial, denoise, log; and `seed`. `describe()`
+  prints the meaning of each key.
   """
   config = config_dict.ConfigDict({'seed': 0})
   for group, fields in FIELDS.items():
@@ -215,6 +219,7 @@ _POSITIVE = (
     'data.image_size', 'data.eval_crop_pct', 'optim.lr', 'train.epochs', 'train.batch_size',
     'train.accumulate', 'train.eval_every', 'log.every', 'optim.layer_decay',
     'adversarial.steps', 'adversarial.replays', 'augment.group_cam_groups', 'augment.repeats',
+    'denoise.eval_noise',
 )  # fmt: skip
 _FRACTIONS = (
     'augment.switch_prob', 'augment.mix_prob', 'augment.erasing', 'augment.group_cam',
@@ -268,6 +273,22 @@ def _check_together(flat: dict[str, Any]) -> None:
     )
   if flat['adversarial.kind'] == 'free' and flat['adversarial.norm'] == 'l1':
     raise UserError("adversarial.kind='free' takes adversarial.norm 'linf' or 'l2', not 'l1'")
+  if flat['denoise.noise']:
+    _check_denoising(flat)
+
+
+def _check_denoising(flat: dict[str, Any]) -> None:
+  """Labels and what is done to them have no place where images are the targets."""
+  names = ('augment.mixup', 'augment.cutmix', 'augment.label_smoothing', 'augment.group_cam')
+  names = [n for n in (*names, 'adversarial.kind', 'adversarial.eval_steps') if flat[n]]
+  if names:
+    raise UserError(f'denoise.noise trains on images alone; switch off {" and ".join(names)}')
+  mean, std = tuple(flat['data.mean']), tuple(flat['data.std'])
+  if mean != (0, 0, 0) or std != (1, 1, 1):
+    raise UserError(
+      'denoise.noise trains a model from pixels to pixels; set data.mean to (0.0, 0.0, 0.0) and '
+      f'data.std to (1.0, 1.0, 1.0), not {mean} and {std}'
+    )
 
 
 def flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:

@@ -24,6 +24,10 @@ _PANELS = (
   ),
   ('learning rate', (('train/lr', 'learning rate'),)),
 )
+_DENOISING = (
+  'PSNR, dB',
+  (('train/psnr', 'train'), ('test/psnr', 'test'), ('test/noisy_psnr', 'test, before')),
+)
 
 
 def _series(lines: list[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:
@@ -45,7 +49,10 @@ def draw_curves(workdir: Path) -> None:
   lines = read_metrics(source) if source.exists() else []
   figure = Figure(figsize=(12, 3.4), layout='constrained')
   FigureCanvasAgg(figure)
-  for axes, (title, names) in zip(figure.subplots(1, 3), _PANELS, strict=True):
+  panels = list(_PANELS)
+  if any('train/psnr' in line for line in lines):
+    panels[1] = _DENOISING
+  for axes, (title, names) in zip(figure.subplots(1, 3), panels, strict=True):
     for name, label in names:
       x, y = _series(lines, name)
       if x:

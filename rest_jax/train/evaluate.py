@@ -14,8 +14,10 @@ from rest_jax.train.metrics import IN_FLIGHT
 from rest_jax.train.parallel import to_global
 
 
-def _zero_totals(robust: bool) -> dict[str, np.ndarray]:
+def _zero_totals(robust: bool, denoising: bool) -> dict[str, np.ndarray]:
   kinds = {'count': np.int32, 'top1': np.int32, 'top5': np.int32, 'loss': np.float32}
+  if denoising:
+    kinds = {'count': np.int32, **dict.fromkeys(('loss', 'psnr', 'noisy_psnr'), np.float32)}
   if robust:
     kinds['robust_top1'] = np.int32
   return {name: np.zeros((), kind) for name, kind in kinds.items()}
@@ -27,8 +29,9 @@ def evaluate(
   batches: Iterable[dict[str, np.ndarray]],
   mesh: Mesh,
   robust: bool = False,
+  denoising: bool = False,
 ) -> dict[str, float]:
-  """Measures a classifier on all examples of a split.
+  """Measures a model on all examples of a split.
 
   Args:
     eval_step: from `parallel.map_eval_step`.
@@ -36,12 +39,14 @@ def evaluate(
     batches: from `data.eval_batches`; each with 'image', 'label' and 'mask'.
     mesh: from `parallel.make_mesh`.
     robust: whether the step attacks (`config.adversarial.eval_steps`).
+    denoising: whether the model takes noise out of images (`config.denoise.noise`).
 
   Returns:
     top1 and top5 as fractions, loss in nats (mean over the examples) and count; with `robust` also
-    robust_top1, the fraction that is right before and after the attack.
+    robust_top1, the fraction that is right before and after the attack. Of a denoising model:
+    loss (mean squared error), psnr and noisy_psnr (dB, means over the images), and count.
   """
-  totals = _replicated_totals(mesh, robust)
+  totals = _replicated_totals(mesh, robust, denoising)
   under_way: collections.deque[Any] = collections.deque()
   for batch in batches:
     totals = eval_step(variables, to_global(batch, mesh), totals)
@@ -55,10 +60,10 @@ def evaluate(
   }
 
 
-def _replicated_totals(mesh: Mesh, robust: bool) -> Any:
+def _replicated_totals(mesh: Mesh, robust: bool, denoising: bool) -> Any:
   # Built with the sharding that the step returns, so that its first call compiles for good.
   sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   return {
     name: jax.make_array_from_process_local_data(sharding, zero)
-    for name, zero in _zero_totals(robust).items()
+    for name, zero in _zero_totals(robust, denoising).items()
   }

@@ -60,9 +60,13 @@ def make_gradients(model: nn.Module, config: Config) -> GradientFunction:
     perturb pixels. Loss and gradients are means over all rows; the statistics of the micro-batches
     follow each other.
   """
-  # Not at the top: that module builds on this one.
+  # Not at the top: these modules build on this one.
+  from rest_jax.train import denoising
   from rest_jax.train.adversarial import adversarial_gradients
 
+  if config.denoise.noise:
+    gradients = denoising.denoising_gradients(model, config)
+    return _accumulated(gradients, config.train.accumulate, denoising.METRICS)
   kind = config.adversarial.kind
   gradients = adversarial_gradients(model, config) if kind else _plain_gradients(model)
   return _accumulated(gradients, config.train.accumulate, METRICS[kind])

@@ -16,6 +16,7 @@ from rest_jax.train.progress import Progress
 from rest_jax.train.workdir import write_json
 
 _CURVES_SECONDS = 60.0
+_MEASURED = ('loss', 'top1', 'top5', 'robust_top1', 'psnr', 'noisy_psnr')
 
 
 class Recorder:
@@ -73,18 +74,17 @@ class Recorder:
   def evaluation(self, plain: dict[str, Any], ema: dict[str, Any] | None) -> None:
     """Logs and shows an evaluation of the weights and, where there is one, of their average."""
     step, epoch = plain['step'], plain['epoch']
-    names = [name for name in ('loss', 'top1', 'top5', 'robust_top1') if name in plain]
+    names = [name for name in _MEASURED if name in plain]
     values = {f'test/{name}': plain[name] for name in names}
-    shown = f'test loss {plain["loss"]:.4f}, top-1 {plain["top1"]:.2%}'
     if ema is not None:
       values |= {f'ema/{name}': ema[name] for name in names}
-      shown += f' (average {ema["top1"]:.2%})'
-    if 'robust_top1' in plain:
-      shown += f', robust {(ema or plain)["robust_top1"]:.2%}'
+    shown = _denoised(plain, ema) if 'psnr' in plain else _classified(plain, ema)
     if self._writer is not None:
       self._writer.write(step, {'epoch': epoch, **values})
     if self._train:
-      shown = f'train loss {self._train["train/loss"]:.4f}, ' + shown
+      shown = (
+        f'train loss {self._train["train/loss"]:.4{"g" if "psnr" in plain else "f"}}, ' + shown
+      )
     self.say(f'epoch {epoch:5.1f}: {shown}; {self._progress.state()}')
 
   def draw(self, at_most_every: float = _CURVES_SECONDS) -> None:
@@ -98,3 +98,17 @@ class Recorder:
     self._progress.close()
     if self._writer is not None:
       self._writer.close()
+
+
+def _classified(plain: dict[str, Any], ema: dict[str, Any] | None) -> str:
+  shown = f'test loss {plain["loss"]:.4f}, top-1 {plain["top1"]:.2%}'
+  if ema is not None:
+    shown += f' (average {ema["top1"]:.2%})'
+  if 'robust_top1' in plain:
+    shown += f', robust {(ema or plain)["robust_top1"]:.2%}'
+  return shown
+
+
+def _denoised(plain: dict[str, Any], ema: dict[str, Any] | None) -> str:
+  average = '' if ema is None else f' (average {ema["psnr"]:.2f})'
+  return f'test PSNR {plain["noisy_psnr"]:.2f} -> {plain["psnr"]:.2f} dB{average}'

@@ -21,7 +21,8 @@ class Results:
   """What the card says.
 
   Attributes:
-    best: values measured with the released weights: step, epoch, top1, top5, loss, count.
+    best: values measured with the released weights: step, epoch, top1, top5, loss, count; of a
+      denoising model psnr and noisy_psnr instead of accuracies.
     last: the same at the last evaluation.
     seconds: time of training so far, evaluations included.
     finished: False while the training still goes on.
@@ -48,12 +49,14 @@ def release(
     workdir: of the run.
     config: the resolved config.
     variables: {'params', 'batch_stats'} that `results.best` was measured with.
-    class_names: one a class.
+    class_names: one a class; a denoising model is saved with none.
     results: for the card.
 
   Returns:
     The model directory, which `Classifier.load` reads.
   """
+  if config.denoise.noise:
+    class_names = ()  # it gives images
   classifier = Classifier.create(
     config.model.name,
     jax.device_get(variables),
@@ -77,10 +80,6 @@ def card(config: Config, results: Results, name: str) -> str:
   """Returns the model card in Markdown: what was trained, how, and what was measured."""
   state = 'finished' if results.finished else 'still going on when this was written'
   weights = 'moving average of the weights' if config.train.ema else 'weights'
-  rows = [
-    f'| {title} | {r["top1"]:.2%} | {r["top5"]:.2%} | {r["loss"]:.4f} | {r["epoch"]:.1f} |'
-    for title, r in (('best (these weights)', results.best), ('last', results.last))
-  ]
   overrides = config.model.overrides.to_dict()
   begun = f', starting from `{config.model.init}`,' if config.model.init else ''
   return '\n'.join(
@@ -90,11 +89,9 @@ def card(config: Config, results: Results, name: str) -> str:
       f'{config.model.name} {overrides or ""} trained{begun} on `{results.source}` '
       f'at {config.data.image_size} px.',
       '',
-      f'| {results.best["count"]} test images | top-1 | top-5 | loss | epoch |',
-      '| --- | --- | --- | --- | --- |',
-      *rows,
+      *_table(results),
       '',
-      *_robustness(config, results),
+      *_perturbed(config, results),
       'The best evaluation was chosen on the same test split, so it is slightly optimistic; '
       'the last one is not chosen.',
       '',
@@ -111,8 +108,32 @@ def card(config: Config, results: Results, name: str) -> str:
   )
 
 
-def _robustness(config: Config, results: Results) -> list[str]:
-  """Lines on accuracy under attack; none where it was not measured."""
+def _table(results: Results) -> list[str]:
+  """The measured values of the best and of the last evaluation."""
+  columns = {'top-1': 'top1:.2%', 'top-5': 'top5:.2%', 'loss': 'loss:.4f'}
+  if 'psnr' in results.best:
+    columns = {
+      'PSNR before, dB': 'noisy_psnr:.2f',
+      'PSNR after, dB': 'psnr:.2f',
+      'mean squared error': 'loss:.3g',
+    }
+  head = [f'{results.best["count"]} test images', *columns, 'epoch']
+  lines = [head, ['---'] * len(head)]
+  for title, result in (('best (these weights)', results.best), ('last', results.last)):
+    pairs = (column.split(':') for column in columns.values())
+    values = [format(result[name], style) for name, style in pairs]
+    lines.append([title, *values, f'{result["epoch"]:.1f}'])
+  return [f'| {" | ".join(line)} |' for line in lines]
+
+
+def _perturbed(config: Config, results: Results) -> list[str]:
+  """Lines on the attack or the noise of the evaluation; none where there was neither."""
+  if config.denoise.noise:
+    return [
+      f'Noise of deviation {config.denoise.eval_noise:.4g} (images in [0, 1]), white or smooth, '
+      'Gaussian or its sign; means over the images. It takes images in [0, 1] and gives images.',
+      '',
+    ]
   if 'robust_top1' not in results.best:
     return []
   adversarial = config.adversarial

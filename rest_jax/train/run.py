@@ -91,7 +91,8 @@ class Run:
     batches = pipeline.test_batches(self._config, self._sources.test)
     variables = self.state.variables(averaged)
     robust = bool(self._config.adversarial.eval_steps)
-    return evaluate(self._task.eval_step, variables, batches, self._task.mesh, robust)
+    denoising = bool(self._config.denoise.noise)
+    return evaluate(self._task.eval_step, variables, batches, self._task.mesh, robust, denoising)
 
   def checkpoint_is_due(self) -> bool:
     """Whether steps or time ask for a checkpoint; all processes get the same answer."""
@@ -169,9 +170,13 @@ class Run:
 
 def _merit(result: dict[str, Any]) -> float:
   """What the best evaluation is chosen by: accuracy under attack where that is measured."""
+  if 'psnr' in result:
+    return result['psnr']
   return result.get('robust_top1', result['top1'])
 
 
 def _accuracy(result: dict[str, Any]) -> str:
+  if 'psnr' in result:
+    return f'PSNR {result["psnr"]:.2f} dB'
   robust = f' (robust {result["robust_top1"]:.2%})' if 'robust_top1' in result else ''
   return f'top-1 {result["top1"]:.2%}{robust}'

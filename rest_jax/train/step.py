@@ -21,6 +21,7 @@ from rest_jax.data import device
 from rest_jax.train import freezing
 from rest_jax.train.adversarial import attack_for_evaluation
 from rest_jax.train.config import Config
+from rest_jax.train.denoising import denoising_sums
 from rest_jax.train.gradients import make_gradients
 from rest_jax.train.losses import hits_at, smooth_one_hot, soft_cross_entropy
 from rest_jax.train.pixels import normalise, to_unit
@@ -188,7 +189,8 @@ def make_eval_step(model: nn.Module, config: Config) -> Callable[[Any, Batch, Me
     Function (variables, batch, totals) -> totals to be mapped over `AXIS`. The batch has a bool
     'mask' (b,), False for padding. The totals are sums over all real examples seen so far:
     count, top1, top5 (int32) and loss (float32); robust_top1 (int32) where
-    `config.adversarial.eval_steps` is set: right before and after the attack.
+    `config.adversarial.eval_steps` is set: right before and after the attack. Of a model that
+    takes noise out of images (`config.denoise.noise`) they are `denoising_sums`'.
   """
 
   def step(variables: Any, batch: Batch, totals: Metrics) -> Metrics:
@@ -205,13 +207,19 @@ def make_eval_step(model: nn.Module, config: Config) -> Callable[[Any, Batch, Me
       'loss': jnp.sum(jnp.where(mask, losses, 0.0)),
     }
     if config.adversarial.eval_steps:
-      keys = _attack_keys(config.seed, totals['count'], labels.shape[0])
+      keys = _image_keys(config.seed, totals['count'], labels.shape[0])
       attacked = classify(attack_for_evaluation(classify, images, labels, keys, config))
       robust = mask & hits_at(logits, labels, 1) & hits_at(attacked, labels, 1)
       sums['robust_top1'] = jnp.sum(robust.astype(jnp.int32))
     return jax.tree.map(jnp.add, totals, jax.lax.psum(sums, AXIS))
 
-  return step
+  def denoise(variables: Any, batch: Batch, totals: Metrics) -> Metrics:
+    keys = _image_keys(config.seed, totals['count'], batch['mask'].shape[0])
+    batch = batch | {'image': to_unit(batch['image'])}
+    sums = denoising_sums(model, config, variables, batch, keys)
+    return jax.tree.map(jnp.add, totals, jax.lax.psum(sums, AXIS))
+
+  return denoise if config.denoise.noise else step
 
 
 def _logits(model: nn.Module, config: Config, variables: Any, images: jax.Array) -> jax.Array:
@@ -220,7 +228,7 @@ def _logits(model: nn.Module, config: Config, variables: Any, images: jax.Array)
   return jnp.asarray(model.apply(variables, images, train=False))
 
 
-def _attack_keys(seed: int, seen: jax.Array, rows: int) -> jax.Array:
+def _image_keys(seed: int, seen: jax.Array, rows: int) -> jax.Array:
   """A key an image, by its place in the split: the same for any number of devices."""
   _, key = seed_keys(seed)
   places = seen + jax.lax.axis_index(AXIS) * rows + jnp.arange(rows, dtype=jnp.int32)

@@ -73,8 +73,12 @@ def fit_patch_pca(images: Any, size: int = 8) -> PatchBasis:
   mean = patches.mean(axis=0)
   patches -= mean
   variances, vectors = np.linalg.eigh(patches.T @ patches / (len(patches) - 1))
-  values = (mean, vectors[:, ::-1].T, np.maximum(variances[::-1], 0.0))
-  return PatchBasis(*(jnp.asarray(v, jnp.float32) for v in values), size)
+  return PatchBasis(
+    mean=jnp.asarray(mean, jnp.float32),
+    components=jnp.asarray(vectors[:, ::-1].T, jnp.float32),
+    variances=jnp.asarray(np.maximum(variances[::-1], 0.0), jnp.float32),
+    size=size,
+  )
 
 
 def _cut(images: np.ndarray, size: int) -> np.ndarray:

@@ -18,7 +18,7 @@ FAMILIES: tuple[str, ...] = get_args(Family)
 Builder = Callable[..., Denoiser]
 
 _PACKAGE = 'rest_jax.defend.denoise'
-_MODULES = ('gaussian', 'median')
+_MODULES = ('gaussian', 'median', 'pca', 'autoencoder')
 
 
 @dataclasses.dataclass(frozen=True)
