@@ -8,14 +8,16 @@ general affine transform.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image, ImageOps
 
 Colour = tuple[int, ...]  # three levels from 0 to 255
 _TRANSPOSE = Image.Transpose.TRANSPOSE
-_BLOCK = 64  # rows at a time, which stay in the processor's cache
+_BLOCK = 32  # rows at a time, which stay in the cache and below what malloc maps anew each time
 
 
 def brightness(picture: Image.Image, factor: float) -> Image.Image:
@@ -113,7 +115,7 @@ def shear_x(
 ) -> Image.Image:
   """Takes pixel (x, y) from (x + factor y, y), measured from the corner of the image."""
   shift = factor * (np.arange(picture.size[1]) + 0.5)
-  return _shift_rows(picture, shift, fill, resample)
+  return _shear_rows(picture, shift, fill, resample)
 
 
 def shear_y(
@@ -128,97 +130,135 @@ def translate_x(
   picture: Image.Image, share: float, fill: Colour, resample: Image.Resampling
 ) -> Image.Image:
   """Takes pixel (x, y) from (x + share * width, y)."""
-  return _shift_rows(picture, np.full(1, share * picture.size[0]), fill, resample)
+  return _translate(picture, share * picture.size[0], 1, fill, resample)
 
 
 def translate_y(
   picture: Image.Image, share: float, fill: Colour, resample: Image.Resampling
 ) -> Image.Image:
   """Takes pixel (x, y) from (x, y + share * height)."""
-  turned = picture.transpose(_TRANSPOSE)
-  return translate_x(turned, share, fill, resample).transpose(_TRANSPOSE)
+  return _translate(picture, share * picture.size[1], 0, fill, resample)
 
 
-def _shift_rows(
+# Pillow's rules for what moves: a place outside the image shows `fill`, neighbours beyond the
+# border are those at the border, the interpolated value is cut to [0, 255] and rounded down.
+
+
+def _translate(
+  picture: Image.Image, shift: float, axis: int, fill: Colour, resample: Image.Resampling
+) -> Image.Image:
+  """Takes what stands at t of an axis (0 is down, 1 across) from t + shift."""
+  width, height = picture.size
+  lines = np.asarray(picture).reshape(height, -1)
+  start, stop = (int(edge[0]) for edge in _inside(np.array([shift]), (height, width)[axis]))
+  result = np.empty_like(lines)
+  result[:] = np.tile(np.array(fill, np.uint8), width)
+  if start < stop:
+    whole = math.floor(shift)
+    # From one pixel before the first second neighbour to two behind the last.
+    begin, end, rest = start + whole - 1, stop + whole + 2, np.float32(shift - whole)
+    if axis:
+      taps = _widen(lines, begin, end)
+      result[:, 3 * start : 3 * stop] = _interpolate(taps, 3, rest, resample)[:, :-9]
+    else:
+      taps = lines[np.arange(begin, end).clip(0, height - 1)]
+      result[start:stop] = _interpolate(taps, taps.shape[1], rest, resample)[:-3]
+  return Image.fromarray(result.reshape(height, width, 3))
+
+
+def _shear_rows(
   picture: Image.Image, shift: np.ndarray, fill: Colour, resample: Image.Resampling
 ) -> Image.Image:
-  """Takes pixel (x, y) from (x + shift[y], y); one shift may stand for all rows.
-
-  Pillow's rules: a place outside the image shows `fill`, neighbours beyond the border are those
-  at the border, and the interpolated value is cut to [0, 255] and rounded down.
-  """
-  pixels = np.asarray(picture)
-  height, width, _ = pixels.shape
+  """Takes pixel (x, y) from (x + shift[y], y)."""
+  width, height = picture.size
   whole = np.floor(shift)
-  taps = _gather(pixels, whole.astype(int))
-  rest = np.broadcast_to((shift - whole).astype(np.float32)[:, None], (height, 1))
-  lines = np.empty((height, 3 * width), np.uint8)
-  for start in range(0, height, _BLOCK):
-    rows = slice(start, start + _BLOCK)
-    value = _between(taps[rows], rest[rows], resample)
-    np.maximum(value, 0, out=value)
-    np.minimum(value, 255, out=value)
-    lines[rows] = value.astype(np.uint8)
-  _fill_outside(lines, shift, fill)
-  return Image.fromarray(lines.reshape(height, width, 3))
+  rest = (shift - whole).astype(np.float32)
+  whole = whole.astype(int)
+  begin = min(0, int(whole.min()) - 1)
+  lines = np.asarray(picture).reshape(height, -1)
+  lines = _widen(lines, begin, max(0, int(whole.max()) + 2) + width)
+  # Each row from its place `whole - 1` on, three pixels longer than the image.
+  starts = np.arange(height) * lines.shape[1] + 3 * (whole - 1 - begin)
+  taps = sliding_window_view(lines.reshape(-1), 3 * (width + 3))[starts]
+  result = _interpolate(taps, 3, rest, resample)[:, :-9]
+  _fill_outside(result, shift, fill)
+  return Image.fromarray(result.reshape(height, width, 3))
+
+
+def _widen(lines: np.ndarray, begin: int, end: int) -> np.ndarray:
+  """Pixels from `begin` to `end` of each row; beyond the border they are those at the border."""
+  width = lines.shape[1] // 3
+  parts = [lines[:, 3 * max(begin, 0) : 3 * min(end, width)]]
+  if begin < 0:
+    parts.insert(0, np.tile(lines[:, :3], (1, -begin)))
+  if end > width:
+    parts.append(np.tile(lines[:, -3:], (1, end - width)))
+  return np.concatenate(parts, axis=1)
+
+
+def _inside(shift: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+  """The first t for which t + 0.5 + shift is in [0, length), and the one after the last."""
+  first, last = np.ceil(-0.5 - shift), np.ceil(length - 0.5 - shift)
+  return first.clip(0, length).astype(int), last.clip(0, length).astype(int)
 
 
 def _fill_outside(lines: np.ndarray, shift: np.ndarray, fill: Colour) -> None:
-  """Colours, in place, the pixels x of each row for which x + 0.5 + shift is not in [0, width)."""
+  """Colours, in place, the pixels of each row that come from outside."""
   width = lines.shape[1] // 3
   colours = np.tile(np.array(fill, np.uint8), width)
-  first = np.clip(np.ceil(-0.5 - shift), 0, width).astype(int).tolist()
-  last = np.clip(np.ceil(width - 0.5 - shift), 0, width).astype(int).tolist()
-  rows = [lines] if len(shift) == 1 else lines
-  for row, start, stop in zip(rows, first, last, strict=True):
+  first, last = _inside(shift, width)
+  for row, start, stop in zip(lines, first.tolist(), last.tolist(), strict=True):
     if start:
-      row[..., : 3 * start] = colours[: 3 * start]
+      row[: 3 * start] = colours[: 3 * start]
     if stop < width:
-      row[..., 3 * stop :] = colours[3 * stop :]
+      row[3 * stop :] = colours[3 * stop :]
 
 
-def _between(taps: np.ndarray, rest: np.ndarray, resample: Image.Resampling) -> np.ndarray:
-  """Interpolates `rest` of a pixel behind the second of four neighbours.
+def _interpolate(taps: np.ndarray, step: int, rest: Any, resample: Image.Resampling) -> np.ndarray:
+  """What lies `rest` of a pixel behind the second of four neighbours.
 
   Args:
-    taps: (h, 3 (w + 3)) uint8, the lines from one pixel before the second neighbours on.
-    rest: (h, 1) float32 in [0, 1).
+    taps: (h, w) uint8, from one pixel before the second neighbours on.
+    step: from one neighbour to the next in `taps.reshape(-1)`.
+    rest: float32 in [0, 1), a scalar or (h,).
     resample: bicubic (convolution with a = -1) or bilinear.
 
   Returns:
-    (h, 3 w) float32.
+    (h, w) uint8; the last 3 steps mean nothing.
   """
-  taps, count = taps.astype(np.int16), taps.shape[1] - 9
-  v1, v2, v3, v4 = (taps[:, 3 * k : 3 * k + count] for k in range(4))
+  # As one long line: rows would each cost a loop, and what is computed over their ends is little.
+  height, width = taps.shape
+  flat, result = taps.reshape(-1), np.empty(height * width, np.uint8)
+  size = _BLOCK * width
+  for first in range(0, flat.size - 3 * step, size):
+    last = min(first + size, flat.size - 3 * step)
+    near = flat[first : last + 3 * step].astype(np.int16)
+    rows = rest
+    if np.ndim(rest):
+      rows = np.repeat(rest[first // width : -(-last // width)], width)[: last - first]
+    v1, v2, v3, v4 = (near[k * step :][: last - first] for k in range(4))
+    value = _between(v1, v2, v3, v4, rows, resample)
+    result[first:last] = np.clip(value, 0, 255, out=value)
+  return result.reshape(height, width)
+
+
+def _between(
+  v1: np.ndarray, v2: np.ndarray, v3: np.ndarray, v4: np.ndarray, rest: Any, resample: int
+) -> np.ndarray:
+  """Interpolates between the int16 neighbours v2 and v3; float32."""
   # Differences are exact in 16 bits, so that even areas stay exactly what they are. In place,
   # because new arrays of this size cost more than the arithmetic.
   if resample == Image.Resampling.BILINEAR:
     value = (v3 - v2) * rest
     value += v2
     return value
-  down, rise = v1 - v2, v3 - v4
-  value = (-down - rise) * rest
-  down += down
-  down += rise
-  value += down
+  square, cube = v1 - v2, v4 - v3
+  cube -= square
+  square -= cube
+  value = cube * rest
+  value += square
   value *= rest
   value += v3 - v1
   value *= rest
   value += v2
   return value
-
-
-def _gather(pixels: np.ndarray, whole: np.ndarray) -> np.ndarray:
-  """Each row from its place `whole - 1` on, three pixels longer than the image."""
-  height, width, _ = pixels.shape
-  left, right = max(0, 1 - int(whole.min())), max(0, int(whole.max()) + 2)
-  first, last = pixels[:, :1], pixels[:, -1:]
-  wide = np.concatenate([first.repeat(left, 1), pixels, last.repeat(right, 1)], axis=1)
-  lines, starts = wide.reshape(height, -1), 3 * (whole + left - 1)
-  length = 3 * (width + 3)
-  if len(starts) == 1:
-    return lines[:, starts[0] : starts[0] + length]
-  taken = np.empty((height, length), np.uint8)
-  for row, start in enumerate(starts.tolist()):
-    taken[row] = lines[row, start : start + length]
-  return taken

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from rest_jax.errors import UserError
 
@@ -88,6 +88,8 @@ class EncodedImage:
         if scale > 1:
           height, width = self.size
           image.draft(None, (width // scale, height // scale))
+        if isinstance(image, ImageFile.ImageFile):
+          image.decodermaxblock = len(self._content)  # in one go
         self._decoded[scale] = _to_rgb(image)
     return self._decoded[scale]
 
@@ -132,7 +134,7 @@ def open_image(path: str | os.PathLike) -> EncodedImage:
     ImageError: the file is missing or no image; the message names it.
   """
   try:
-    with open(path, 'rb') as file:
+    with open(path, 'rb', buffering=0) as file:
       content = file.read()
   except OSError as error:
     raise ImageError(f'cannot read the image {path}: {error.strerror or error}') from error
