@@ -181,7 +181,12 @@ def _defended(model: Partial, denoise: FeatureDenoiser, images: jax.Array) -> ja
 
 
 def noise_only_logits(
-  model: Partial, denoise: FeatureDenoiser, clean: jax.Array, perturbed: jax.Array
+  model: Partial,
+  denoise: FeatureDenoiser,
+  clean: jax.Array,
+  perturbed: jax.Array,
+  *,
+  in_place: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """The noise-only study at a layer: logits of h(x) + D(h(x + delta) - h(x)), h being the layer.
 
@@ -192,6 +197,7 @@ def noise_only_logits(
     denoise: D.
     clean: float32 (B, H, W, C), x.
     perturbed: likewise, x + delta.
+    in_place: adds D(h(x + delta)) - D(h(x)) to h(x) instead: the denoiser in its place.
 
   Returns:
     Logits (B, K), and the energies (sums of squares) of the layer's noise before and after D, (B,)
@@ -205,11 +211,12 @@ def noise_only_logits(
   before, after = [], []
 
   def replace(features):
-    noise = next(calls).astype(jnp.float32) - features.astype(jnp.float32)
-    left = denoise(noise)
+    clean_map, noisy_map = features.astype(jnp.float32), next(calls).astype(jnp.float32)
+    noise = noisy_map - clean_map
+    left = denoise(noisy_map) - denoise(clean_map) if in_place else denoise(noise)
     before.append(_energy(noise))
     after.append(_energy(left))
-    return (features.astype(jnp.float32) + left).astype(features.dtype)
+    return (clean_map + left).astype(features.dtype)
 
   logits = with_layer(model, denoise.layer, replace, clean)
   return logits, sum(before), sum(after)  # pyright: ignore[reportReturnType]

@@ -76,8 +76,9 @@ class DenoisingAutoencoder(nn.Module):
     edges = [(0, -size % _FACTOR) for size in images.shape[1:3]]
     x = jnp.pad(images, ((0, 0), *edges, (0, 0)), mode='edge')
     x = _blocks_to_channels(4 * x - 2).astype(self.dtype or x.dtype)
-    past = nn.relu(self.enter(x))
-    code = nn.relu(self.down(past))
+    # Linear past the bottleneck: a smoothing filter needs no more.
+    past = self.enter(x)
+    code = nn.relu(self.down(nn.relu(past)))
     code = code + nn.relu(self.code2(nn.relu(self.code1(code))))
     return past, code
 

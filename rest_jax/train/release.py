@@ -80,13 +80,13 @@ def card(config: Config, results: Results, name: str) -> str:
   """Returns the model card in Markdown: what was trained, how, and what was measured."""
   state = 'finished' if results.finished else 'still going on when this was written'
   weights = 'moving average of the weights' if config.train.ema else 'weights'
-  overrides = config.model.overrides.to_dict()
+  model = f'{config.model.name} {config.model.overrides.to_dict() or ""}'.rstrip()
   begun = f', starting from `{config.model.init}`,' if config.model.init else ''
   return '\n'.join(
     [
       f'# {name}',
       '',
-      f'{config.model.name} {overrides or ""} trained{begun} on `{results.source}` '
+      f'{model} trained{begun} on `{results.source}` '
       f'at {config.data.image_size} px.',
       '',
       *_table(results),
