@@ -86,8 +86,7 @@ def card(config: Config, results: Results, name: str) -> str:
     [
       f'# {name}',
       '',
-      f'{model} trained{begun} on `{results.source}` '
-      f'at {config.data.image_size} px.',
+      f'{model} trained{begun} on `{results.source}` at {config.data.image_size} px.',
       '',
       *_table(results),
       '',

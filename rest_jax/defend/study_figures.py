@@ -1,0 +1,226 @@
+"""Figures of the noise-only study: accuracy against energy removed, bands, spectra.
+
+Colours are Okabe and Ito's, which colour-blind readers can tell apart; the family of a denoiser
+also shows in its line and marker.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rest_jax.attacks.files import replacing
+from rest_jax.defend.spectra import INPUT, Spectrum
+from rest_jax.defend.study_results import DenoiserResult, ModelResult, NoiseStudy
+
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
+
+COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#7F7F7F')
+_STYLES = {
+  'spatial': ('-', 'o'),
+  'frequency': ('--', 's'),
+  'latent': (':', '^'),
+  'feature': ('-.', 'D'),
+  '-': ('-', 'x'),
+}
+_FAMILIES = {
+  'spatial': 'on pixels',
+  'frequency': 'on frequencies',
+  'latent': 'in a learned space',
+  'feature': "on the model's features",
+  '-': 'other',
+}
+_LEAST = -0.3  # energy removed: a denoiser that adds more than this is drawn at the border
+
+
+def draw_study(study: NoiseStudy, path: str | Path) -> None:
+  """Draws accuracy against the share of the perturbation's energy that was removed.
+
+  One panel a model, one curve a denoiser through its strengths; lines for the accuracy on clean
+  images and without a denoiser.
+
+  Args:
+    study: from `noise_study`.
+    path: of the PNG file.
+
+  Raises:
+    UserError: it cannot be written.
+  """
+  panels = len(study.models)
+  figure = _new_figure(5.2 * panels + 2.6, 4.8)
+  labels = list(dict.fromkeys(row.denoiser for row in study.denoisers))
+  grid = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
+  for axes, model in zip(grid, study.models, strict=True):
+    rows = [row for row in study.denoisers if row.model == model.model]
+    _curves(axes, model, rows, labels)
+  grid[0].set_ylabel('accuracy with what is left of the perturbation')
+  handles, names = grid[0].get_legend_handles_labels()
+  figure.legend(handles, names, loc='outside right upper', fontsize=8, frameon=False)
+  figure.suptitle('Denoising the adversarial perturbation alone', fontsize=12)
+  _save(path, figure)
+
+
+def _curves(
+  axes: Any, model: ModelResult, rows: Sequence[DenoiserResult], labels: Sequence[str]
+) -> None:
+  clean, attacked = model.clean.value, model.attacked.value
+  axes.axhline(clean, color='0.35', linewidth=1.2)
+  axes.axhline(attacked, color='0.35', linewidth=1.2, linestyle=(0, (5, 3)))
+  place = min(clean + 0.015, 1.03)
+  axes.text(_LEAST, place, f' clean images: {clean:.0%}', fontsize=8, va='bottom', color='0.25')
+  axes.text(
+    _LEAST, attacked + 0.015, f' no denoiser: {attacked:.0%}', fontsize=8, va='bottom', color='0.25'
+  )
+  axes.axvline(0.5, color='0.8', linewidth=1, zorder=0)
+  for label, group in _by_denoiser(rows):
+    index = labels.index(label)
+    line, marker = _STYLES[group[0].family]
+    removed = [0.0, *(max(row.alone.removed, _LEAST) for row in group)]
+    accuracy = [attacked, *(row.alone.accuracy.value for row in group)]
+    axes.plot(
+      removed,
+      accuracy,
+      linestyle=line,
+      marker=marker,
+      markersize=4.5,
+      linewidth=1.4,
+      color=COLOURS[index % len(COLOURS)],
+      markevery=slice(1, None),  # the start is no setting of it
+      label=f'{label} ({_FAMILIES[group[0].family]})',
+    )
+  axes.set(title=f'{model.model}, {model.images} images', xlim=(_LEAST, 1.03), ylim=(-0.03, 1.1))
+  axes.set_xlabel("share of the perturbation's energy removed")
+  axes.xaxis.set_major_formatter(_percent)
+  axes.yaxis.set_major_formatter(_percent)
+  axes.grid(alpha=0.25)
+
+
+def _by_denoiser(rows: Sequence[DenoiserResult]) -> list[tuple[str, list[DenoiserResult]]]:
+  """Each denoiser's results, by rising strength."""
+  groups: dict[str, list[DenoiserResult]] = {}
+  for row in sorted(rows, key=lambda row: row.strength):
+    groups.setdefault(row.denoiser, []).append(row)
+  order = list(dict.fromkeys(row.denoiser for row in rows))
+  return [(label, groups[label]) for label in order]
+
+
+def draw_bands(study: NoiseStudy, path: str | Path) -> None:
+  """Draws the heat map of the bands: energy, accuracy with a band alone, accuracy without it.
+
+  Args:
+    study: from `noise_study`, with bands.
+    path: of the PNG file.
+
+  Raises:
+    UserError: it cannot be written.
+  """
+  bands = max((row.band for row in study.bands), default=-1) + 1
+  panels = len(study.models)
+  figure = _new_figure(1.0 * bands + 3.2, 0.6 + 2.1 * panels)
+  grid = figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
+  for axes, model in zip(grid, study.models, strict=True):
+    rows = sorted((r for r in study.bands if r.model == model.model), key=lambda row: row.band)
+    kept, without = ([getattr(r, name).value for r in rows] for name in ('kept', 'removed'))
+    values = np.asarray([[row.share for row in rows], kept, without], float)
+    image = _heat(axes, values, model)
+    axes.set_xticks(range(len(rows)), [f'{row.low:.2g}-{row.high:.2g}' for row in rows], fontsize=8)
+  grid[-1].set_xlabel('band of the perturbation: 0 is a constant, 1 the finest pattern')
+  figure.colorbar(image, ax=grid, shrink=0.8, format=_percent)
+  figure.suptitle('Which frequencies of the perturbation do the harm', fontsize=12)
+  _save(path, figure)
+
+
+def _heat(axes: Any, values: np.ndarray, model: ModelResult) -> Any:
+  image = axes.imshow(values, cmap='cividis', vmin=0, vmax=1, aspect='auto')
+  axes.set_yticks(
+    range(3), ['share of the energy', 'accuracy, this band alone', 'accuracy, all but this band']
+  )
+  axes.tick_params(length=0)
+  for (row, column), value in np.ndenumerate(values):
+    shown = '-' if math.isnan(value) else f'{value:.0%}'
+    colour = 'white' if not value > 0.5 else 'black'
+    axes.text(column, row, shown, ha='center', va='center', fontsize=8, color=colour)
+  axes.axhline(0.5, color='white', linewidth=3)
+  title = f'{model.model}: {model.clean.value:.0%} clean, {model.attacked.value:.0%} attacked'
+  axes.set_title(title, fontsize=10)
+  return image
+
+
+def draw_spectra(spectra: Sequence[Spectrum], path: str | Path) -> None:
+  """Draws the spectra of perturbations at the input and at each stage, models together.
+
+  Above the share of the perturbation's energy in each band, below its energy over that of the clean
+  image or features in the same band.
+
+  Args:
+    spectra: from `perturbation_spectra`.
+    path: of the PNG file.
+
+  Raises:
+    UserError: it cannot be written.
+  """
+  places = list(dict.fromkeys(spectrum.place for spectrum in spectra))
+  models = list(dict.fromkeys(spectrum.model for spectrum in spectra))
+  figure = _new_figure(2.5 * len(places) + 1.6, 5.6)
+  grid = figure.subplots(2, len(places), sharex=True, sharey='row', squeeze=False)
+  for column, place in enumerate(places):
+    for spectrum in spectra:
+      if spectrum.place == place:
+        _lines(grid[:, column], spectrum, models.index(spectrum.model))
+    title = 'input image' if place == INPUT else f'after {place.replace("stage", "stage ")}'
+    grid[0, column].set_title(title, fontsize=10)
+    grid[1, column].set_xlabel('frequency', fontsize=9)
+    for axes in grid[:, column]:
+      axes.grid(alpha=0.25)
+  grid[0, 0].set_ylabel("share of the\nperturbation's energy")
+  grid[0, 0].yaxis.set_major_formatter(_percent)
+  grid[0, 0].set_ylim(bottom=0)
+  grid[1, 0].set_ylabel('energy of the perturbation\nover that of the clean one')
+  grid[1, 0].set_yscale('log')
+  handles, names = grid[0, 0].get_legend_handles_labels()
+  figure.legend(handles, names, loc='outside lower center', ncols=len(models), frameon=False)
+  figure.suptitle(
+    'Where the perturbation is: from low (0) to high (1) frequencies, through the model',
+    fontsize=12,
+  )
+  _save(path, figure)
+
+
+def _lines(pair: Any, spectrum: Spectrum, index: int) -> None:
+  count = len(spectrum.noise)
+  middles = (np.arange(count) + 0.5) / count
+  style = {
+    'color': COLOURS[index % len(COLOURS)],
+    'marker': ('o', 's', '^', 'D')[index % 4],
+    'linestyle': ('-', '--', ':', '-.')[index % 4],
+    'markersize': 4,
+    'label': spectrum.model,
+  }
+  for axes, values in zip(pair, (spectrum.share, spectrum.relative), strict=True):
+    # A band without energy has no place on a logarithmic axis, and no coefficient on a small map.
+    there = np.asarray(spectrum.clean) > 0
+    axes.plot(middles[there], np.where(values[there] > 0, values[there], np.nan), **style)
+
+
+def _percent(value: float, _position: Any = None) -> str:
+  return f'{value:.0%}'
+
+
+def _new_figure(width: float, height: float) -> Figure:
+  # Without pyplot there is no global state and no window system to ask for.
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(width, height), layout='constrained')
+  FigureCanvasAgg(figure)
+  return figure
+
+
+def _save(path: str | Path, figure: Figure) -> None:
+  with replacing(Path(path)) as temporary:
+    figure.savefig(temporary, dpi=120, facecolor='white')
