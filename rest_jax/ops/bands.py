@@ -70,6 +70,15 @@ def _radial_bands(height: int, width: int, bands: int, transform: str, soft: boo
   return masks
 
 
+def radii(height: int, width: int, transform: str = 'dct') -> np.ndarray:
+  """The radius of every coefficient: float64 (H, W), of the FFT (H, W // 2 + 1), in [0, 1].
+
+  Raises:
+    UserError: an unknown transform.
+  """
+  return _TRANSFORMS[_check(transform)].radius(height, width)
+
+
 def _dct_radius(height: int, width: int) -> np.ndarray:
   return _radius(np.arange(height) / height, np.arange(width) / width)
 
@@ -141,7 +150,7 @@ def inverse2(z: jax.Array, transform: str, shape: tuple[int, ...]) -> jax.Array:
   return _TRANSFORMS[transform].inverse(z, (height, width))
 
 
-def energies(z: jax.Array, masks: jax.Array | np.ndarray, transform: str, width: int) -> jax.Array:
+def energies(z: jax.Array, masks: np.ndarray, transform: str, width: int) -> jax.Array:
   """Sums of the masked squares of coefficients.
 
   Args:
@@ -155,7 +164,7 @@ def energies(z: jax.Array, masks: jax.Array | np.ndarray, transform: str, width:
     squares (Parseval).
   """
   squares = jnp.square(z) if _check(transform) == 'dct' else _squares(z)
-  weighted = jnp.asarray(masks, squares.dtype) * _copies(transform, width, squares.dtype)
+  weighted = jnp.asarray(masks * _copies(transform, width), squares.dtype)
   precision = lax.Precision.HIGHEST
   return jnp.einsum('khw,bhwc->bkc', weighted, squares, precision=precision)
 
@@ -164,13 +173,22 @@ def _squares(z: jax.Array) -> jax.Array:
   return jnp.square(jnp.real(z)) + jnp.square(jnp.imag(z))
 
 
-def _copies(transform: str, width: int, dtype) -> jax.Array:
+def _copies(transform: str, width: int) -> np.ndarray:
   """(1, 1, W'): how many coefficients of the whole spectrum each column stands for."""
   if transform == 'dct':
-    return jnp.ones((1, 1, width), dtype)
+    return np.ones((1, 1, width), np.float32)
   column = np.arange(width // 2 + 1)
   alone = (column == 0) | (2 * column == width)
-  return jnp.asarray(np.where(alone, 1, 2), dtype)[None, None]
+  return np.where(alone, 1, 2).astype(np.float32)[None, None]
+
+
+def band_sizes(masks: np.ndarray, transform: str, width: int) -> np.ndarray:
+  """Coefficients in each band, those of the whole spectrum; arguments as `energies`.
+
+  Returns:
+    float32 (K,); the sum is H W.
+  """
+  return (masks * _copies(_check(transform), width)).sum((1, 2)).astype(np.float32)
 
 
 def band_energies(

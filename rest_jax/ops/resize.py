@@ -11,6 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from rest_jax.errors import UserError
 
@@ -39,7 +40,7 @@ def resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
   return apply_matrices(x, rows, columns)
 
 
-def apply_matrices(x: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
+def apply_matrices(x: jax.Array, rows: ArrayLike, columns: ArrayLike) -> jax.Array:
   """Linear maps along the two axes of the plane: (B, h, w, C), (H, h), (W, w) -> (B, H, W, C)."""
   # Tensor cores and TPUs would round float32 factors to 10 or 8 bits.
   x = jnp.einsum('Ih,bhwc->bIwc', jnp.asarray(rows, x.dtype), x, precision='highest')

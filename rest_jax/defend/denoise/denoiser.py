@@ -65,7 +65,8 @@ class Denoiser:
     Raises:
       UserError: no images (B, H, W, C), or no key for a random denoiser.
     """
-    return _denoise(self, _checked(images), _keys(self, images, key))
+    images = _checked(images)
+    return _denoise(self, images, _keys(self, images, key)) if len(images) else images
 
   def with_strength(self, strength: float | jax.Array) -> Denoiser:
     """The same denoiser at another strength: nothing is compiled anew.
@@ -107,7 +108,8 @@ def noise_only(denoiser: Denoiser, delta: jax.Array, key: jax.Array | None = Non
   Raises:
     UserError: as `Denoiser`.
   """
-  return _noise_only(denoiser, _checked(delta), _keys(denoiser, delta, key))
+  delta = _checked(delta)
+  return _noise_only(denoiser, delta, _keys(denoiser, delta, key)) if len(delta) else delta
 
 
 def step(function: Callable[..., Any], *leaves: Any, **options: Any) -> Partial:

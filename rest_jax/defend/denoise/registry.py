@@ -18,7 +18,19 @@ FAMILIES: tuple[str, ...] = get_args(Family)
 Builder = Callable[..., Denoiser]
 
 _PACKAGE = 'rest_jax.defend.denoise'
-_MODULES = ('gaussian', 'median', 'pca', 'autoencoder')
+_MODULES = (
+  'autoencoder',
+  'band_filters',
+  'bilateral',
+  'bit_depth',
+  'block_dct',
+  'gaussian',
+  'median',
+  'non_local_means',
+  'pca',
+  'resize_pad',
+  'total_variation',
+)
 
 
 @dataclasses.dataclass(frozen=True)
