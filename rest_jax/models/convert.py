@@ -20,6 +20,7 @@ from flax import linen as nn
 from rest_jax.errors import UserError, run_script
 from rest_jax.models import model_dir, registry
 from rest_jax.models.classifier import Classifier
+from rest_jax.models.compression import is_compressor
 from rest_jax.models.convert_tables import Target, table_for, target
 from rest_jax.models.state_dict import load_state_dict
 
@@ -41,7 +42,7 @@ def from_pytorch(
   Args:
     state_dict: {PyTorch name: array} under the names of the authors' checkpoints (ResT, ResTv2) or
       torchvision's (ResNet); num_batches_tracked may be absent, it becomes 0.
-    model: a model of the registry.
+    model: a model of the registry. Layers of band compression, which no checkpoint has, start new.
     drop_head: leave the file's classifier out and initialise the model's own; a notice is logged.
     key: for that initialisation; `jax.random.key(0)` by default.
 
@@ -52,15 +53,16 @@ def from_pytorch(
     UserError: names are missing, unexpected or misshapen; all are listed.
   """
   expected = model_dir.abstract_tensors(model)
-  targets = _targets(expected, model)
-  head = [path for path in expected if path.startswith(_HEAD)] if drop_head else []
+  new = [path for path in expected if is_compressor(path)]
   if drop_head:
+    new += [path for path in expected if path.startswith(_HEAD)]
     state_dict = _without_head(state_dict, model)
-  wanted = {path: spec for path, spec in expected.items() if path not in head}
+  wanted = {path: spec for path, spec in expected.items() if path not in new}
+  targets = _targets(wanted, model)
   _check(state_dict, wanted, targets, model)
   leaves = {path: _convert(state_dict, targets[path], spec) for path, spec in wanted.items()}
-  if head:
-    leaves |= _fresh(model, head, jax.random.key(0) if key is None else key)
+  if new:
+    leaves |= _fresh(model, new, jax.random.key(0) if key is None else key)
   return model_dir.unflatten({path: leaves[path] for path in expected})
 
 
@@ -75,12 +77,14 @@ def to_pytorch(variables: Mapping[str, Any], model: nn.Module) -> dict[str, np.n
     {PyTorch name: contiguous array}; batch counts are int64 scalars.
 
   Raises:
-    UserError: the variables are not the model's.
+    UserError: the variables are not the model's, or it has layers of band compression.
   """
   expected, flat = model_dir.abstract_tensors(model), model_dir.flatten(variables)
   wrong = model_dir.misfits(model_dir.shapes(expected), model_dir.shapes(flat))
   if wrong:
     raise UserError(f'the variables do not fit {type(model).__name__}: {wrong}')
+  if any(map(is_compressor, expected)):
+    raise UserError('band compression has no PyTorch counterpart; convert a model without it')
   targets = _targets(expected, model)
   return {
     targets[path].torch_name: np.require(

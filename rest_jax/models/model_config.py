@@ -8,6 +8,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from flax.core import FrozenDict
+
 from rest_jax.errors import UserError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -73,7 +75,7 @@ class ModelConfig:
   def to_json(self) -> str:
     """The text of config.json."""
     fields = dataclasses.asdict(self) | {'overrides': dict(self.overrides)}
-    return json.dumps(fields, indent=2) + '\n'
+    return json.dumps(fields, indent=2, default=dict) + '\n'
 
   @classmethod
   def from_json(cls, text: str) -> ModelConfig:
@@ -100,7 +102,9 @@ def _is_number(value: Any, kind: Any = int | float) -> bool:
 
 
 def freeze(value: Any) -> Any:
-  """Lists, at any depth, as tuples: hashable, and the same before and after JSON."""
+  """Lists as tuples, mappings as `FrozenDict`, at any depth: hashable, and the same after JSON."""
+  if isinstance(value, Mapping):
+    return FrozenDict({name: freeze(value[name]) for name in sorted(value)})
   return tuple(freeze(v) for v in value) if isinstance(value, list | tuple) else value
 
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from rest_jax.errors import UserError
+from rest_jax.models.compression import compress, compressors
 from rest_jax.models.layers import BatchNorm, Conv, Dense, Dtype, check_images
 from rest_jax.models.registry import register
 
@@ -109,6 +110,7 @@ class ResNet(nn.Module):
     cifar_stem: one 3x3 convolution in place of the 7x7/2 and the pooling.
     zero_init_last: a block's last scale starts at 0, so that every block starts as the identity.
     remat: recompute each block in the backward pass instead of storing it.
+    compression: of frequency bands after stages: a strategy or options, see `models.compression`.
     in_channels: channels of the input.
     bn_axis_name: mapped axis that batch norms are synchronised over; None: per device.
     dtype: computing dtype (parameters and logits stay float32).
@@ -121,6 +123,7 @@ class ResNet(nn.Module):
   cifar_stem: bool = False
   zero_init_last: bool = False
   remat: bool = False
+  compression: Any = None
   in_channels: int = 3
   bn_axis_name: str | None = None
   dtype: Dtype | None = None
@@ -130,6 +133,8 @@ class ResNet(nn.Module):
       raise UserError(f'depths takes four numbers of 1 or more, got {self.depths}')
     self.stem = Stem(self.width, self.cifar_stem, self.bn_axis_name, self.dtype)
     self.stage1, self.stage2, self.stage3, self.stage4 = (self._stage(i) for i in range(4))
+    for name, layer in compressors(self.compression):
+      setattr(self, name, layer)
     if self.num_classes:
       self.head = Dense(self.num_classes, dtype=self.dtype)
 
@@ -160,8 +165,8 @@ class ResNet(nn.Module):
     check_images(x, self.in_channels, 'ResNet')
     x = self.stem(x.astype(self.dtype or x.dtype), train)
     maps = []
-    for stage in (self.stage1, self.stage2, self.stage3, self.stage4):
-      x = stage(x, train)
+    for i, stage in enumerate((self.stage1, self.stage2, self.stage3, self.stage4), 1):
+      x = compress(self, i, stage(x, train))
       maps.append(x)
     return tuple(maps)
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from rest_jax.errors import UserError
+from rest_jax.models.compression import compress, compressors
 from rest_jax.models.emsa import EMSA, EMSAv2
 from rest_jax.models.layers import (
   BatchNorm,
@@ -180,6 +181,7 @@ class ResT(nn.Module):
     drop_rate: dropout of the MLPs and of the attention's result.
     attn_drop_rate: dropout of the attention map.
     remat: recompute each block in the backward pass instead of storing it.
+    compression: of frequency bands after stages: a strategy or options, see `models.compression`.
     in_channels: channels of the input.
     bn_axis_name: mapped axis that batch norms are synchronised over; None: per device.
     dtype: computing dtype (parameters and logits stay float32).
@@ -199,6 +201,7 @@ class ResT(nn.Module):
   drop_rate: float = 0.0
   attn_drop_rate: float = 0.0
   remat: bool = False
+  compression: Any = None
   in_channels: int = 3
   bn_axis_name: str | None = None
   dtype: Dtype | None = None
@@ -214,6 +217,8 @@ class ResT(nn.Module):
     self.patch_embed3 = patch_embed(self.widths[2], **options)
     self.patch_embed4 = patch_embed(self.widths[3], **options)
     self.stage1, self.stage2, self.stage3, self.stage4 = (self._stage(i) for i in range(4))
+    for name, layer in compressors(self.compression):
+      setattr(self, name, layer)
     self.norm = LayerNorm(1e-5 if self.version == 1 else 1e-6, dtype=self.dtype)
     if self.num_classes:
       self.head = Dense(self.num_classes, dtype=self.dtype)
@@ -271,8 +276,8 @@ class ResT(nn.Module):
       (self.patch_embed3, self.stage3),
       (self.patch_embed4, self.stage4),
     )
-    for embed, stage in steps:
-      x = stage(embed(x, train), train)
+    for i, (embed, stage) in enumerate(steps, 1):
+      x = compress(self, i, stage(embed(x, train), train))
       maps.append(x)
     return tuple(maps)
 

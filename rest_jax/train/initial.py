@@ -12,6 +12,7 @@ import numpy as np
 from rest_jax.errors import UserError
 from rest_jax.models import create_model, model_dir
 from rest_jax.models.classifier import Classifier
+from rest_jax.models.compression import is_compressor
 from rest_jax.models.convert import from_pytorch, load_state_dict
 from rest_jax.models.convert_tables import table_for, target
 from rest_jax.train.config import Config
@@ -25,6 +26,7 @@ def load_initial(config: Config, num_classes: int) -> tuple[Tensors, str]:
   """Reads the weights that `config.model.init` names.
 
   The head is left out where it is for another number of classes: the new one starts at random.
+  Layers of band compression start new where the weights are of a model without.
   Images may be of another size than the weights were trained with.
 
   Args:
@@ -40,12 +42,17 @@ def load_initial(config: Config, num_classes: int) -> tuple[Tensors, str]:
   name, overrides = config.model.name, config.model.overrides.to_dict()
   init = config.model.init
   path = Path(init)
+  model = create_model(name, num_classes, **overrides)
   if path.suffix in _CHECKPOINTS and not path.is_dir():
     tensors = _from_checkpoint(path, name, num_classes, overrides)
   else:
-    tensors = _from_classifier(init, config, create_model(name, num_classes, **overrides))
+    tensors = _from_classifier(init, config, model)
   head = 'its head too' if any(n.startswith(_HEAD) for n in tensors) else 'but a new head'
-  return tensors, f'Starting from {init}: {len(tensors)} arrays, {head} for {num_classes} classes'
+  new = [n for n in model_dir.abstract_tensors(model) if is_compressor(n) and n not in tensors]
+  compression = f'; band compression starts new ({len(new)} arrays)' if new else ''
+  return tensors, (
+    f'Starting from {init}: {len(tensors)} arrays, {head} for {num_classes} classes{compression}'
+  )
 
 
 def _from_checkpoint(path: Path, name: str, num_classes: int, overrides: dict[str, Any]) -> Tensors:
@@ -60,7 +67,8 @@ def _from_checkpoint(path: Path, name: str, num_classes: int, overrides: dict[st
     variables = from_pytorch(state_dict, model)
   except UserError as error:
     raise UserError(f'model.init: {path} does not fit {name}: {error}') from error
-  return {n: np.asarray(a) for n, a in model_dir.flatten(variables).items()}
+  flat = model_dir.flatten(variables)
+  return {n: np.asarray(a) for n, a in flat.items() if not is_compressor(n)}
 
 
 def _from_classifier(init: str, config: Config, model: nn.Module) -> Tensors:
@@ -70,6 +78,8 @@ def _from_classifier(init: str, config: Config, model: nn.Module) -> Tensors:
   expected = model_dir.shapes(model_dir.abstract_tensors(model))
   if any(found.get(n) != shape for n, shape in expected.items() if n.startswith(_HEAD)):
     found, expected = _without_head(found), _without_head(expected)
+  if not any(map(is_compressor, found)):
+    expected = {n: shape for n, shape in expected.items() if not is_compressor(n)}
   wrong = model_dir.misfits(expected, found)
   if wrong:
     own, wrong = dict(classifier.config.overrides), textwrap.shorten(wrong, 200, placeholder=' ...')
