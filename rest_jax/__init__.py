@@ -16,7 +16,7 @@ _HOMES = {
   'create_model': 'rest_jax.models',
   'list_models': 'rest_jax.models',
 }
-_MODULES = ('attacks', 'data', 'explain', 'models', 'ops', 'train')
+_MODULES = ('attacks', 'data', 'defend', 'explain', 'models', 'ops', 'train')
 
 __all__ = [
   'Classifier',
@@ -24,6 +24,7 @@ __all__ = [
   'attacks',
   'create_model',
   'data',
+  'defend',
   'explain',
   'list_models',
   'models',

@@ -12,12 +12,19 @@ from rest_jax.defend.denoise import (
   list_denoisers,
   noise_only,
 )
+from rest_jax.defend.evaluation import DefenceEvaluation, Defended, evaluate_defences
+from rest_jax.defend.protect import attackable, protect
 
 __all__ = [
   'DENOISERS',
+  'DefenceEvaluation',
+  'Defended',
   'Denoiser',
   'DenoiserInfo',
+  'attackable',
   'denoiser',
+  'evaluate_defences',
   'list_denoisers',
   'noise_only',
+  'protect',
 ]

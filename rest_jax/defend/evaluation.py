@@ -1,0 +1,336 @@
+"""Defences judged by attacks that know of them and by attacks that do not."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.tree_util import Partial
+
+from rest_jax.attacks.attack_list import as_attacks
+from rest_jax.attacks.checks import check_count, check_inputs, check_key
+from rest_jax.attacks.evaluation import evaluate
+from rest_jax.attacks.files import write_json, write_text
+from rest_jax.attacks.health import HealthCheck
+from rest_jax.attacks.named import Attack
+from rest_jax.attacks.threat import Threat
+from rest_jax.callables import as_function
+from rest_jax.defend.evaluation_health import defended_health
+from rest_jax.defend.evaluation_table import markdown, to_csv
+from rest_jax.defend.protect import DRAWS, as_defences, attackable, is_random, protect
+from rest_jax.defend.rows import UNDEFENDED, Cell, DefenceRow, make_row
+from rest_jax.defend.transferred import Tick, Transferred, through
+from rest_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class DefenceEvaluation:
+  """What an evaluation of defences found.
+
+  Attributes:
+    rows: by attack, norm, radius and defence, the undefended model first.
+    health: the checks of each defended model, by label; empty where they were not asked for.
+    confidence: of the intervals.
+  """
+
+  rows: list[DefenceRow]
+  health: Mapping[str, list[HealthCheck]]
+  confidence: float
+
+  def row(self, defence: str, attack: str, eps: float) -> DefenceRow:
+    """The row of a defence; `KeyError` where there is none."""
+    for row in self.rows:
+      if (row.defence, row.attack) == (defence, attack) and abs(row.eps - eps) <= 1e-9:
+        return row
+    raise KeyError((defence, attack, eps))
+
+  def report(self) -> str:
+    """The table as Markdown, flagged rows explained below it."""
+    return markdown(self.rows, self.confidence)
+
+  def to_json(self) -> dict[str, Any]:
+    """Rows and checks as JSON values."""
+    health = {k: [dataclasses.asdict(c) for c in checks] for k, checks in self.health.items()}
+    rows = [row.to_json() for row in self.rows]
+    return {'confidence': self.confidence, 'rows': rows, 'health': health}
+
+  def to_csv(self) -> str:
+    """A line a row."""
+    return to_csv(self.rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class Defended:
+  """A model with its defence inside, for `evaluate_defences`: adversarially trained, or with band
+  compression or feature denoising between its layers.
+
+  Attributes:
+    model: images to logits, of its own weights; a `Classifier` or any function.
+    attacked: the same with usable gradients; `model` itself where it has such.
+  """
+
+  model: Any
+  attacked: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+  """A defended model under evaluation."""
+
+  label: str
+  judged: Partial
+  attacked: Partial
+  random: bool
+  directory: Path | None
+
+
+def evaluate_defences(
+  model: Any,
+  images: Any,
+  labels: Any,
+  defences: Mapping[str, Any],
+  *,
+  threats: Threat | Sequence[Threat],
+  attack: str | Attack | Sequence[str | Attack] = 'pgd',
+  key: jax.Array,
+  adaptive: bool = True,
+  draws: int = DRAWS,
+  output_dir: str | Path | None = None,
+  batch_size: int = 128,
+  check_health: bool = True,
+  confidence: float = 0.95,
+  model_id: str | None = None,
+  progress: Any = None,
+) -> DefenceEvaluation:
+  """Attacks a model behind each defence, with the attack knowing of the defence and without.
+
+  The non-adaptive figure judges, behind the defence, adversarial images of the undefended model;
+  they are made once, without an end at the first success. The adaptive one attacks through the
+  defence (`attackable`: BPDA and EOT where needed), which is what a defence has to withstand:
+  Tramer et al., "On adaptive attacks to adversarial example defenses", 2020. Both are judged on
+  `protect(model, defence)` and count towards `worst`. An adaptive attack that does worse than the
+  other one, or whose gradients fail the health checks, flags its row.
+
+  Args:
+    model: the undefended model: a `Classifier` or any function of images to logits.
+    images: floats (N, H, W, C) in [0, 1].
+    labels: integers (N,).
+    defences: label to a defence as `protect` takes it, several in a tuple, or a `Defended` model.
+      The undefended model is evaluated in any case.
+    threats: norms and radii, untargeted.
+    attack: one or several, names of `attacks.list_attacks()` or `Attack`s.
+    key: one PRNG key; image i is attacked with `fold_in(key, i)`. Same key, same results.
+    adaptive: whether to attack through the defences too.
+    draws: of random defences.
+    output_dir: where results are kept and an evaluation that was stopped goes on; None for memory.
+    batch_size: images at a time.
+    check_health: run the attacks' health checks on every defended model.
+    confidence: of the intervals.
+    model_id: the user's word for the model; otherwise its weights and logits pin it.
+    progress: `progress(text, images)`, called with what is at work and how many images of it are
+      through since the last call.
+
+  Returns:
+    The evaluation.
+
+  Raises:
+    UserError: bad input, a radius that holds every image, or results of something else in
+      output_dir.
+  """
+  threats = check_threats(threats, np.shape(images))
+  attacks = as_attacks([attack] if isinstance(attack, str | Attack) else attack)
+  first = check_inputs(model, np.asarray(images)[:1], np.asarray(labels)[:1])
+  check_inputs(model, images, labels)
+  check_count('batch_size', batch_size)
+  root = None if output_dir is None else Path(output_dir)
+  work = _Work(
+    model=first.model,
+    images=np.asarray(images, np.float32),
+    labels=np.asarray(labels),
+    threats=threats,
+    key=check_key(key),
+    size=max(1, min(batch_size, len(images))),
+    directory=root,
+    confidence=confidence,
+    model_id=model_id,
+    progress=progress or (lambda text, count: None),
+  )
+  entries = _entries(first.model, defences, work.key, draws, root)
+  found = work.cells(entries, attacks, adaptive)
+  health = {}
+  for entry in entries if check_health else ():
+    health[entry.label] = work.health(entry)
+  evaluation = DefenceEvaluation(work.rows(entries, attacks, found, health), health, confidence)
+  if root is not None:
+    write_json(root / 'evaluation.json', evaluation.to_json())
+    write_text(root / 'evaluation.md', evaluation.report())
+  return evaluation
+
+
+def check_threats(threats: Threat | Sequence[Threat], shape: tuple[int, ...]) -> list[Threat]:
+  """Returns the threats as a list, rising by radius.
+
+  Args:
+    threats: one or several.
+    shape: of the images (N, H, W, C).
+
+  Raises:
+    UserError: none, a targeted one, or a radius within which every image can become any other.
+  """
+  several = [threats] if isinstance(threats, Threat) else list(threats)
+  if not several or not all(isinstance(one, Threat) for one in several):
+    raise UserError("threats are one or more Threat(norm, eps), such as Threat('linf', 8 / 255)")
+  if any(one.targeted for one in several):
+    raise UserError('defences are evaluated under untargeted threats; leave targeted=True out')
+  size = int(np.prod(shape[1:]))
+  for one in several:
+    largest = {'linf': 1.0, 'l2': size**0.5, 'l1': float(size)}[one.norm]
+    if not one.eps <= largest:
+      raise UserError(
+        f'eps {one.eps:g} in {one.norm} is beyond {largest:g}, within which every image of '
+        f'{size} values can become any other; radii are in units of [0, 1], such as 8/255'
+      )
+  return sorted(dict.fromkeys(several), key=lambda one: (one.norm, one.eps))
+
+
+def _entries(
+  model: Partial, defences: Mapping[str, Any], key: jax.Array, draws: int, root: Path | None
+) -> list[_Entry]:
+  entries = [_entry(UNDEFENDED, model, (), key, draws, root)]
+  for label, value in defences.items():
+    if not re.fullmatch(r'[\w .:@+,-]+', label) or label == UNDEFENDED:
+      raise UserError(f'the label of a defence is letters, digits and " .:@+,-", not {label!r}')
+    entries.append(_entry(label, model, value, key, draws, root))
+  places = [entry.directory for entry in entries if entry.directory is not None]
+  if len(set(places)) < len(places):
+    raise UserError('two labels of defences differ in punctuation only; rename one')
+  return entries
+
+
+def _entry(
+  label: str, model: Partial, value: Any, key: jax.Array, draws: int, root: Path | None
+) -> _Entry:
+  directory = None if root is None else root / re.sub(r'[^\w.-]+', '_', label)
+  if isinstance(value, Defended):
+    judged = as_function(value.model)
+    attacked = judged if value.attacked is None else as_function(value.attacked)
+    return _Entry(label, judged, attacked, False, directory)
+  several = as_defences(tuple(value) if isinstance(value, tuple | list) else (value,))
+  return _Entry(
+    label,
+    protect(model, *several, key=key, draws=draws),
+    attackable(model, *several, key=key, draws=draws),
+    any(map(is_random, several)),
+    directory,
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Work:
+  """Checked arguments of `evaluate_defences`."""
+
+  model: Partial
+  images: np.ndarray
+  labels: np.ndarray
+  threats: Sequence[Threat]
+  key: jax.Array
+  size: int
+  directory: Path | None
+  confidence: float
+  model_id: str | None
+  progress: Any
+
+  def cells(
+    self, entries: Sequence[_Entry], attacks: Sequence[Attack], adaptive: bool
+  ) -> dict[tuple[str, str], Cell]:
+    """Runs every attack on every entry; by labels of the defence and the attack."""
+    found = {}
+    for attack in attacks:
+      made = self._transferred(attack)
+      for entry in entries:
+        plain = self._run(entry, attack, made.replay(), 'non_adaptive')
+        aware = plain if entry.label == UNDEFENDED else None
+        if adaptive and aware is None:
+          tick = self._tick(f'{entry.label}: {attack.label} through the defence')
+          aimed = through(attack, entry.attacked, entry.random, tick)
+          aware = self._run(entry, attack, aimed, 'adaptive')
+        found[entry.label, attack.label] = Cell(plain, aware)
+    return found
+
+  def health(self, entry: _Entry) -> list[HealthCheck]:
+    """The health checks of a defended model, as the adaptive attack sees it."""
+    self._tick(f'{entry.label}: health checks')(0)
+    return defended_health(
+      entry.judged,
+      entry.attacked,
+      (self.images, self.labels),
+      threat=max(self.threats, key=lambda one: (one.norm == self.threats[0].norm, one.eps)),
+      key=self.key,
+      directory=entry.directory,
+    )
+
+  def rows(
+    self,
+    entries: Sequence[_Entry],
+    attacks: Sequence[Attack],
+    found: Mapping[tuple[str, str], Cell],
+    health: Mapping[str, Sequence[HealthCheck]],
+  ) -> list[DefenceRow]:
+    """The table."""
+    return [
+      make_row(
+        entry.label,
+        attack.label,
+        threat.norm,
+        float(threat.eps),
+        found[entry.label, attack.label],
+        found[UNDEFENDED, attack.label],
+        health.get(entry.label, ()),
+        self.confidence,
+      )
+      for attack in attacks
+      for threat in self.threats
+      for entry in entries
+    ]
+
+  def _transferred(self, attack: Attack) -> Transferred:
+    directory = None if self.directory is None else self.directory / 'transferred' / attack.label
+    made = Transferred(
+      self.model,
+      attack,
+      self.images,
+      self.labels,
+      key=self.key,
+      batch_size=self.size,
+      directory=directory,
+      model_id=self.model_id,
+    )
+    tick = self._tick(f'{UNDEFENDED}: {attack.label}')
+    for run in made.runs(self.threats):
+      made.images(run, tick)
+    return made
+
+  def _run(self, entry: _Entry, attack: Attack, aimed: Attack, kind: str):
+    place = None if entry.directory is None else entry.directory / attack.label / kind
+    found = evaluate(
+      entry.judged,
+      self.images,
+      self.labels,
+      threats=self.threats,
+      key=self.key,
+      attacks=[aimed],
+      output_dir=place,
+      batch_size=self.size,
+      model_id=None if self.model_id is None else f'{self.model_id}, {entry.label}',
+      pictures=0,
+      check_health=False,
+    )
+    return found.records
+
+  def _tick(self, text: str) -> Tick:
+    return lambda count: self.progress(text, count)

@@ -1,0 +1,102 @@
+"""The table of an evaluation of defences as Markdown and CSV."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Sequence
+
+from rest_jax.attacks.summary import Interval
+from rest_jax.defend.rows import UNDEFENDED, DefenceRow
+
+SHARES = ('clean_undefended', 'clean', 'non_adaptive', 'adaptive', 'worst')
+FLAG = '⚠'
+
+
+def radius(norm: str, eps: float) -> str:
+  """A radius as people write it: 8/255 where it is a whole number of grey levels."""
+  levels = eps * 255
+  if norm == 'linf' and eps and abs(levels - round(levels)) < 1e-6 * max(levels, 1):
+    return f'{round(levels)}/255'
+  return f'{eps:.4g}'
+
+
+def best_rows(rows: Sequence[DefenceRow], value: str) -> list[DefenceRow]:
+  """The defended rows with the highest share of a kind, as far as it is printed."""
+  shown = {
+    i: round(100 * share.value, 1)
+    for i, row in enumerate(rows)
+    if row.defence != UNDEFENDED and (share := getattr(row, value)) is not None
+  }
+  top = max(shown.values(), default=None)
+  return [rows[i] for i, number in shown.items() if number == top]
+
+
+def markdown(rows: Sequence[DefenceRow], confidence: float) -> str:
+  """The table, a block for each attack and radius; best defence in bold, flags explained.
+
+  Args:
+    rows: of an evaluation.
+    confidence: of the intervals.
+  """
+  names = ['attack', 'radius', 'defence', 'clean %', 'non-adaptive %', 'adaptive %', 'worst %']
+  names += [f'{confidence:.0%} interval', 'gain', '']
+  lines = ['| ' + ' | '.join(names) + ' |', '|---' * len(names) + '|']
+  for block in blocks(rows):
+    best = {kind: best_rows(block, kind) for kind in SHARES}
+    for row in block:
+      cells = [row.attack, f'{row.norm} {radius(row.norm, row.eps)}', row.defence]
+      for kind in ('clean', 'non_adaptive', 'adaptive', 'worst'):
+        cells.append(_percent(getattr(row, kind), row in best[kind]))
+      cells += [f'{100 * row.worst.low:.1f} to {100 * row.worst.high:.1f}', gain(row)]
+      lines.append('| ' + ' | '.join([*cells, FLAG if row.masked_gradients else '']) + ' |')
+  return '\n'.join([*lines, '', *_flags(rows)]) + '\n'
+
+
+def blocks(rows: Sequence[DefenceRow]) -> list[list[DefenceRow]]:
+  """The rows of each attack and radius, in the order in which they come."""
+  found: dict[tuple[str, str, float], list[DefenceRow]] = {}
+  for row in rows:
+    found.setdefault((row.attack, row.norm, row.eps), []).append(row)
+  return list(found.values())
+
+
+def gain(row: DefenceRow) -> str:
+  """Points that the defence adds in the worst case, with a star where chance hardly explains it."""
+  if row.gain_p is None:
+    return '–'
+  return f'{100 * row.gain:+.1f}' + ('*' if row.gain_p < 0.05 else '')
+
+
+def _percent(share: Interval | None, bold: bool) -> str:
+  if share is None:
+    return '–'
+  text = f'{100 * share.value:.1f}'
+  return f'**{text}**' if bold else text
+
+
+def _flags(rows: Sequence[DefenceRow]) -> list[str]:
+  lines = []
+  for row in rows:
+    if row.masked_gradients:
+      place = f'{row.defence} under {row.attack}, {row.norm} {radius(row.norm, row.eps)}'
+      lines.append(f'- {FLAG} {place}: signs of masked gradients. {"; ".join(row.reasons)}.')
+  return lines
+
+
+def to_csv(rows: Sequence[DefenceRow]) -> str:
+  """A line a row; shares unscaled with their bounds, empty where they were not measured."""
+  file = io.StringIO()
+  writer = csv.writer(file, lineterminator='\n')
+  heads = [f'{kind}{end}' for kind in SHARES for end in ('', '_low', '_high')]
+  plain = ('defence', 'attack', 'norm', 'eps', 'images')
+  ends = ('gain', 'gain_p', 'masked_gradients', 'reasons', 'raised')
+  writer.writerow([*plain, *heads, *ends])
+  for row in rows:
+    values = dataclasses.asdict(row)
+    shares = [n for kind in SHARES for n in (values[kind] or ('', '', ''))]
+    flags = [int(row.masked_gradients), '; '.join(row.reasons), ' '.join(row.raised)]
+    p = '' if row.gain_p is None else row.gain_p
+    writer.writerow([*(values[name] for name in plain), *shares, row.gain, p, *flags])
+  return file.getvalue()
