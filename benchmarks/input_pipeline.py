@@ -1,14 +1,16 @@
 """Speed of the input pipeline beside a torch DataLoader with timm's transforms, in one run.
 
-  python benchmarks/input_pipeline.py --official_python PYTHON_WITH_TORCH_AND_TIMM
+  python benchmarks/input_pipeline.py --official_python PYTHON_WITH_TORCH_AND_TIMM [--size 500x375]
 
-Both read the same generated 500x375 JPEGs through the recipe of the ResT papers: random resized
-crop to 224, mirroring, RandAugment. The DataLoader goes on to normalised float tensors with random
-erasing, as in the authors' training script, or stops at uint8, as with timm's prefetcher; ours
-stops at uint8 and does the rest on the device. A side runs in processes of its own, which are
-stopped while it is not its turn, so nobody reads ahead for free. The figure is images a second of
-processor time, over all processes of a side, which holds on a busy machine too; the ratio is the
-median of those of the rounds.
+Both read the same generated JPEGs through the recipe of the ResT papers: random resized crop to
+224, mirroring, RandAugment. The DataLoader goes on to normalised float tensors with random erasing,
+as in the authors' training script, or stops at uint8, as with timm's prefetcher; ours stops at
+uint8 and does the rest on the device. Scaled decoding (`data.scaled_decoding`) reads a JPEG at a
+half, a quarter or an eighth, the scales that Pillow offers, where the crop keeps 224 pixels a side:
+with images below 448 pixels it never does, and gives the same pixels. A side runs in processes of
+its own, which are stopped while it is not its turn, so nobody reads ahead for free. The figure is
+images a second of processor time, over all processes of a side, which holds on a busy machine too;
+the ratio is the median of those of the rounds.
 """
 
 import argparse
@@ -28,6 +30,7 @@ from PIL import Image
 HERE = Path(__file__).parent
 SIDES = {
   'rest_jax': ['input_pipeline_ours.py'],
+  'rest_jax, scaled decoding': ['input_pipeline_ours.py', '--scaled'],
   'rest_jax, three views an image': ['input_pipeline_ours.py', '--repeats', '3'],
   'torch DataLoader': ['input_pipeline_torch.py'],
   'torch DataLoader, uint8': ['input_pipeline_torch.py', '--uint8'],
@@ -35,12 +38,13 @@ SIDES = {
 RATIOS = [
   ('rest_jax', 'torch DataLoader'),
   ('rest_jax', 'torch DataLoader, uint8'),
+  ('rest_jax, scaled decoding', 'torch DataLoader'),
   ('rest_jax, three views an image', 'torch DataLoader'),
 ]
 
 
-def make_images(root: Path, count: int) -> None:
-  """Writes 500x375 JPEGs of quality 90, parts of two photographs, into two class folders."""
+def make_images(root: Path, count: int, size: tuple[int, int]) -> None:
+  """Writes JPEGs of quality 90, parts of two photographs, into two class folders."""
   from sklearn.datasets import load_sample_images
 
   photographs = [Image.fromarray(image) for image in load_sample_images().images]
@@ -50,7 +54,7 @@ def make_images(root: Path, count: int) -> None:
     width, height = (side * rng.uniform(0.6, 1) for side in picture.size)
     left, top = rng.uniform(0, picture.width - width), rng.uniform(0, picture.height - height)
     box = (left, top, left + width, top + height)
-    part = picture.resize((500, 375), Image.Resampling.BICUBIC, box=box)
+    part = picture.resize(size, Image.Resampling.BICUBIC, box=box)
     folder = root / 'train' / f'class{number % 2}'
     folder.mkdir(parents=True, exist_ok=True)
     part.save(folder / f'{number:05}.jpg', quality=90)
@@ -168,26 +172,31 @@ def main() -> None:
   )
   parser.add_argument('--official_python', help='interpreter with torch, torchvision and timm')
   parser.add_argument('--images', type=int, default=200)
+  parser.add_argument('--size', default='500x375', help='of an image, WIDTHxHEIGHT')
   parser.add_argument('--batch', type=int, default=64)
   parser.add_argument('--batches', type=int, default=6, help='of a side in a round')
   parser.add_argument('--rounds', type=int, default=9)
   parser.add_argument('--workers', type=int, default=1, help='processes that read, on each side')
   parser.add_argument('--output', help='writes the report to this file too')
   args = parser.parse_args()
+  width, _, height = args.size.partition('x')
+  size = (int(width), int(height))
   with tempfile.TemporaryDirectory() as folder:
-    make_images(Path(folder), args.images)
+    make_images(Path(folder), args.images, size)
     load = os.getloadavg()[0]
     lines = measure(args, Path(folder))
   lines += [
     f'Machine: {os.cpu_count()} cores, load average {load:.1f} before and {os.getloadavg()[0]:.1f} '
-    f'after. {args.workers} worker(s), batches of {args.batch}, {args.rounds} rounds of '
-    f'{args.batches} batches.'
+    f'after. {args.images} images of {args.size}, {args.workers} worker(s), batches of '
+    f'{args.batch}, {args.rounds} rounds of {args.batches} batches.'
   ]
   table = '\n'.join(lines)
   print(table)
   if args.output:
     title = '# The input pipeline beside a torch DataLoader with timm'
-    options = f'--rounds {args.rounds} --batches {args.batches} --workers {args.workers}'
+    options = (
+      f'--size {args.size} --rounds {args.rounds} --batches {args.batches} --workers {args.workers}'
+    )
     python = 'PYTHON_WITH_TORCH_AND_TIMM'
     command = f'`python benchmarks/input_pipeline.py --official_python {python} {options}`'
     about = (__doc__ or '').split('\n\n')[-1].strip()

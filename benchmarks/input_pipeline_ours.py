@@ -17,6 +17,7 @@ def main() -> None:
   parser.add_argument('--batch', type=int, required=True)
   parser.add_argument('--workers', type=int, required=True)
   parser.add_argument('--repeats', type=int, default=1)
+  parser.add_argument('--scaled', action='store_true', help='data.scaled_decoding')
   args = parser.parse_args()
   import grain  # noqa: F401  # so that the start is that of the workers
 
@@ -24,7 +25,7 @@ def main() -> None:
   from rest_jax.data.folder import FolderSource
 
   source = open_folder(args.root, FolderSource)
-  config = AugmentConfig(rand_augment='rand-m9-mstd0.5-inc1', scaled_decoding=True)
+  config = AugmentConfig(rand_augment='rand-m9-mstd0.5-inc1', scaled_decoding=args.scaled)
   turbo = features.version('libjpeg_turbo')
   print(f'@rest_jax with Pillow {PIL.__version__}, libjpeg-turbo {turbo}', flush=True)
   start = time.perf_counter()
