@@ -35,7 +35,7 @@ from rest_jax.defend.study_results import (
 from rest_jax.errors import UserError
 from rest_jax.ops.bands import band_energies, scale_bands
 
-STRENGTHS = (0.25, 0.5, 0.75, 1.0)
+STRENGTHS = (0.1, 0.25, 0.5, 1.0)
 
 
 def noise_study(

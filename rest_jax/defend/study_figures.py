@@ -35,14 +35,14 @@ _FAMILIES = {
   'feature': "on the model's features",
   '-': 'other',
 }
-_LEAST = -0.3  # energy removed: a denoiser that adds more than this is drawn at the border
+_LEAST = -0.3  # energy removed; a denoiser that adds more than this stands on the border
 
 
 def draw_study(study: NoiseStudy, path: str | Path) -> None:
   """Draws accuracy against the share of the perturbation's energy that was removed.
 
-  One panel a model, one curve a denoiser through its strengths; lines for the accuracy on clean
-  images and without a denoiser.
+  One panel a model, one curve a denoiser from no strength through those measured; lines for the
+  accuracy on clean images and without a denoiser.
 
   Args:
     study: from `noise_study`.
@@ -53,51 +53,65 @@ def draw_study(study: NoiseStudy, path: str | Path) -> None:
   """
   panels = len(study.models)
   figure = _new_figure(5.2 * panels + 2.6, 4.8)
-  labels = list(dict.fromkeys(row.denoiser for row in study.denoisers))
+  looks = _looks(study.denoisers)
   grid = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
   for axes, model in zip(grid, study.models, strict=True):
     rows = [row for row in study.denoisers if row.model == model.model]
-    _curves(axes, model, rows, labels)
+    _curves(axes, model, rows, looks)
   grid[0].set_ylabel('accuracy with what is left of the perturbation')
   handles, names = grid[0].get_legend_handles_labels()
-  figure.legend(handles, names, loc='outside right upper', fontsize=8, frameon=False)
-  figure.suptitle('Denoising the adversarial perturbation alone', fontsize=12)
+  figure.legend(
+    handles, names, loc='outside right center', fontsize=8, frameon=False, handlelength=3
+  )
+  # Beside the legend, not above it.
+  figure.suptitle('Denoising the adversarial perturbation alone', fontsize=12, x=0.02, ha='left')
   _save(path, figure)
 
 
 def _curves(
-  axes: Any, model: ModelResult, rows: Sequence[DenoiserResult], labels: Sequence[str]
+  axes: Any, model: ModelResult, rows: Sequence[DenoiserResult], looks: dict[str, dict[str, Any]]
 ) -> None:
   clean, attacked = model.clean.value, model.attacked.value
   axes.axhline(clean, color='0.35', linewidth=1.2)
   axes.axhline(attacked, color='0.35', linewidth=1.2, linestyle=(0, (5, 3)))
-  place = min(clean + 0.015, 1.03)
-  axes.text(_LEAST, place, f' clean images: {clean:.0%}', fontsize=8, va='bottom', color='0.25')
-  axes.text(
-    _LEAST, attacked + 0.015, f' no denoiser: {attacked:.0%}', fontsize=8, va='bottom', color='0.25'
-  )
+  text = {'fontsize': 8, 'va': 'bottom', 'color': '0.25'}
+  axes.text(_LEAST, min(clean + 0.015, 1.03), f' clean images: {clean:.0%}', **text)
+  axes.text(1.02, attacked + 0.015, f'no denoiser: {attacked:.0%}', ha='right', **text)
   axes.axvline(0.5, color='0.8', linewidth=1, zorder=0)
   for label, group in _by_denoiser(rows):
-    index = labels.index(label)
-    line, marker = _STYLES[group[0].family]
-    removed = [0.0, *(max(row.alone.removed, _LEAST) for row in group)]
-    accuracy = [attacked, *(row.alone.accuracy.value for row in group)]
+    look = looks[label]
     axes.plot(
-      removed,
-      accuracy,
-      linestyle=line,
-      marker=marker,
-      markersize=4.5,
-      linewidth=1.4,
-      color=COLOURS[index % len(COLOURS)],
+      [0.0, *(row.alone.removed if row.alone.removed > _LEAST else np.nan for row in group)],
+      [attacked, *(row.alone.accuracy.value for row in group)],
       markevery=slice(1, None),  # the start is no setting of it
       label=f'{label} ({_FAMILIES[group[0].family]})',
+      **look,
     )
+    beyond = [row.alone.accuracy.value for row in group if row.alone.removed <= _LEAST]
+    if beyond:  # on the border, with a marker that points out of the panel
+      border = {'marker': '<', 'linestyle': 'none', 'clip_on': False, 'markersize': 6}
+      axes.plot([_LEAST] * len(beyond), beyond, **look | border)
   axes.set(title=f'{model.model}, {model.images} images', xlim=(_LEAST, 1.03), ylim=(-0.03, 1.1))
   axes.set_xlabel("share of the perturbation's energy removed")
   axes.xaxis.set_major_formatter(_percent)
   axes.yaxis.set_major_formatter(_percent)
   axes.grid(alpha=0.25)
+
+
+def _looks(rows: Sequence[DenoiserResult]) -> dict[str, dict[str, Any]]:
+  """Line and marker of each denoiser by its family, colours in order of the families.
+
+  So two look alike only where a family has more members than there are colours.
+  """
+  families = dict((row.denoiser, row.family) for row in rows)
+  order = sorted(families, key=lambda label: list(_STYLES).index(families[label]))
+  looks: dict[str, dict[str, Any]] = {}
+  for label, family in families.items():
+    line, marker = _STYLES[family]
+    colour = COLOURS[order.index(label) % len(COLOURS)]
+    looks[label] = {'linestyle': line, 'marker': marker, 'color': colour}
+    looks[label] |= {'markersize': 4.5, 'linewidth': 1.4}
+  return looks
 
 
 def _by_denoiser(rows: Sequence[DenoiserResult]) -> list[tuple[str, list[DenoiserResult]]]:
