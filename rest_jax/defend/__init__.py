@@ -4,6 +4,13 @@ A defence is a `Denoiser`: images in [0, 1] in, images out, with one strength fr
 to 1. `denoiser` builds one by name.
 """
 
+from rest_jax.defend.compression import (
+  BandEnergies,
+  add_compression,
+  measure_bands,
+  wiener_gains,
+  with_wiener_gains,
+)
 from rest_jax.defend.denoise import (
   DENOISERS,
   Denoiser,
@@ -17,14 +24,19 @@ from rest_jax.defend.protect import attackable, protect
 
 __all__ = [
   'DENOISERS',
+  'BandEnergies',
   'DefenceEvaluation',
   'Defended',
   'Denoiser',
   'DenoiserInfo',
+  'add_compression',
   'attackable',
   'denoiser',
   'evaluate_defences',
   'list_denoisers',
+  'measure_bands',
   'noise_only',
   'protect',
+  'wiener_gains',
+  'with_wiener_gains',
 ]

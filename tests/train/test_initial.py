@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from rest_jax import defend
 from rest_jax.errors import UserError
 from rest_jax.models import create_model, model_dir, registry
 from rest_jax.models.classifier import Classifier
@@ -41,6 +42,35 @@ def test_another_number_of_classes_gets_a_new_head(zoo_config):
   tensors, what = load_initial(zoo_config, 3)
   assert len(tensors) == 130 and not any('head' in name.split('/') for name in tensors)
   assert 'but a new head for 3 classes' in what
+
+
+def test_band_compression_starts_new(zoo_config):
+  """In a model with it, from one without; gains that the weights have are taken."""
+  plain, _ = load_initial(zoo_config, 10)
+  for strategy, arrays in (('wiener', 1), ('learned', 5), ('low_pass', 0)):
+    zoo_config.model.overrides.compression = strategy
+    tensors, what = load_initial(zoo_config, 10)
+    assert set(tensors) == set(plain)
+    assert what.endswith(
+      f'; band compression starts new ({arrays} arrays)' if arrays else 'classes'
+    )
+
+
+def test_measured_gains_are_kept(zoo_config, tmp_path):
+  images = np.random.default_rng(0).uniform(size=(1, 32, 32, 3)).astype(np.float32)
+  measured = defend.with_wiener_gains(
+    defend.add_compression(Classifier.load('digit_scenes'), 'wiener'), images, images[:, ::-1]
+  )
+  measured.save(tmp_path / 'model')
+  zoo_config.model.init = str(tmp_path / 'model')
+  zoo_config.model.overrides.compression = 'wiener'
+  tensors, what = load_initial(zoo_config, 10)
+  gain = measured.variables['batch_stats']['compress1']['gain']
+  np.testing.assert_array_equal(tensors['batch_stats/compress1/gain'], gain)
+  assert what.endswith('133 arrays, its head too for 10 classes')
+  zoo_config.model.overrides.compression = 'none'
+  with pytest.raises(UserError, match='1 unexpected; unexpected: batch_stats/compress1/gain'):
+    load_initial(zoo_config, 10)
 
 
 @pytest.mark.parametrize(
