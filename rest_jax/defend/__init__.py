@@ -19,8 +19,13 @@ from rest_jax.defend.denoise import (
   list_denoisers,
   noise_only,
 )
+from rest_jax.defend.denoise.pca import fit_patch_pca
 from rest_jax.defend.evaluation import DefenceEvaluation, Defended, evaluate_defences
+from rest_jax.defend.features import feature_denoiser
 from rest_jax.defend.protect import attackable, protect
+from rest_jax.defend.spectra import Spectrum, perturbation_spectra
+from rest_jax.defend.study import noise_study
+from rest_jax.defend.study_results import NoiseStudy
 
 __all__ = [
   'DENOISERS',
@@ -29,13 +34,19 @@ __all__ = [
   'Defended',
   'Denoiser',
   'DenoiserInfo',
+  'NoiseStudy',
+  'Spectrum',
   'add_compression',
   'attackable',
   'denoiser',
   'evaluate_defences',
+  'feature_denoiser',
+  'fit_patch_pca',
   'list_denoisers',
   'measure_bands',
   'noise_only',
+  'noise_study',
+  'perturbation_spectra',
   'protect',
   'wiener_gains',
   'with_wiener_gains',

@@ -15,13 +15,14 @@ import numpy as np
 
 from rest_jax.attacks.files import replacing
 from rest_jax.defend.spectra import INPUT, Spectrum
-from rest_jax.defend.study_results import DenoiserResult, ModelResult, NoiseStudy
+from rest_jax.defend.study_results import REFERENCE, DenoiserResult, ModelResult, NoiseStudy
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#7F7F7F')
 _STYLES = {
+  REFERENCE: ('-', '.'),
   'spatial': ('-', 'o'),
   'frequency': ('--', 's'),
   'latent': (':', '^'),
@@ -29,6 +30,7 @@ _STYLES = {
   '-': ('-', 'x'),
 }
 _FAMILIES = {
+  REFERENCE: 'the same pattern, less of it',
   'spatial': 'on pixels',
   'frequency': 'on frequencies',
   'latent': 'in a learned space',
@@ -103,7 +105,7 @@ def _looks(rows: Sequence[DenoiserResult]) -> dict[str, dict[str, Any]]:
 
   So two look alike only where a family has more members than there are colours.
   """
-  families = dict((row.denoiser, row.family) for row in rows)
+  families = {row.denoiser: row.family for row in rows}
   order = sorted(families, key=lambda label: list(_STYLES).index(families[label]))
   looks: dict[str, dict[str, Any]] = {}
   for label, family in families.items():
@@ -111,6 +113,8 @@ def _looks(rows: Sequence[DenoiserResult]) -> dict[str, dict[str, Any]]:
     colour = COLOURS[order.index(label) % len(COLOURS)]
     looks[label] = {'linestyle': line, 'marker': marker, 'color': colour}
     looks[label] |= {'markersize': 4.5, 'linewidth': 1.4}
+    if family == REFERENCE:
+      looks[label] |= {'color': '0.78', 'linewidth': 5, 'zorder': 0}
   return looks
 
 

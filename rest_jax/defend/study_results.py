@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from rest_jax.attacks.summary import Interval
 
-_OVER_HALF = 0.5
-# Far under clean accuracy: by more than this share of what the attack took away.
-_FAR = 0.25
+EVEN = 'weaker'  # the reference: the perturbation multiplied by one number
+REFERENCE = 'reference'  # its family
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +53,9 @@ class DenoiserResult:
   Attributes:
     model: name of the model.
     denoiser: name of the denoiser in the study.
-    family: 'spatial', 'frequency', 'latent' or 'feature' (at a layer of the model).
-    strength: from 0 to 1.
+    family: 'spatial', 'frequency', 'latent', 'feature' (at a layer of the model), or 'reference'
+      for the perturbation that was made weaker as a whole.
+    strength: from 0 to 1; of the reference the share of the energy that is gone.
     alone: f(x + IF(F(delta))): the denoiser on the noise alone.
     in_place: f(x + D(x + delta) - D(x)); None without `context`.
     clean: accuracy of the defended model on the images, f(D(x)); None without `context`.
@@ -136,21 +134,21 @@ class NoiseStudy:
       values['transform'],
     )
 
+  def of(self, model: str) -> list[DenoiserResult]:
+    """The denoisers' results on one model."""
+    return [row for row in self.denoisers if row.model == model]
+
   def markdown(self) -> str:
     """Tables, one a model and one of the bands, with 95 % intervals."""
-    parts = []
-    for model in self.models:
-      parts += [_heading(model), '', *_denoiser_table(self._of(model.model)), '']
-    if self.bands:
-      parts += [*_band_table(self.bands), '']
-    return '\n'.join(parts)
+    from rest_jax.defend.study_text import tables
+
+    return tables(self)
 
   def conclusion(self) -> str:
     """What the numbers say of the paper's finding, a paragraph a model."""
-    return '\n\n'.join(_concluded(model, self._of(model.model)) for model in self.models)
+    from rest_jax.defend.study_text import conclusion
 
-  def _of(self, model: str) -> list[DenoiserResult]:
-    return [row for row in self.denoisers if row.model == model]
+    return conclusion(self)
 
 
 def _flat(result: Any) -> dict[str, Any]:
@@ -192,100 +190,3 @@ def _revive(kind: type, row: dict[str, Any]) -> Any:
     else:
       values[name] = Interval(*value) if isinstance(value, list | tuple) else value
   return kind(**values)
-
-
-def percent(share: float) -> str:
-  """'41 %'; '-' for what is not known."""
-  return '-' if math.isnan(share) else f'{100 * share:.0f} %'
-
-
-def _shown(interval: Interval | None) -> str:
-  if interval is None:
-    return '-'
-  return f'{percent(interval.value)} ({100 * interval.low:.0f}-{100 * interval.high:.0f})'
-
-
-def _heading(model: ModelResult) -> str:
-  return (
-    f'**{model.model}**, {model.images} images: accuracy {_shown(model.clean)} on clean images, '
-    f'{_shown(model.attacked)} under the attack.'
-  )
-
-
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-  lines = [head, ['---'] * len(head), *lines]
-  return [f'| {" | ".join(line)} |' for line in lines]
-
-
-def _denoiser_table(rows: Sequence[DenoiserResult]) -> list[str]:
-  context = any(row.in_place for row in rows)
-  head = ['denoiser', 'family', 'strength', 'energy removed', 'accuracy, noise-only']
-  if context:
-    head += [
-      'energy removed in place',
-      'accuracy in place',
-      'defended, clean',
-      'defended, attacked',
-    ]
-  lines = []
-  for row in rows:
-    line = [row.denoiser, row.family, f'{row.strength:g}']
-    line += [percent(row.alone.removed), _shown(row.alone.accuracy)]
-    if context:
-      effect = row.in_place
-      removed = '-' if effect is None else percent(effect.removed)
-      line += [removed, _shown(effect and effect.accuracy), _shown(row.clean), _shown(row.defended)]
-    lines.append(line)
-  return _table(head, lines)
-
-
-def _band_table(rows: Sequence[BandResult]) -> list[str]:
-  head = ['model', 'band', 'share of energy', 'accuracy, band alone', 'accuracy, without the band']
-  return _table(
-    head,
-    [
-      [
-        row.model,
-        f'{row.low:.2f}-{row.high:.2f}',
-        percent(row.share),
-        _shown(row.kept),
-        _shown(row.removed),
-      ]
-      for row in rows
-    ],
-  )
-
-
-def _concluded(model: ModelResult, rows: Sequence[DenoiserResult]) -> str:
-  start = (
-    f'{model.model}: clean accuracy {percent(model.clean.value)}, '
-    f'{percent(model.attacked.value)} under the attack. '
-  )
-  lost = model.clean.value - model.attacked.value
-  strong = [row for row in rows if row.alone.removed > _OVER_HALF]
-  if not strong:
-    return start + 'No setting removed over half of the energy of the perturbation.'
-  values = np.asarray([row.alone.accuracy.value for row in strong])
-  far = [row for row in strong if _missing(model, row) > max(_FAR * lost, 0.0)]
-  text = (
-    f'{len(strong)} settings removed over half of the energy of the perturbation by itself; with '
-    f'what they left of it the accuracy was {percent(values.min())} to {percent(values.max())}, '
-    f'{percent(float(np.median(values)))} in the middle. '
-  )
-  if not far:
-    return start + text + 'None of them left accuracy far under the clean one.'
-  worst = max(far, key=lambda row: (row.alone.removed, _missing(model, row)))
-  return (
-    start
-    + text
-    + f'{len(far)} of them stayed more than a quarter of the loss below the clean accuracy, '
-    + 'significantly; of these the one that removed most is '
-    + f'{worst.denoiser} at strength {worst.strength:g}: it removed '
-    + f'{percent(worst.alone.removed)} of the energy, and the accuracy was '
-    + f'{_shown(worst.alone.accuracy)}.'
-  )
-
-
-def _missing(model: ModelResult, row: DenoiserResult) -> float:
-  """How far the upper bound of the accuracy is under the clean accuracy."""
-  return model.clean.value - row.alone.accuracy.high

@@ -66,7 +66,7 @@ def test_the_numbers_of_a_study(attacked):
     batch_size=4,
     progress=lambda done, count: calls.append((done, count)),
   )
-  assert calls == [(i, 12) for i in range(1, 13)]
+  assert calls == [(i, 20) for i in range(1, 21)]
   for model in study.models:
     assert (model.images, model.clean.value, model.attacked.value) == (10, 1.0, 0.1), model
 
@@ -75,6 +75,13 @@ def test_the_numbers_of_a_study(attacked):
     row = rows[model, 0.0]
     assert (row.denoiser, row.family) == ('blur', 'spatial')
     assert (row.alone.removed, row.alone.removed_total, row.alone.accuracy.value) == (0, 0, 0.1)
+  for share in (0.25, 0.5, 0.9):
+    for model in models:
+      row = rows[model, share]
+      assert (row.denoiser, row.family) == ('weaker', 'reference')
+      assert row.alone.removed == pytest.approx(share, abs=1e-5)
+      # The class is right again where less than half of the perturbation's amplitude is left.
+      assert row.alone.accuracy.value == (1.0 if np.sqrt(1 - share) < 0.5 else 0.1), share
   # A blur leaves an even change as it is, and nothing of fine stripes.
   even_row, fine_row = rows['brightness', 1.0].alone, rows['stripes', 1.0].alone
   assert abs(even_row.removed) < 1e-4 and even_row.accuracy.value == 0.1
@@ -117,7 +124,7 @@ def test_context_is_the_denoiser_in_its_place(attacked):
   study = noise_study(
     by_brightness, images, labels, even, one, strengths=[1.0], bands=0, context=True
   )
-  (row,) = study.denoisers
+  row = study.denoisers[-1]
   clean, noisy = np.asarray(one(jnp.asarray(images))), np.asarray(one(jnp.asarray(even)))
   energy = lambda x: np.sum(x.astype(np.float64) ** 2, axis=(1, 2, 3))[:-1]  # noqa: E731
   expected = np.mean(1 - energy(noisy - clean) / energy(even - images))
@@ -149,7 +156,7 @@ def test_feature_denoisers(attacked):
   study = noise_study(
     model, images, labels, even, ['mean_3x3@stage1'], strengths=[1.0], bands=0, context=True
   )
-  (row,) = study.denoisers
+  row = study.denoisers[-1]
   assert (row.denoiser, row.family) == ('mean_3x3@stage1', 'feature')
   # An even change of the map is what the mean leaves as it is.
   assert row.alone.removed == pytest.approx(0, abs=1e-4) and row.alone.accuracy.value == 0.1
@@ -186,7 +193,7 @@ def test_tables_json_and_conclusion(attacked):
   again = NoiseStudy.from_dict(json.loads(json.dumps(study.to_dict())))
   assert again == study
   rows = study.rows()
-  assert len(rows) == 4 and {'model', 'strength', 'accuracy_low', 'energy_removed'} <= set(rows[0])
+  assert len(rows) == 12 and {'model', 'strength', 'accuracy_low', 'energy_removed'} <= set(rows[0])
   assert json.dumps(rows) and json.dumps(study.band_rows())
   table = study.markdown()
   assert '**stripes**, 10 images: accuracy 100 % (69-100) on clean images, 10 % (0-45)' in table
@@ -205,7 +212,7 @@ def test_tables_json_and_conclusion(attacked):
 
 
 def _far(study):
-  row = study.to_dict()['denoisers'][1]
+  row = study.to_dict()['denoisers'][5]
   return row | {
     'alone': {'accuracy': (0.2, 0.15, 0.3), 'removed': 0.8, 'removed_total': 0.8},
     'model': 'stripes',
