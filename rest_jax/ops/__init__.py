@@ -16,6 +16,7 @@ from rest_jax.ops.depthwise import depthwise_conv
 from rest_jax.ops.platform import form, use_form
 from rest_jax.ops.reduce import sum_rows
 from rest_jax.ops.resize import resize_bilinear
+from rest_jax.ops.wavelets import dwt2, idwt2, wavedec2, waverec2
 
 __all__ = [
   'attend',
@@ -25,11 +26,13 @@ __all__ = [
   'conv',
   'dct2',
   'depthwise_conv',
+  'dwt2',
   'emsa',
   'form',
   'gaussian_blur',
   'gelu',
   'idct2',
+  'idwt2',
   'inverse2',
   'radial_bands',
   'resize_bilinear',
@@ -37,4 +40,6 @@ __all__ = [
   'sum_rows',
   'transform2',
   'use_form',
+  'wavedec2',
+  'waverec2',
 ]

@@ -30,6 +30,7 @@ _MODULES = (
   'pca',
   'resize_pad',
   'total_variation',
+  'wavelet',
 )
 
 
