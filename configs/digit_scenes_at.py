@@ -5,13 +5,14 @@ Command: python train.py --config configs/digit_scenes_at.py[:variant]
 Starts from the zoo's standardly trained model. Evaluations give the accuracy under 20 steps of PGD
 beside the clean one; AutoAttack is the stronger judge.
 Result, time and device: not measured.
-Variants: pgd (default); trades; short (pgd of 2 steps, 250 updates, judged by 10).
+Variants: pgd (default); trades; linf8 (pgd within 8/255); l2 (pgd within 0.5 in the L2 norm); short
+(pgd of 2 steps, 250 updates, judged by 10).
 """
 
 from configs import digit_scenes
 from rest_jax.errors import UserError
 
-VARIANTS = ('pgd', 'trades', 'short')
+VARIANTS = ('pgd', 'trades', 'linf8', 'l2', 'short')
 
 
 def get_config(variant: str = 'pgd'):
@@ -23,7 +24,9 @@ def get_config(variant: str = 'pgd'):
 
   config.adversarial.kind = 'trades' if variant == 'trades' else 'pgd'
   config.adversarial.norm = 'linf'
-  config.adversarial.eps = 4 / 255
+  config.adversarial.eps = 8 / 255 if variant == 'linf8' else 4 / 255
+  if variant == 'l2':
+    config.adversarial.norm, config.adversarial.eps = 'l2', 0.5
   config.adversarial.steps = 7
   config.adversarial.batch_norm = 'eval'
   config.adversarial.eval_steps = 20

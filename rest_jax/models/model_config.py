@@ -102,7 +102,9 @@ def _is_number(value: Any, kind: Any = int | float) -> bool:
 
 
 def freeze(value: Any) -> Any:
-  """Lists as tuples, mappings as `FrozenDict`, at any depth: hashable, and the same after JSON."""
+  """Lists as tuples, mappings and dataclasses as `FrozenDict`: hashable, the same after JSON."""
+  if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    value = dataclasses.asdict(value)
   if isinstance(value, Mapping):
     return FrozenDict({name: freeze(value[name]) for name in sorted(value)})
   return tuple(freeze(v) for v in value) if isinstance(value, list | tuple) else value

@@ -1,5 +1,6 @@
 """Band compression: the identity to the bit, filters, thresholds, gates, options, weights."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -252,7 +253,12 @@ def test_groups_that_do_not_divide():
 
 
 @pytest.mark.parametrize(
-  'compression', ['wiener', dict(strategy='learned', stages=[1, 2], bands=4)]
+  'compression',
+  [
+    'wiener',
+    dict(strategy='learned', stages=[1, 2], bands=4),
+    Compression('soft_threshold', soft=True),
+  ],
 )
 def test_a_model_directory_keeps_it(tmp_path, compression):
   overrides = dict(SMALL, compression=compression)
@@ -265,7 +271,8 @@ def test_a_model_directory_keeps_it(tmp_path, compression):
   hash(saved.config)  # a classifier is an argument of compiled functions
   saved.save(tmp_path / 'model')
   text = json.loads((tmp_path / 'model' / 'config.json').read_text())
-  assert text['overrides']['compression'] == compression
+  given = compression if isinstance(compression, str | dict) else dataclasses.asdict(compression)
+  assert text['overrides']['compression'] == json.loads(json.dumps(given))
   loaded = Classifier.load(tmp_path / 'model')
   assert loaded.config == saved.config and loaded.module == saved.module
   assert loaded.module.compression == parse_compression(compression)

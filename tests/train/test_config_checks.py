@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rest_jax.errors import UserError
+from rest_jax.models import create_model
 from rest_jax.train import config as config_lib
 
 ROOT = Path(__file__).parents[2]
@@ -58,7 +59,7 @@ def test_a_run_from_before_a_setting_existed_goes_on(config):
   ('name', 'variants'),
   [
     ('finetune_384', ('tiny', 'small', 'base', 'large')),
-    ('digit_scenes_at', ('pgd', 'trades', 'short')),
+    ('digit_scenes_at', ('pgd', 'trades', 'linf8', 'l2', 'short')),
     ('cifar10_at', ('pgd', 'trades', 'mart', 'free', 'fast')),
     ('digit_scenes_groupcam', ('default', 'plain')),
     ('finetune_folder', ('default', 'probe')),
@@ -73,6 +74,24 @@ def test_configs(monkeypatch, name, variants):
   assert get_config() == get_config(variants[0])
   with pytest.raises(UserError, match=f'has no variant .nope.; there are {", ".join(variants)}'):
     get_config('nope')
+  assert f'--config configs/{name}.py' in (ROOT / 'configs' / f'{name}.py').read_text()
+
+
+@pytest.mark.parametrize('name', ['digit_scenes_compression', 'cifar10_compression'])
+def test_compression_configs(monkeypatch, name):
+  """Every strategy, in a model that can be built and that another strategy can be put into."""
+  monkeypatch.syspath_prepend(str(ROOT))
+  module = importlib.import_module(f'configs.{name}')
+  for variant in module.VARIANTS:
+    config = module.get_config(variant)
+    config_lib.check_config(config)
+    for strategy in ('low_pass', 'learned'):
+      config.model.overrides.compression.strategy = strategy
+      model = create_model(config.model.name, **config.model.overrides.to_dict())
+      assert model.compression.strategy == strategy and model.compression.bands == 8
+  assert module.get_config() == module.get_config('learned')
+  with pytest.raises(UserError, match=r'has no variant .nope.; there are none, low_pass'):
+    module.get_config('nope')
   assert f'--config configs/{name}.py' in (ROOT / 'configs' / f'{name}.py').read_text()
 
 
