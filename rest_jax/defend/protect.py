@@ -13,6 +13,7 @@ from rest_jax.attacks.wrappers import bpda, eot
 from rest_jax.callables import as_function
 from rest_jax.defend.denoise.denoiser import Denoiser
 from rest_jax.defend.denoise.registry import denoiser
+from rest_jax.defend.features import FeatureDenoiser, at_layer, with_layer
 from rest_jax.errors import UserError
 
 DRAWS = 8
@@ -26,8 +27,9 @@ def protect(
   Args:
     model: images (B, H, W, C) in [0, 1] to logits (B, K): a `Classifier` or any function.
     *defences: the one that meets the image first comes first: `Denoiser`s, names of
-      `list_denoisers()` (at their default strength), or functions of images to images. None: the
-      model by itself.
+      `list_denoisers()` (at their default strength), functions of images to images, or
+      `FeatureDenoiser`s and their names ('non_local@stage2'), which go into the model, wherever
+      they stand in the list. None: the model by itself.
     key: of random defences where the model is called without an attack; `jax.random.key(0)` by
       default. Attacks and evaluations draw with keys of their own, one an image.
     draws: of random defences, whose prediction is that of the mean probabilities over so many.
@@ -78,7 +80,7 @@ def as_defences(defences: tuple[Any, ...]) -> tuple[Any, ...]:
   Raises:
     UserError: an unknown name, or what is no function.
   """
-  found = tuple(denoiser(one) if isinstance(one, str) else one for one in defences)
+  found = tuple(_named(one) if isinstance(one, str) else one for one in defences)
   for one in found:
     if not callable(one):
       raise UserError(
@@ -87,12 +89,22 @@ def as_defences(defences: tuple[Any, ...]) -> tuple[Any, ...]:
   return found
 
 
+def _named(name: str) -> Denoiser | FeatureDenoiser:
+  if '@' in name:
+    kind, _, layer = name.partition('@')
+    return at_layer(kind, layer)
+  return denoiser(name)
+
+
 def _behind(model: Any, defences: tuple[Any, ...], key: Any, draws: int, adaptive: bool) -> Partial:
   found = as_defences(defences)
   function = as_function(model)
-  if not found:
+  for one in found:
+    if isinstance(one, FeatureDenoiser):
+      function = Partial(_with_features, function, one)
+  links = tuple(_link(one, adaptive) for one in found if not isinstance(one, FeatureDenoiser))
+  if not links:
     return function
-  links = tuple(_link(one, adaptive) for one in found)
   if not any(map(is_random, found)):
     return Partial(_fixed, function, *links)
   return eot(Partial(_random, function, *links), draws, jax.random.key(0) if key is None else key)
@@ -128,6 +140,10 @@ class _Draw:
 
 def _with_key(defence: Denoiser, key: jax.Array, images: jax.Array) -> jax.Array:
   return defence(images, key)
+
+
+def _with_features(model: Partial, defence: FeatureDenoiser, images: jax.Array) -> jax.Array:
+  return with_layer(model, defence.layer, defence, images)
 
 
 def _fixed(*links_and_images: Any) -> jax.Array:

@@ -1,0 +1,197 @@
+"""The command line of defend.py."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import fractions
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rest_jax.attacks.attack_list import list_attacks, named_attack
+from rest_jax.attacks.threat import NORMS, check_norm
+from rest_jax.command_line import Flag, check_seed, check_whole, parse_flags, split_list
+from rest_jax.defend.denoise.registry import DENOISERS, list_denoisers
+from rest_jax.defend.protect import DRAWS
+from rest_jax.errors import UserError
+
+# A few of each family, none of them slow.
+DEFAULT_DEFENCES = ('gaussian', 'bit_depth', 'low_pass', 'jpeg', 'pca', 'autoencoder')
+DEFAULT_EPS = {
+  'linf': ('2/255', '4/255', '8/255'),
+  'l2': ('0.25', '0.5', '1'),
+  'l1': ('3', '6', '12'),
+}
+DEFAULT_LIMIT = 100
+PGD_STEPS = 20
+_ALIASES = {'apgd': 'apgd_ce', 'autoattack': 'auto_attack', 'aa': 'auto_attack'}
+
+_FLAGS = (
+  Flag(
+    'attack', dict(nargs='+', default=['pgd']), f'one or several of {", ".join(list_attacks())}'
+  ),
+  Flag('norm', dict(default='linf'), f'what bounds the perturbation: {", ".join(NORMS)}'),
+  Flag(
+    'eps',
+    dict(nargs='+', default=[]),
+    'radii, in units of [0, 1], such as 8/255; if unset '
+    + ', '.join(f'{" ".join(radii)} in {norm}' for norm, radii in DEFAULT_EPS.items()),
+  ),
+  Flag(
+    'steps',
+    dict(type=int),
+    f"gradient steps of the attacks that have such; {PGD_STEPS} of pgd, the others' own if unset",
+  ),
+  Flag(
+    'model',
+    dict(default='digit_scenes'),
+    'model directory, name of the zoo, or an official PyTorch checkpoint (.pth, needs torch)',
+  ),
+  Flag('architecture', {}, 'model name of a .pth that is not called after it, such as rest_small'),
+  Flag('data', dict(default='digit_scenes'), 'TFDS name or folder, its test split'),
+  Flag(
+    'data_dir', {}, 'where TFDS data sets are; $TFDS_DATA_DIR or ~/tensorflow_datasets if unset'
+  ),
+  Flag(
+    'limit', dict(type=int, default=DEFAULT_LIMIT), 'so many images of the split, its first ones'
+  ),
+  Flag(
+    'defense',
+    dict(nargs='+', default=list(DEFAULT_DEFENCES)),
+    'one, several, all or none; NAME@LAYER denoises features, such as non_local@stage2',
+  ),
+  Flag(
+    'strength',
+    dict(nargs='+', default=['0.5']),
+    'of every defence, one or several, from 0 (nothing) to 1 (its strongest)',
+  ),
+  Flag(
+    'adaptive',
+    dict(action=argparse.BooleanOptionalAction, default=True),
+    'attack through the defences too; --no-adaptive leaves that out',
+  ),
+  Flag(
+    'draws', dict(type=int, default=DRAWS), 'of a random defence, for gradients and predictions'
+  ),
+  Flag(
+    'study',
+    dict(choices=('noise',)),
+    'noise: what denoisers leave of the perturbation alone, and the harm that this still does',
+  ),
+  Flag('output', {}, 'folder of the results; work/defend_DATA if unset'),
+  Flag('seed', dict(type=int, default=0), 'of the attacks and of random defences'),
+  Flag('batch_size', dict(type=int, default=50), 'images attacked together'),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+  """A parsed command line; attributes are the flags of `defend.py --help`.
+
+  `defense` holds names of the registry, 'all' resolved; `eps` and `strength` are numbers.
+  """
+
+  attack: tuple[str, ...]
+  norm: str
+  eps: tuple[float, ...]
+  steps: int | None
+  model: str
+  architecture: str | None
+  data: str
+  data_dir: str | None
+  limit: int
+  defense: tuple[str, ...]
+  strength: tuple[float, ...]
+  adaptive: bool
+  draws: int
+  study: str | None
+  output: Path
+  seed: int
+  batch_size: int
+
+
+def parse(argv: Sequence[str], usage: str) -> Command | None:
+  """Parses a command line.
+
+  Args:
+    argv: as `sys.argv`, the script's name first.
+    usage: text above the flags in `--help`.
+
+  Returns:
+    The command, None after `--help` was asked for and printed.
+
+  Raises:
+    UserError: an unknown flag, attack, norm or defence, or a value out of its range.
+  """
+  values = parse_flags(argv, usage, _FLAGS, stray='attacks go to --attack, defences to --defense')
+  return None if values is None else _check(values)
+
+
+def _check(values: dict[str, Any]) -> Command:
+  check_whole(values, ('steps', 'limit', 'draws', 'batch_size'))
+  check_seed(values['seed'])
+  check_norm(values['norm'])
+  values['attack'] = _attacks(split_list(values['attack']), values['norm'])
+  eps = split_list(values['eps']) or DEFAULT_EPS[values['norm']]
+  values['eps'] = tuple(dict.fromkeys(_radius(text, values['norm']) for text in eps))
+  values['defense'] = _defences(split_list(values['defense']))
+  strengths = (_strength(text) for text in split_list(values['strength']))
+  values['strength'] = tuple(dict.fromkeys(strengths))
+  values['output'] = Path(values['output'] or f'work/defend_{Path(values["data"]).name}')
+  return Command(**values)
+
+
+def _attacks(names: Sequence[str], norm: str) -> tuple[str, ...]:
+  """Names of the list, each once; those that people say for them are understood."""
+  chosen = {}
+  for name in names:
+    known = name.lower().replace('-', '_')
+    known = _ALIASES.get(known, known)
+    if known not in list_attacks():
+      near = difflib.get_close_matches(known, [*list_attacks(), *_ALIASES], 3) or list_attacks()
+      raise UserError(f'--attack: there is no attack {name!r}; did you mean {" or ".join(near)}?')
+    if norm not in (norms := named_attack(known).norms):
+      raise UserError(f'--attack {known} has no norm {norm!r}; it has {", ".join(norms)}')
+    chosen[known] = None
+  if not chosen:
+    raise UserError(f'--attack names no attack; there are {", ".join(list_attacks())}')
+  return tuple(chosen)
+
+
+def _radius(text: str, norm: str) -> float:
+  try:
+    value = float(fractions.Fraction(text))
+  except (ValueError, ZeroDivisionError, OverflowError):
+    raise UserError(f'--eps: {text!r} is no number such as 0.03 or 8/255') from None
+  if value < 0:
+    raise UserError(f'--eps is {text}; a radius is a number from 0')
+  if norm == 'linf' and value > 1:
+    hint = f', such as {text}/255' if '/' not in text and value <= 255 else ''
+    raise UserError(f'--eps is {text}, beyond 1, the whole range; it is in units of [0, 1]{hint}')
+  return value
+
+
+def _defences(names: Sequence[str]) -> tuple[str, ...]:
+  """Names of the registry, each once; names with a layer stay as they are."""
+  chosen: dict[str, None] = {}
+  for name in names:
+    known = name if '@' in name else name.lower().replace('-', '_')
+    if known == 'none':
+      continue
+    if known != 'all' and '@' not in known and known not in DENOISERS:
+      near = difflib.get_close_matches(known, list_denoisers(), 3) or list_denoisers()
+      raise UserError(f'--defense: there is no {name!r}; did you mean {" or ".join(near)}?')
+    chosen |= dict.fromkeys(list_denoisers() if known == 'all' else [known])
+  return tuple(chosen)
+
+
+def _strength(text: str) -> float:
+  try:
+    value = float(text)
+  except ValueError:
+    value = float('nan')
+  if not 0 <= value <= 1:
+    raise UserError(f'--strength is {text}; it takes numbers from 0 (nothing) to 1')
+  return value

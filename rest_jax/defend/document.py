@@ -1,0 +1,175 @@
+"""A small document of headings, paragraphs, tables and figures, as Markdown and as HTML."""
+
+from __future__ import annotations
+
+import base64
+import html
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Heading(NamedTuple):
+  """A heading within the document."""
+
+  text: str
+
+
+class Text(NamedTuple):
+  """A paragraph; `strong` ones carry the message."""
+
+  text: str
+  strong: bool = False
+
+
+class Bullets(NamedTuple):
+  """A list."""
+
+  items: Sequence[str]
+
+
+class Cell(NamedTuple):
+  """A cell of a table: `mark` is '', 'best', 'worst', 'flag' or 'quiet'."""
+
+  text: str
+  mark: str = ''
+
+
+class Table(NamedTuple):
+  """A table: the first column is text, the others are numbers."""
+
+  caption: str
+  head: Sequence[str]
+  rows: Sequence[Sequence[Cell]]
+
+
+class Figure(NamedTuple):
+  """A picture from a PNG file, and what it shows."""
+
+  path: Path
+  caption: str
+
+
+Block = Heading | Text | Bullets | Table | Figure
+
+# ---- Markdown -----------------------------------------------------------------------------------
+
+
+def to_markdown(title: str, blocks: Sequence[Block], folder: Path) -> str:
+  """The document as Markdown.
+
+  Args:
+    title: of the document.
+    blocks: what it holds.
+    folder: where it will lie; figures are linked relative to it.
+  """
+  return '\n'.join([f'# {title}', '', *(_markdown(block, folder) + '\n' for block in blocks)])
+
+
+def _markdown(block: Block, folder: Path) -> str:
+  if isinstance(block, Heading):
+    return f'## {block.text}'
+  if isinstance(block, Text):
+    return f'**{block.text}**' if block.strong else block.text
+  if isinstance(block, Bullets):
+    return '\n'.join(f'- {item}' for item in block.items)
+  if isinstance(block, Figure):
+    return f'![{block.caption}]({os.path.relpath(block.path, folder)})\n\n*{block.caption}*'
+  lines = ['| ' + ' | '.join(block.head) + ' |', '|---' + '|---:' * (len(block.head) - 1) + '|']
+  lines += ['| ' + ' | '.join(map(_markdown_cell, row)) + ' |' for row in block.rows]
+  return '\n'.join([f'{block.caption}\n', *lines])
+
+
+def _markdown_cell(cell: Cell) -> str:
+  sign = {'best': '**', 'worst': '*'}.get(cell.mark, '')
+  return f'{sign}{cell.text}{sign}'
+
+
+# ---- HTML ---------------------------------------------------------------------------------------
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1b1f24; --page: #fff; --line: #d5dae0; --soft: #57606a;
+  --best: #d6ecdf; --worst: #f6dddb; --flag: #fff1c9; --lead: #eef3f8; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e7eb; --page: #15181c; --line: #3a424c;
+  --soft: #a2acb7; --best: #1f4a33; --worst: #572a27; --flag: #544410; --lead: #1f2730; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 62rem; color: var(--ink);
+  background: var(--page); font: 1rem/1.55 system-ui, sans-serif; }
+h1 { font-size: 1.7rem; line-height: 1.25; margin: 0.5rem 0 1rem; }
+h2 { font-size: 1.25rem; margin: 2.2rem 0 0.6rem; border-bottom: 1px solid var(--line); }
+p, ul { max-width: 46rem; }
+p.strong { background: var(--lead); border-left: 4px solid #0072b2; padding: 0.7rem 1rem;
+  font-size: 1.05rem; }
+.wide { overflow-x: auto; margin: 1rem 0; }
+table { border-collapse: collapse; font-size: 0.92rem; font-variant-numeric: tabular-nums; }
+caption { text-align: left; color: var(--soft); padding-bottom: 0.4rem; }
+th, td { padding: 0.3rem 0.7rem; border-bottom: 1px solid var(--line); text-align: right; }
+th { border-bottom-width: 2px; vertical-align: bottom; }
+th:first-child, td:first-child { text-align: left; white-space: nowrap; }
+td.best { background: var(--best); font-weight: 600; } td.worst { background: var(--worst); }
+td.flag { background: var(--flag); } td.quiet { color: var(--soft); }
+figure { margin: 1.4rem 0; } figcaption { color: var(--soft); font-size: 0.92rem;
+  max-width: 46rem; }
+img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
+code { font-size: 0.92em; overflow-wrap: anywhere; }
+"""
+
+
+def to_html(title: str, blocks: Sequence[Block]) -> str:
+  """The document as one HTML file without anything outside it; figures are part of it.
+
+  Args:
+    title: of the document.
+    blocks: what it holds.
+
+  Returns:
+    The page.
+
+  Raises:
+    OSError: a figure cannot be read.
+  """
+  body = '\n'.join(_html(block) for block in blocks)
+  return (
+    '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+    '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+    f'<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n'
+    f'<h1>{html.escape(title)}</h1>\n{body}\n</body>\n</html>\n'
+  )
+
+
+def _html(block: Block) -> str:
+  if isinstance(block, Heading):
+    return f'<h2>{_inline(block.text)}</h2>'
+  if isinstance(block, Text):
+    return f'<p{" class=strong" if block.strong else ""}>{_inline(block.text)}</p>'
+  if isinstance(block, Bullets):
+    return '<ul>\n' + '\n'.join(f'<li>{_inline(item)}</li>' for item in block.items) + '\n</ul>'
+  if isinstance(block, Figure):
+    data = base64.b64encode(block.path.read_bytes()).decode('ascii')
+    words = html.escape(block.caption.replace('`', ''))
+    image = f'<img src="data:image/png;base64,{data}" alt="{words}">'
+    return f'<figure>{image}<figcaption>{_inline(block.caption)}</figcaption></figure>'
+  return _html_table(block)
+
+
+def _html_table(table: Table) -> str:
+  head = ''.join(f'<th scope="col">{_inline(text)}</th>' for text in table.head)
+  rows = ['<tr>' + ''.join(map(_html_cell, row)) + '</tr>' for row in table.rows]
+  return (
+    f'<div class="wide"><table><caption>{_inline(table.caption)}</caption>'
+    f'<thead><tr>{head}</tr></thead>\n<tbody>\n' + '\n'.join(rows) + '\n</tbody></table></div>'
+  )
+
+
+def _html_cell(cell: Cell) -> str:
+  mark = f' class="{cell.mark}"' if cell.mark else ''
+  return f'<td{mark}>{_inline(cell.text)}</td>'
+
+
+def _inline(text: str) -> str:
+  """Escaped text; what stands between backquotes is code."""
+  parts = html.escape(text).split('`')
+  if len(parts) % 2 == 0:  # an odd backquote is a character
+    return '`'.join(parts)
+  return ''.join(f'<code>{p}</code>' if i % 2 else p for i, p in enumerate(parts))

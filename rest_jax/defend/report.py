@@ -1,0 +1,280 @@
+"""The report of defend.py: what was asked, what was found, and what every number means."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from rest_jax.attacks.files import write_json, write_text
+from rest_jax.defend.conclusion import findings, percent, verdict
+from rest_jax.defend.denoise.denoiser import Denoiser
+from rest_jax.defend.denoise.registry import DENOISERS
+from rest_jax.defend.document import (
+  Block,
+  Bullets,
+  Cell,
+  Figure,
+  Heading,
+  Table,
+  Text,
+  to_html,
+  to_markdown,
+)
+from rest_jax.defend.evaluation_table import FLAG, best_rows, blocks, gain, radius
+from rest_jax.defend.examples import example_strips
+from rest_jax.defend.found import Found
+from rest_jax.defend.report_figures import draw_bars, draw_radii, draw_strips
+from rest_jax.defend.report_study import study_blocks
+from rest_jax.defend.rows import GRADIENT_CHECKS, UNDEFENDED, DefenceRow
+from rest_jax.train.progress import clock
+
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'numpy')
+
+
+def write_report(found: Found) -> str:
+  """Writes report.html, report.md, results.json, results.csv and the figures.
+
+  Args:
+    found: what was evaluated.
+
+  Returns:
+    A line for the terminal.
+
+  Raises:
+    UserError: the folder cannot be written.
+  """
+  folder = found.command.output
+  parts = [
+    *_lead(found),
+    *_threat(found),
+    *_tables(found),
+    *_figures(found, folder / 'figures'),
+    *_examples(found, folder / 'figures'),
+    *study_blocks(found, folder / 'figures'),
+    *_meaning(found),
+    *_how(found),
+  ]
+  title = f'Defences of {found.model_name} under attack'
+  write_text(folder / 'report.html', to_html(title, parts))
+  write_text(folder / 'report.md', to_markdown(title, parts, folder))
+  write_json(folder / 'results.json', _results(found))
+  write_text(folder / 'results.csv', found.evaluation.to_csv())
+  return (
+    f'{verdict(found.evaluation.rows)}\n{folder / "report.html"}, report.md, results.json and '
+    f'results.csv hold the rest; this run took {clock(found.seconds)}'
+  )
+
+
+# ---- What it says -------------------------------------------------------------------------------
+
+
+def _lead(found: Found) -> list[Block]:
+  rows = found.evaluation.rows
+  classes = len(found.classifier.class_names)
+  asked = (
+    f'Can a defence in front of a classifier keep an attacker from changing its answer? The '
+    f'classifier is `{found.model_name}` ({found.classifier.config.model}, {classes} classes, '
+    f'{found.classifier.input_size} pixels a side), the images are the first '
+    f'{len(found.labels)} of the test split of {found.data_name}.'
+  )
+  return [Text(asked), Text(verdict(rows), strong=True), Bullets(findings(rows))]
+
+
+def _threat(found: Found) -> list[Block]:
+  command = found.command
+  largest = radius(command.norm, max(command.eps))
+  radii = ', '.join(radius(command.norm, eps) for eps in command.eps)
+  bounds = {
+    'linf': 'every value of every pixel may change by at most the radius',
+    'l2': 'the Euclidean length of the change, over all pixels and channels, is at most the radius',
+    'l1': 'the absolute changes of all pixels and channels sum to at most the radius',
+  }
+  text = (
+    f'The attacker may change an image slightly: {bounds[command.norm]} ({radii}, where pixels go '
+    f'from 0 to 1), and pixels stay valid. Any wrong answer is a success. The attacker knows the '
+    f'model with all its weights. An attack that does not know of the defence (non-adaptive) is '
+    f'aimed at the model by itself; one that does (adaptive) is aimed at the model behind the '
+    f'defence, whatever the defence does: a defence whose gradients are useless is attacked with '
+    f'the gradient of a stand-in, a random one with the mean over {command.draws} draws.'
+  )
+  if command.norm == 'linf':
+    text += f' At {largest} a value changes by {percent(max(command.eps))} of its range at most.'
+  return [Heading('The attacker'), Text(text)]
+
+
+def _tables(found: Found) -> list[Block]:
+  parts: list[Block] = [Heading('Results')]
+  for block in blocks(found.evaluation.rows):
+    parts.append(_table(block, found.evaluation.confidence))
+  reasons = {
+    f'{r.defence}: {"; ".join(r.reasons)}.': None for r in found.evaluation.rows if r.reasons
+  }
+  if reasons:
+    parts += [Text(f'{FLAG} marks signs of masked gradients:'), Bullets(list(reasons))]
+  return parts
+
+
+def _table(block: Sequence[DefenceRow], confidence: float) -> Table:
+  first = block[0]
+  caption = (
+    f'Images classified correctly, in %: {first.attack} within {radius(first.norm, first.eps)} '
+    f'({first.norm}), {first.images} images. Green: best defence of the column; red: its worst.'
+  )
+  head = ['defence', 'no attack', 'non-adaptive attack', 'adaptive attack', 'worst of both']
+  head += [f'{confidence:.0%} interval', 'gain in points']
+  return Table(caption, head, [_row(row, block) for row in block])
+
+
+def _row(row: DefenceRow, block: Sequence[DefenceRow]) -> list[Cell]:
+  cells = [Cell(f'{row.defence} {FLAG}' if row.masked_gradients else row.defence)]
+  for kind in ('clean', 'non_adaptive', 'adaptive', 'worst'):
+    share = getattr(row, kind)
+    text = '–' if share is None else f'{100 * share.value:.1f}'
+    cells.append(Cell(text, _mark(row, block, kind)))
+  interval = f'{100 * row.worst.low:.1f} to {100 * row.worst.high:.1f}'
+  return [*cells, Cell(interval, 'quiet'), Cell(gain(row))]
+
+
+def _mark(row: DefenceRow, block: Sequence[DefenceRow], kind: str) -> str:
+  """Best and worst among the defences, where they differ."""
+  defended = [r for r in block if r.defence != UNDEFENDED and getattr(r, kind) is not None]
+  values = {round(100 * getattr(r, kind).value, 1) for r in defended}
+  if row not in defended or len(values) < 2:
+    return ''
+  if row in best_rows(block, kind):
+    return 'best'
+  return 'worst' if round(100 * getattr(row, kind).value, 1) == min(values) else ''
+
+
+def _figures(found: Found, folder: Path) -> list[Block]:
+  parts: list[Block] = []
+  for attack in found.attacks:
+    rows = [row for row in found.evaluation.rows if row.attack == attack.label]
+    for norm in dict.fromkeys(row.norm for row in rows):
+      own = [row for row in rows if row.norm == norm]
+      parts += _pair(own, folder, f'{attack.label}_{norm}')
+  return parts
+
+
+def _pair(rows: Sequence[DefenceRow], folder: Path, name: str) -> list[Block]:
+  """Bars at the radius where defences differ most, and lines over the radii."""
+  several = blocks(rows)
+  telling = max(several, key=_spread)
+  draw_bars(folder / f'bars_{name}.png', telling)
+  at = f'{telling[0].attack} within {radius(telling[0].norm, telling[0].eps)}'
+  caption = f'Images classified correctly, {at}. Whiskers are confidence intervals.'
+  parts: list[Block] = [Figure(folder / f'bars_{name}.png', caption)]
+  if len(several) > 1:
+    draw_radii(folder / f'radii_{name}.png', rows)
+    caption = f'The same over the radius of {telling[0].attack}; radius 0 is no attack.'
+    parts.append(Figure(folder / f'radii_{name}.png', caption))
+  return parts
+
+
+def _spread(block: Sequence[DefenceRow]) -> float:
+  """How far apart knowing the defence or not, and the defences, are."""
+  values = [row.non_adaptive.value for row in block]
+  values += [row.adaptive.value for row in block if row.adaptive is not None]
+  return max(values) - min(values)
+
+
+def _examples(found: Found, folder: Path) -> list[Block]:
+  strips = example_strips(found)
+  if not strips:
+    return []
+  draw_strips(folder / 'examples.png', strips)
+  attack, eps = found.attacks[0].label, max(found.command.eps)
+  caption = (
+    f'Images, {attack} within {radius(found.command.norm, eps)} on the undefended model, and what '
+    'each defence makes of the adversarial image; below each the answer of the model, ✓ where it '
+    'is right. This attack does not know of the defences.'
+  )
+  return [Heading('What it looks like'), Figure(folder / 'examples.png', caption)]
+
+
+def _meaning(found: Found) -> list[Block]:
+  items = [
+    'No attack: accuracy behind the defence on the images as they are; what the defence costs.',
+    'Non-adaptive attack: adversarial images of the undefended model, judged behind the defence. '
+    'This is how many papers measured defences, and it flatters them.',
+    'Adaptive attack: the same attack through the defence; what a defence has to withstand.',
+    'Worst of both: images that withstand either attack. An upper bound, as with any attack: a '
+    'stronger one may find more.',
+    f'Interval: exact (Clopper-Pearson), of the worst of both, over {len(found.labels)} images.',
+    'Gain: points of the worst of both beyond the undefended model; * where an exact McNemar test '
+    'on the same images finds p < 0.05 (each by itself, not corrected for their number).',
+    f'{FLAG}: the adaptive attack is significantly weaker than the other one, or one of the '
+    f"attacks' health checks ({', '.join(GRADIENT_CHECKS)}) is raised. The figure then says more "
+    'about the attack than about the defence.',
+  ]
+  parts: list[Block] = [Heading('What the columns mean'), Bullets(items)]
+  if found.defences:
+    parts += [
+      Heading('The defences'),
+      Bullets([_describe(*one) for one in found.by_name().items()]),
+    ]
+  return parts
+
+
+def _describe(name: str, defence: Any) -> str:
+  if isinstance(defence, Denoiser) and name in DENOISERS:
+    info = DENOISERS[name]
+    extras = ['random'] * info.random + ['not differentiable'] * (not info.differentiable)
+    kind = ', '.join([f'{info.family} domain', *extras])
+    return f'`{name}` ({kind}). Strength from 0 to 1: {info.strength}. After {info.source}.'
+  return f'`{name}` (features of the model). Strength from 0 to 1: share of the filtered map.'
+
+
+def _how(found: Found) -> list[Block]:
+  device = jax.devices()[0]
+  versions = ', '.join(f'{name} {version}' for name, version in _versions().items())
+  text = (
+    f'`{_command_line(found)}`, seed {found.command.seed}, '
+    f'{jax.local_device_count()} x {device.device_kind} ({device.platform}), {versions}. This run '
+    f'took {clock(found.seconds)}; what earlier runs left in the folder was not done again.'
+  )
+  return [Heading('How it was made'), Text(text)]
+
+
+def _command_line(found: Found) -> str:
+  """The command with all that the figures depend on."""
+  command = found.command
+  args = ['python', 'defend.py', '--attack', *command.attack, '--norm', command.norm]
+  args += ['--eps', *(radius(command.norm, eps) for eps in command.eps)]
+  args += ['--model', command.model, '--data', command.data, '--limit', str(command.limit)]
+  args += ['--defense', *(command.defense or ('none',))]
+  args += ['--strength', *(f'{strength:g}' for strength in command.strength)]
+  optional = {'steps': command.steps, 'study': command.study}
+  for name, value in optional.items():
+    args += [] if value is None else [f'--{name}', str(value)]
+  args += ['--draws', str(command.draws), '--seed', str(command.seed)]
+  return shlex.join(args if command.adaptive else [*args, '--no-adaptive'])
+
+
+def _versions() -> dict[str, str]:
+  return {name: importlib.metadata.version(name) for name in _PACKAGES}
+
+
+def _results(found: Found) -> dict[str, Any]:
+  device = jax.devices()[0]
+  study = found.study
+  return {
+    'command': _command_line(found),
+    'model': found.command.model,
+    'data': found.command.data,
+    'images': len(found.labels),
+    'attacks': {attack.label: attack.describe() for attack in found.attacks},
+    'versions': _versions(),
+    'device': f'{jax.local_device_count()} x {device.device_kind}',
+    'seconds': round(found.seconds, 1),
+    'conclusion': [verdict(found.evaluation.rows), *findings(found.evaluation.rows)],
+    **found.evaluation.to_json(),
+    'study': None if study is None else study.noise.rows(),
+    'bands': None if study is None else study.noise.band_rows(),
+    'spectra': None if study is None else [row for s in study.spectra for row in s.rows()],
+  }

@@ -1,0 +1,224 @@
+"""What defend.py does: opens model and data, evaluates the defences, studies them, reports."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from rest_jax.attacks.attack_list import named_attack
+from rest_jax.attacks.files import write_json
+from rest_jax.attacks.fingerprint import weights_hash
+from rest_jax.attacks.named import Attack
+from rest_jax.attacks.results import RunName
+from rest_jax.attacks.threat import Threat
+from rest_jax.callables import as_function
+from rest_jax.data.sources import DataSources
+from rest_jax.defend.command import PGD_STEPS, Command
+from rest_jax.defend.denoise.autoencoder import DEFAULT as AUTOENCODER
+from rest_jax.defend.denoise.registry import DENOISERS, denoiser
+from rest_jax.defend.evaluation import DefenceEvaluation, check_threats, evaluate_defences
+from rest_jax.defend.features import at_layer, with_layer
+from rest_jax.defend.found import Found
+from rest_jax.defend.report import write_report
+from rest_jax.defend.run_study import run_study
+from rest_jax.defend.transferred import Transferred
+from rest_jax.errors import UserError
+from rest_jax.models.classifier import Classifier
+from rest_jax.opening import open_classifier, open_sources, read_examples
+
+PATCH_IMAGES = 200  # of the training split, which the principal components are fitted to
+SETTINGS = 'settings.json'
+
+
+def run(command: Command) -> int:
+  """Evaluates what a command line asks for, and writes the report.
+
+  Args:
+    command: from `command.parse`.
+
+  Returns:
+    The exit status, 0.
+
+  Raises:
+    UserError: no such model or data, a defence that does not fit them, a radius that holds every
+      image, or an output folder of another model or other settings.
+  """
+  began = time.monotonic()
+  classifier = open_classifier(command.model, command.architecture)
+  sources = open_sources(command.data, command.data_dir, classifier, command.model)
+  count = min(command.limit, len(sources.test))
+  images, labels, _ = read_examples(sources.test, classifier, 0, count)
+  threats = check_threats([Threat(command.norm, eps) for eps in command.eps], images.shape)  # pyright: ignore
+  attacks = [_attack(name, command.steps) for name in command.attack]
+  defences = _defences(command, classifier, sources, images)
+  _pin(command, classifier)
+  print(f'{len(defences)} defences, {len(attacks)} attacks, {count} images of {command.data}')
+  with _Bar(len(attacks), len(defences), command.adaptive) as bar:
+    evaluation = evaluate_defences(
+      classifier,
+      images,
+      labels,
+      defences,
+      threats=threats,
+      attack=attacks,
+      key=jax.random.key(command.seed),
+      adaptive=command.adaptive,
+      draws=command.draws,
+      output_dir=command.output / 'attacks',
+      batch_size=command.batch_size,
+      progress=bar.say,
+    )
+    found = _found(command, classifier, sources, (images, labels), defences, attacks, evaluation)
+    if command.study == 'noise':
+      found = dataclasses.replace(found, study=run_study(found, bar.say))
+    seconds = time.monotonic() - began
+    bar.say('report', 0)
+    line = write_report(dataclasses.replace(found, seconds=seconds))
+  print(line)
+  return 0
+
+
+class _Bar:
+  """A bar over the pieces of work; silent where nobody looks."""
+
+  def __init__(self, attacks: int, defences: int, adaptive: bool):
+    # An attack on the undefended model, one through each defence, and checks of all.
+    total = attacks * (1 + defences * adaptive) + 1 + defences + 1
+    hidden = not sys.stderr.isatty()
+    self._bar = tqdm(total=total, unit='step', disable=hidden, dynamic_ncols=True)
+    self._text, self._images = '', 0
+
+  def __enter__(self) -> _Bar:
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    self._bar.close()
+
+  def say(self, text: str, images: int) -> None:
+    """What is at work, and how many more images of it are through."""
+    if text != self._text:
+      self._bar.update(bool(self._text) and self._bar.n < (self._bar.total or 0))
+      self._text, self._images = text, 0
+    self._images += images
+    self._bar.set_description(f'{text}, {self._images} images' if self._images else text)
+
+
+def _attack(name: str, steps: int | None) -> Attack:
+  """PGD takes 20 steps, the field's usual measure; the others what they take by themselves."""
+  attack = named_attack(name)
+  if 'steps' not in inspect.signature(attack.function).parameters:
+    return attack
+  steps = PGD_STEPS if steps is None and name == 'pgd' else steps
+  return attack if steps is None else named_attack(name, steps=steps)
+
+
+def _defences(
+  command: Command, classifier: Classifier, sources: DataSources, images: np.ndarray
+) -> dict[str, Any]:
+  """Label to defence, each at every strength; those that do not fit the images are refused."""
+  found = {}
+  for name in command.defense:
+    options = _options(name, command, classifier, sources)
+    for strength in command.strength:
+      if '@' in name:
+        kind, _, layer = name.partition('@')
+        defence = at_layer(kind, layer, strength)
+      else:
+        defence = denoiser(name, strength, **options)
+      _check_fits(name, defence, classifier, images)
+      found[f'{name} {strength:g}'] = defence
+  return found
+
+
+def _options(
+  name: str, command: Command, classifier: Classifier, sources: DataSources
+) -> dict[str, Any]:
+  needs = None if '@' in name else DENOISERS[name].needs
+  if needs == 'patches':
+    count = min(PATCH_IMAGES, len(sources.train))
+    return {'basis': read_examples(sources.train, classifier, 0, count)[0]}
+  if needs == 'autoencoder' and command.data != 'digit_scenes':
+    print(f'{name}: {AUTOENCODER} of the zoo was trained on digit_scenes', file=sys.stderr)
+  return {}
+
+
+def _check_fits(name: str, defence: Any, classifier: Classifier, images: np.ndarray) -> None:
+  """Asks for shapes alone, so that a defence that does not fit is one line before any work."""
+  shape = jax.ShapeDtypeStruct((1, *images.shape[1:]), np.float32)
+  function = as_function(classifier)
+  try:
+    if '@' in name:
+      jax.eval_shape(lambda x: with_layer(function, defence.layer, defence, x), shape)
+    else:
+      jax.eval_shape(lambda x: defence(x, jax.random.key(0)), shape)
+  except UserError as error:
+    raise UserError(f'--defense {name}: {error}') from error
+
+
+def _pin(command: Command, classifier: Classifier) -> None:
+  """Keeps results of different models and settings apart.
+
+  What may grow is not pinned: images, radii, attacks, defences, strengths.
+  """
+  path = command.output / SETTINGS
+  now = {
+    'model': weights_hash(classifier),
+    'data': command.data,
+    'input_size': classifier.input_size,
+    'steps': command.steps,
+    'draws': command.draws,
+    'seed': command.seed,
+  }
+  try:
+    then = json.loads(path.read_text(encoding='utf-8'))
+  except FileNotFoundError:
+    write_json(path, now)
+    return
+  except (OSError, ValueError) as error:
+    raise UserError(f'cannot read {path} ({error}); give another --output') from error
+  other = [name for name in now if then.get(name) != now[name]] if isinstance(then, dict) else ['?']
+  if other:
+    raise UserError(
+      f'{command.output} holds results with another {" and ".join(other)}; give another --output'
+    )
+
+
+def _found(
+  command: Command,
+  classifier: Classifier,
+  sources: DataSources,
+  data: tuple[np.ndarray, np.ndarray],
+  defences: dict[str, Any],
+  attacks: list[Attack],
+  evaluation: DefenceEvaluation,
+) -> Found:
+  """What the report is about, with the adversarial images of the first attack's largest radius."""
+  attack, eps = attacks[0], max(command.eps)
+  made = Transferred(
+    as_function(classifier),
+    attack,
+    *data,
+    key=jax.random.key(command.seed),
+    batch_size=max(1, min(command.batch_size, len(data[0]))),
+    directory=command.output / 'attacks' / 'transferred' / attack.label,
+  )
+  run = RunName(attack.label, command.norm, None if attack.minimum_norm else eps)  # pyright: ignore
+  return Found(
+    command=command,
+    classifier=classifier,
+    data_name=sources.name,
+    images=data[0],
+    labels=data[1],
+    adversarial=made.images(run),
+    defences=defences,
+    attacks=attacks,
+    evaluation=evaluation,
+  )
