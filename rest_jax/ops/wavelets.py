@@ -8,8 +8,9 @@ continued beyond its ends:
 - 'periodization': periodic, an odd length first filled up with its last sample; ceil(n / 2)
   samples in each, and the transform is orthonormal where n is even.
 
-Both are inverted exactly, for any size. Short axes are transformed by a matrix product, long ones by
-shifted sums over the even and the odd samples; linear, with derivatives of both modes. Floats shorter than float32 are computed in that.
+Both are inverted exactly, for any size. Short axes are transformed by a matrix product, long ones
+by shifted sums over the even and the odd samples. Linear, with derivatives of both modes; floats
+shorter than float32 are computed in that.
 
 Reference: Daubechies, "Ten Lectures on Wavelets", 1992, chapter 6, table 6.1; PyWavelets'
 `dwt2`, `wavedec2`, `waverec2`.

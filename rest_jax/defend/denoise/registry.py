@@ -25,6 +25,7 @@ _MODULES = (
   'bit_depth',
   'block_dct',
   'gaussian',
+  'jpeg',
   'median',
   'non_local_means',
   'pca',
