@@ -82,7 +82,7 @@ def _code_smoothly(
     return jnp.clip(_code_plane(x, tables[0], rounding), 0.0, 255.0) / 255
   x = _colours(x, _TO_YCC)
   luma, chroma = x[..., :1], x[..., 1:] + 128
-  size = x.shape[1:3]
+  size = x.shape[1], x.shape[2]
   if half:
     chroma = resize_bilinear(_code_plane(_halve(chroma), tables[1], rounding), _even(size))
     chroma = chroma[:, : size[0], : size[1]]
