@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 # Cells tagged 'install' are left out; what is tagged 'parameters' is followed by these.
@@ -17,7 +18,7 @@ def cells(name):
   return notebook['cells']
 
 
-def execute(name):
+def execute(name, **parameters):
   """Runs the code cells in one namespace, as a kernel does; they use no magics."""
   space = {'__name__': '__main__'}
   for number, cell in enumerate(cells(name)):
@@ -26,7 +27,7 @@ def execute(name):
       continue
     exec(compile(''.join(cell['source']), f'{name}, cell {number}', 'exec'), space)
     if 'parameters' in tags:
-      space |= SMALLER[name]
+      space |= SMALLER.get(name, {}) | parameters
   return space
 
 
@@ -42,7 +43,39 @@ def test_explain_notebook(capsys):
   assert 'conv1' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('name', ['explain.ipynb'])
+@pytest.fixture
+def photographs(tmp_path):
+  """A folder of noise in three colours, a class each: 48 images to train on, 18 to test."""
+  rng = np.random.default_rng(0)
+  for index in range(66):
+    pixels = rng.integers(0, 120, (32, 40, 3), dtype=np.uint8)
+    pixels[..., index % 3] += 120
+    place = tmp_path / 'images' / ('train' if index < 48 else 'test') / 'rgb'[index % 3]
+    place.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(place / f'{index}.png')
+  return tmp_path / 'images'
+
+
+def test_train_notebook(photographs, tmp_path, capsys):
+  model = {'MODEL': 'resnet18', 'OVERRIDES': {'width': 4, 'depths': (1, 1, 1, 1)}}
+  length = {'IMAGE_SIZE': 32, 'EPOCHS': 2.0, 'LEARNING_RATE': 1e-2, 'BATCH_SIZE': 8}
+  places = {'DATA': str(photographs), 'OUTPUT': str(tmp_path / 'run')}
+  space = execute('train_tpu.ipynb', **model, **length, **places)
+  result, judged = space['result'], space['judged']
+  assert result['finished'] and result['step'] == 12
+  # What was trained, was saved, loaded and judged: the same model.
+  assert judged.count == judged.confusion.sum() == 18
+  assert judged.top1 == result['best']['top1']
+  assert space['classifier'].class_names == ('b', 'g', 'r')
+  assert [stage.shape for stage in space['stages']] == [
+    (1, 8, 8, 4), (1, 4, 4, 8), (1, 2, 2, 16), (1, 1, 1, 32)
+  ]  # fmt: skip
+  assert space['known'].shape == (48, 32) and space['neighbours'] == 1.0
+  assert 0 < space['change'] < 0.02 and space['sizes'][1] < 0.6 * space['sizes'][0]
+  assert 'it is b' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('name', ['explain.ipynb', 'train_tpu.ipynb'])
 def test_notebooks_hold_their_output_and_end_well(name):
   code = [cell for cell in cells(name) if cell['cell_type'] == 'code']
   assert any('install' in cell['metadata'].get('tags', []) for cell in code)
