@@ -4,13 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from PIL import Image
 
 from rest_jax.defend import study_figures
 from rest_jax.defend.spectra import perturbation_spectra
 from rest_jax.errors import UserError
-from rest_jax.models import create_model
 from rest_jax.models.classifier import Classifier
+from rest_jax.models.model_config import ModelConfig
 
 
 @pytest.fixture(scope='module')
@@ -18,12 +19,28 @@ def images():
   return np.random.default_rng(0).uniform(0.2, 0.8, (3, 32, 32, 3)).astype(np.float32)
 
 
+class Backbone(nn.Module):
+  """Four maps by convolutions; the last one is a single number a channel."""
+
+  def setup(self):
+    self.stages = [nn.Conv(4, (3, 3), strides=s) for s in (4, 2, 2, 2)]
+
+  def features(self, x, train=False):
+    maps = []
+    for stage in self.stages:
+      x = nn.relu(stage(x))
+      maps.append(x)
+    return tuple(maps)
+
+  def __call__(self, x, train=False):
+    return self.features(x)[-1].mean((1, 2))
+
+
 @pytest.fixture(scope='module')
 def backbone():
-  options = dict(depths=(1, 1, 1, 1), width=4, cifar_stem=True)
-  module = create_model('resnet18', num_classes=3, **options)
+  module = Backbone()
   variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
-  return Classifier.create('resnet18', variables, num_classes=3, overrides=options)
+  return Classifier(module, variables, ModelConfig('rest_lite', 4), tuple('abcd'))
 
 
 def stripes(period):
@@ -57,7 +74,7 @@ def test_stages_of_a_backbone_side_by_side(images, backbone, tmp_path):
   places = [(s.model, s.place) for s in spectra]
   stages = [f'stage{i}' for i in range(1, 5)]
   assert places == [('one', 'input'), *(('one', stage) for stage in stages), ('two', 'input')]
-  maps = [backbone.features(jnp.asarray(x)) for x in (images, images + stripes(4))]
+  maps = [jax.jit(backbone.features)(jnp.asarray(x)) for x in (images, images + stripes(4))]
   for spectrum, clean, noisy in zip(spectra[1:5], *maps, strict=True):
     difference = np.asarray(noisy - clean, np.float64)
     assert sum(spectrum.noise) == pytest.approx(np.sum(difference**2), rel=1e-3)
