@@ -117,6 +117,10 @@ def test_thresholds_leave_zero_only_upwards():
 
   x = jnp.zeros((1, 8, 8, 2)).at[..., 0].set(jax.random.normal(jax.random.key(0), (8, 8)))
   by_threshold, by_x = gradients(jnp.zeros((8, 2)), x)
+  forward = jax.jvp(
+    lambda x: module.apply({'params': {'threshold': jnp.zeros((8, 2))}}, x), (x,), (x,)
+  )
+  np.testing.assert_array_equal(forward[1], x)
   assert (by_threshold[:, 0] < 0).all()  # higher thresholds, less energy
   np.testing.assert_array_equal(by_threshold[:, 1], 0)  # a plane of zeros
   np.testing.assert_allclose(by_x, 2 * x, atol=1e-5)
