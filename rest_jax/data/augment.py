@@ -146,7 +146,7 @@ def augment(
   elif config.scaled_decoding:
     picture, box = image.region(box, size)
   else:
-    picture = image.picture()
+    picture = image.upper(box, size)
   if picture.size != (size, size) or box != (0, 0, size, size):
     picture = picture.resize((size, size), _resampling(config.interpolation), box=box)
   if config.flip and rng.random() < 0.5:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from rest_jax.data.augment import AugmentConfig, Interpolation, Resize, augment, eval_view
-from rest_jax.data.images import ImageError
+from rest_jax.data.images import EncodedImage, ImageError
 from rest_jax.data.sources import ImageSource, open_example
 from rest_jax.errors import UserError
 
@@ -50,13 +50,16 @@ def example_rng(seed: int, epoch: int, example: int, copy: int = 0) -> np.random
 class _Views:
   """Random views of examples; keeps the last image, whose copies share one decoding."""
 
-  def __init__(self, source: ImageSource, size: int, config: AugmentConfig):
-    self._source, self._size, self._config = source, size, config
+  def __init__(self, source: ImageSource, size: int, config: AugmentConfig, repeats: int):
+    self._source, self._size, self._config, self._repeats = source, size, config, repeats
     self._last: tuple[int, dict[str, Any]] = (-1, {})
 
   def __call__(self, index: int, rng: np.random.Generator) -> tuple[np.ndarray, int]:
     if self._last[0] != index:
       self._last = (index, open_example(self._source, index))
+      image = self._last[1]['image']
+      if isinstance(image, EncodedImage):
+        image.reused = self._repeats > 1
     example = self._last[1]
     return augment(example['image'], self._size, self._config, rng), example['label']
 
@@ -94,7 +97,7 @@ class TrainBatches:
     own = order[self.process_index * rows : (self.process_index + 1) * rows]
     images = np.empty((rows, self.image_size, self.image_size, 3), np.uint8)
     labels = np.empty(rows, np.int32)
-    views = _Views(self.source, self.image_size, self.config)
+    views = _Views(self.source, self.image_size, self.config, self.repeats)
     skipped: dict[str, None] = {}
     for row in np.argsort(own).tolist():  # copies one after the other
       images[row], labels[row] = self._example(int(places[own[row]]), views, skipped)

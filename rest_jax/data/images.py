@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, JpegImagePlugin
 
 from rest_jax.errors import UserError
 
 Region = tuple[float, float, float, float]
 _SCALES = (8, 4, 2)  # by which libjpeg can decode smaller
+_MOST_ROWS = 0.93  # share of an image's rows; leaving out fewer saves nothing
 
 
 class ImageError(UserError):
@@ -27,6 +29,7 @@ class EncodedImage:
 
   Attributes:
     size: (height, width), known without decoding.
+    reused: whether more than one crop will be asked for, so that what is decoded should serve all.
   """
 
   def __init__(self, content: bytes, where: str):
@@ -44,6 +47,7 @@ class EncodedImage:
     with self._reading():
       self._fresh: Image.Image | None = Image.open(io.BytesIO(content))
     self.size = (self._fresh.height, self._fresh.width)
+    self.reused = False
 
   def picture(self) -> Image.Image:
     """Returns the whole image, RGB.
@@ -52,6 +56,27 @@ class EncodedImage:
       ImageError: the file is damaged.
     """
     return self._decode(1)
+
+  def upper(self, box: Region, size: int) -> Image.Image:
+    """The whole image, decoded as far down as a crop that will be resized needs it.
+
+    libjpeg decodes row by row, so what lies below costs nothing: with the usual crops an eighth of
+    the time. The rows are exactly those of `picture`, and the same damage is noticed.
+
+    Args:
+      box: (left, top, right, bottom) in pixels of the image.
+      size: side that the crop is resized to, bilinear or bicubic.
+
+    Returns:
+      The RGB image; what is further down may be black.
+
+    Raises:
+      ImageError: the file is damaged.
+    """
+    # A bicubic filter reaches two pixels further, larger ones where the crop shrinks.
+    rows = math.ceil(box[3] + 2 * max(1.0, (box[3] - box[1]) / size))
+    worth_it = rows < _MOST_ROWS * self.size[0] and not self.reused and 1 not in self._decoded
+    return (self._upper_rows(rows) if worth_it else None) or self._decode(1)
 
   def region(self, box: Region, size: int) -> tuple[Image.Image, Region]:
     """Decodes for a crop that will be resized, at a smaller scale where that is enough.
@@ -74,7 +99,7 @@ class EncodedImage:
     """
     side = min(box[2] - box[0], box[3] - box[1])
     wanted = next((scale for scale in _SCALES if side >= scale * size), 1)
-    image = self._decode(wanted)
+    image = self._decode(wanted) if wanted > 1 else self.upper(box, size)
     # Counted from the result: only JPEG has scales. Its last column may stand for fewer pixels.
     scale = wanted if image.size != self.size[::-1] else 1
     left, top, right, bottom = (edge / scale for edge in box)
@@ -92,6 +117,31 @@ class EncodedImage:
           image.decodermaxblock = len(self._content)  # in one go
         self._decoded[scale] = _to_rgb(image)
     return self._decoded[scale]
+
+  def _upper_rows(self, rows: int) -> Image.Image | None:
+    """The first rows of an RGB JPEG of one scan; None of any other, and of one that is not sound.
+
+    libjpeg gives up where damage has made a marker amid the data, and only there. So data with any
+    marker but the one at their end, or without that one, are left to be decoded as a whole.
+    """
+    image = self._fresh
+    if not isinstance(image, JpegImagePlugin.JpegImageFile) or image.mode != 'RGB':
+      return None
+    # The header is read, the data follow. A marker is 255 and then another byte than 0.
+    data = np.frombuffer(self._content, np.uint8)[image.fp.tell() if image.fp else 0 :]
+    places = np.flatnonzero(data[:-1] == 0xFF)
+    if places[data[places + 1] != 0].tolist() != [len(data) - 2]:
+      return None
+    self._fresh = None  # it decodes but once
+    image.decodermaxblock = len(self._content)  # in one go
+    image.tile = [image.tile[0]._replace(extents=(0, 0, image.width, rows))]
+    with contextlib.suppress(OSError):
+      with contextlib.suppress(OSError):
+        image.load()  # complains of the rows that are left
+      # Rows come in order: the last one is there unless it is black, and then nobody knows.
+      if image.crop((0, rows - 1, image.width, rows)).getbbox():
+        return image
+    return None
 
   @contextlib.contextmanager
   def _reading(self) -> Iterator[None]:

@@ -116,3 +116,55 @@ def test_a_small_scale_still_finds_damage():
   for size in (256, 16):
     with pytest.raises(ImageError, match=r'cannot read the image half\.jpg: .*truncated'):
       image.region((0, 0, 256, 256), size)
+
+
+KINDS = {
+  'usual': {},
+  '4:4:4': {'subsampling': 0},
+  'progressive': {'progressive': True},
+  'restarts': {'restart_marker_rows': 1},
+  'grey': {},
+  'png': {},
+}
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_the_upper_part_is_that_of_the_whole_image(kind):
+  picture = decode_image(photograph(150, 121), 'x')
+  image = Image.fromarray(picture).convert('L' if kind == 'grey' else 'RGB')
+  content = encoded(image, 'png' if kind == 'png' else 'jpeg', **KINDS[kind])
+  whole = decode_image(content, 'x')
+  for bottom, size in ((20, 20), (77, 30), (100, 224), (133, 90), (149, 8)):
+    box = (3, bottom - 20, 100, bottom)
+    upper = EncodedImage(content, 'x').upper(box, size)
+    for filter_ in (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC):
+      wanted = Image.fromarray(whole).resize((size, size), filter_, box)
+      np.testing.assert_array_equal(np.asarray(upper.resize((size, size), filter_, box)), wanted)
+    early = kind in ('usual', '4:4:4') and bottom <= 133
+    assert (np.asarray(upper)[-8:].max() == 0) == early
+
+
+def test_a_reused_image_is_decoded_once():
+  image = EncodedImage(photograph(100, 100), 'x')
+  image.reused = True
+  assert image.upper((0, 0, 20, 20), 20) is image.upper((0, 0, 90, 90), 20) is image.picture()
+
+
+def test_an_image_that_is_black_above_is_whole():
+  pixels = np.zeros((96, 64, 3), np.uint8)
+  pixels[64:] = 200
+  image = EncodedImage(encoded(Image.fromarray(pixels), 'jpeg'), 'x')
+  upper = np.asarray(image.upper((0, 0, 30, 30), 30))
+  np.testing.assert_array_equal(upper, np.asarray(image.picture()))
+  assert upper[:48].max() == 0 and upper[80:].min() > 190
+
+
+@pytest.mark.parametrize('share', [0.3, 0.9, 0.999])
+def test_the_upper_part_finds_what_damage_the_whole_image_has(share):
+  content = bytearray(photograph(200, 200))
+  place = int(share * len(content)) - 2
+  content[place : place + 2] = b'\xff\xc0'  # the start of another image, amid the data
+  for damaged in (bytes(content), bytes(content[:place])):
+    for rows in (20, 100, 199):
+      with pytest.raises(ImageError, match=r'cannot read the image x\.jpg'):
+        EncodedImage(damaged, 'x.jpg').upper((0, 0, rows, rows), rows)
