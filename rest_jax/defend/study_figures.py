@@ -80,6 +80,7 @@ def _curves(
   axes.text(_LEAST, min(clean + 0.015, 1.03), f' clean images: {clean:.0%}', **text)
   axes.text(1.02, attacked + 0.015, f'no denoiser: {attacked:.0%}', ha='right', **text)
   axes.axvline(0.5, color='0.8', linewidth=1, zorder=0)
+  axes.text(0.49, 1.085, 'half of it', ha='right', **text | {'va': 'top', 'color': '0.5'})
   for label, group in _by_denoiser(rows):
     look = looks[label]
     axes.plot(
