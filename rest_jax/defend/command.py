@@ -18,7 +18,7 @@ from rest_jax.defend.protect import DRAWS
 from rest_jax.errors import UserError
 
 # A few of each family, none of them slow.
-DEFAULT_DEFENCES = ('gaussian', 'bit_depth', 'low_pass', 'jpeg', 'pca', 'autoencoder')
+DEFAULT_DEFENCES = ('gaussian', 'low_pass', 'jpeg', 'pca', 'autoencoder')
 DEFAULT_EPS = {
   'linf': ('2/255', '4/255', '8/255'),
   'l2': ('0.25', '0.5', '1'),

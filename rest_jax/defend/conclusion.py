@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rest_jax.defend.evaluation_table import blocks, radius
+from rest_jax.defend.evaluation_table import blocks, radius, title_of
 from rest_jax.defend.rows import LEVEL, UNDEFENDED, DefenceRow
 
 
@@ -31,7 +31,10 @@ def verdict(rows: Sequence[DefenceRow]) -> str:
   trusted = [row for row in defended if not row.masked_gradients]
   helped = [row for row in trusted if row.gain > 0 and (row.gain_p or 0.0) < LEVEL]
   if not helped:
-    return 'No defence makes the model significantly more robust against an attacker who knows it.'
+    return (
+      'No defence makes the model significantly more robust against an attacker who knows it '
+      f'({defended[0].images} images).'
+    )
   best = max(helped, key=lambda row: (row.gain, row.worst.value))
   names = len({row.defence for row in helped})
   return (
@@ -65,31 +68,32 @@ def _about(block: Sequence[DefenceRow]) -> str:
   plain = next(row for row in block if row.defence == UNDEFENDED)
   others = [row for row in block if row.defence != UNDEFENDED]
   text = (
-    f'{plain.attack} within {radius(plain.norm, plain.eps)} ({plain.norm}): undefended, '
-    f'{percent(plain.worst.value)} of the images withstand it.'
+    f'{title_of(plain.attack)} within {radius(plain.norm, plain.eps)} ({plain.norm}): undefended, '
+    f'the model stays right on {percent(plain.worst.value)} of the images.'
   )
   if not others:
     return text
   best = max(others, key=lambda row: row.non_adaptive.value)
   text += (
-    f' Against images made without knowing the defence, {best.defence} keeps the most, '
+    f' Against an attacker who does not know of them, {best.defence} is the best defence with '
     f'{percent(best.non_adaptive.value)}'
   )
   aware = [row for row in others if row.adaptive is not None]
   if not aware:
     return text + '.'
-  if best.adaptive is not None:
-    text += f'; attacked through it, {percent(best.worst.value)}'
   top = max(aware, key=lambda row: row.worst.value)
   if top.worst.value == 0:
-    return text + '. Attacked through the defence, none keeps any.'
+    return text + '; once the attacker knows, none is left behind any of them.'
   if top is best:
-    return text + '. Attacked through the defence too it keeps the most.'
-  return (
-    text
-    + f'. Attacked through the defence, {top.defence} keeps the most, '
-    + (f'{percent(top.worst.value)}.')
+    return text + f'; once the attacker knows, it is still the best, with {_kept(best)}.'
+  return text + (
+    f', of which {_kept(best)} remain once the attacker knows; then {top.defence} is the best '
+    f'with {_kept(top)}.'
   )
+
+
+def _kept(row: DefenceRow) -> str:
+  return percent(row.worst.value)
 
 
 def _price(defended: Sequence[DefenceRow]) -> str:
@@ -99,9 +103,11 @@ def _price(defended: Sequence[DefenceRow]) -> str:
   start = f'Without an attack {percent(defended[0].clean_undefended.value)} are right undefended'
   if len(clean) == 1:
     return f'{start}, {percent(clean[dear])} behind {dear}.'
+  if percent(clean[dear]) == percent(clean[cheap]):
+    return f'{start}, {percent(clean[dear])} behind every defence.'
   ends = f'{percent(clean[dear])} ({dear}) to {percent(clean[cheap])} ({cheap})'
   return f'{start}, from {ends} behind the defences.'
 
 
 def _place(row: DefenceRow) -> str:
-  return f'{row.defence}, {row.attack} within {radius(row.norm, row.eps)} in {row.norm}'
+  return f'{row.defence}, {title_of(row.attack)} within {radius(row.norm, row.eps)} in {row.norm}'

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
@@ -161,15 +162,30 @@ def evaluate_defences(
     progress=progress or (lambda text, count: None),
   )
   entries = _entries(first.model, defences, work.key, draws, root)
-  found = work.cells(entries, attacks, adaptive)
-  health = {}
-  for entry in entries if check_health else ():
-    health[entry.label] = work.health(entry)
+  found, health = _both(work, entries, attacks, adaptive, check_health)
   evaluation = DefenceEvaluation(work.rows(entries, attacks, found, health), health, confidence)
   if root is not None:
     write_json(root / 'evaluation.json', evaluation.to_json())
     write_text(root / 'evaluation.md', evaluation.report())
   return evaluation
+
+
+def _both(
+  work: _Work,
+  entries: Sequence[_Entry],
+  attacks: Sequence[Attack],
+  adaptive: bool,
+  check_health: bool,
+) -> tuple[dict[tuple[str, str], Cell], dict[str, list[HealthCheck]]]:
+  """The attacks, and beside them the health checks: most of both is compilation on one core."""
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    pending = {e.label: pool.submit(work.health, e) for e in entries if check_health}
+    try:
+      found = work.cells(entries, attacks, adaptive)
+      work.progress('health checks', 0)
+      return found, {label: future.result() for label, future in pending.items()}
+    finally:
+      pool.shutdown(wait=False, cancel_futures=True)
 
 
 def check_threats(threats: Threat | Sequence[Threat], shape: tuple[int, ...]) -> list[Threat]:
@@ -264,7 +280,6 @@ class _Work:
 
   def health(self, entry: _Entry) -> list[HealthCheck]:
     """The health checks of a defended model, as the adaptive attack sees it."""
-    self._tick(f'{entry.label}: health checks')(0)
     return defended_health(
       entry.judged,
       entry.attacked,

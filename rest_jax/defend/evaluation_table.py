@@ -12,6 +12,20 @@ from rest_jax.defend.rows import UNDEFENDED, DefenceRow
 
 SHARES = ('clean_undefended', 'clean', 'non_adaptive', 'adaptive', 'worst')
 FLAG = '⚠'
+_TITLES = {
+  'fgsm': 'FGSM',
+  'pgd': 'PGD',
+  'mi_fgsm': 'MI-FGSM',
+  'apgd_ce': 'APGD (cross-entropy)',
+  'apgd_dlr': 'APGD (DLR)',
+  'apgd_t': 'APGD-T',
+  'fab': 'FAB',
+  'fab_t': 'FAB-T',
+  'cw': 'Carlini-Wagner',
+  'deepfool': 'DeepFool',
+  'square': 'Square',
+  'auto_attack': 'AutoAttack',
+}
 
 
 def radius(norm: str, eps: float) -> str:
@@ -20,6 +34,11 @@ def radius(norm: str, eps: float) -> str:
   if norm == 'linf' and eps and abs(levels - round(levels)) < 1e-6 * max(levels, 1):
     return f'{round(levels)}/255'
   return f'{eps:.4g}'
+
+
+def title_of(attack: str) -> str:
+  """An attack's name as its paper writes it; labels of your own stay."""
+  return _TITLES.get(attack, attack)
 
 
 def best_rows(rows: Sequence[DefenceRow], value: str) -> list[DefenceRow]:

@@ -25,7 +25,7 @@ from rest_jax.defend.document import (
   to_html,
   to_markdown,
 )
-from rest_jax.defend.evaluation_table import FLAG, best_rows, blocks, gain, radius
+from rest_jax.defend.evaluation_table import FLAG, best_rows, blocks, gain, radius, title_of
 from rest_jax.defend.examples import example_strips
 from rest_jax.defend.found import Found
 from rest_jax.defend.report_figures import draw_bars, draw_radii, draw_strips
@@ -122,8 +122,9 @@ def _tables(found: Found) -> list[Block]:
 def _table(block: Sequence[DefenceRow], confidence: float) -> Table:
   first = block[0]
   caption = (
-    f'Images classified correctly, in %: {first.attack} within {radius(first.norm, first.eps)} '
-    f'({first.norm}), {first.images} images. Green: best defence of the column; red: its worst.'
+    f'Images classified correctly, in %: {title_of(first.attack)} within '
+    f'{radius(first.norm, first.eps)} ({first.norm}), {first.images} images. '
+    'Green: best defence of the column; red: its worst.'
   )
   head = ['defence', 'no attack', 'non-adaptive attack', 'adaptive attack', 'worst of both']
   head += [f'{confidence:.0%} interval', 'gain in points']
@@ -166,12 +167,12 @@ def _pair(rows: Sequence[DefenceRow], folder: Path, name: str) -> list[Block]:
   several = blocks(rows)
   telling = max(several, key=_spread)
   draw_bars(folder / f'bars_{name}.png', telling)
-  at = f'{telling[0].attack} within {radius(telling[0].norm, telling[0].eps)}'
+  at = f'{title_of(telling[0].attack)} within {radius(telling[0].norm, telling[0].eps)}'
   caption = f'Images classified correctly, {at}. Whiskers are confidence intervals.'
   parts: list[Block] = [Figure(folder / f'bars_{name}.png', caption)]
   if len(several) > 1:
     draw_radii(folder / f'radii_{name}.png', rows)
-    caption = f'The same over the radius of {telling[0].attack}; radius 0 is no attack.'
+    caption = f'The same over the radius of {title_of(telling[0].attack)}; radius 0 is no attack.'
     parts.append(Figure(folder / f'radii_{name}.png', caption))
   return parts
 
@@ -188,7 +189,7 @@ def _examples(found: Found, folder: Path) -> list[Block]:
   if not strips:
     return []
   draw_strips(folder / 'examples.png', strips)
-  attack, eps = found.attacks[0].label, max(found.command.eps)
+  attack, eps = title_of(found.attacks[0].label), max(found.command.eps)
   caption = (
     f'Images, {attack} within {radius(found.command.norm, eps)} on the undefended model, and what '
     'each defence makes of the adversarial image; below each the answer of the model, ✓ where it '

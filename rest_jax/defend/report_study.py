@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rest_jax.defend.document import Block, Cell, Figure, Heading, Table, Text
-from rest_jax.defend.evaluation_table import radius
+from rest_jax.defend.evaluation_table import radius, title_of
 from rest_jax.defend.found import Found
 from rest_jax.defend.study_results import DenoiserResult, ModelResult
 
@@ -20,13 +20,15 @@ def study_blocks(found: Found, folder: Path) -> list[Block]:
   if found.study is None:
     return []
   noise = found.study.noise
-  at = f'{found.attacks[0].label} within {radius(found.command.norm, max(found.command.eps))}'
+  eps = radius(found.command.norm, max(found.command.eps))
+  at = f'{title_of(found.attacks[0].label)} within {eps}'
   words = (
     f'Suppose a defender could see the perturbation by itself and denoise that alone, so that the '
     f'image keeps every detail. How much of the perturbation ({at}, made on the undefended model) '
     'is then gone, and how much harm does the rest still do? This is the test of arXiv 2012.09384; '
     'that it is the share of energy that counts, and how a denoiser that is not linear is applied '
-    'to noise (on mid grey), is our reading.'
+    'to noise (on mid grey), is our reading. `weaker` is no denoiser but the same perturbation '
+    'made smaller, for comparison.'
   )
   return [
     Heading('Noise alone'),

@@ -90,8 +90,8 @@ class _Bar:
   """A bar over the pieces of work; silent where nobody looks."""
 
   def __init__(self, attacks: int, defences: int, adaptive: bool):
-    # An attack on the undefended model, one through each defence, and checks of all.
-    total = attacks * (1 + defences * adaptive) + 1 + defences + 1
+    # An attack on the undefended model, one through each defence, checks of all, a report.
+    total = attacks * (1 + defences * adaptive) + 2
     hidden = not sys.stderr.isatty()
     self._bar = tqdm(total=total, unit='step', disable=hidden, dynamic_ncols=True)
     self._text, self._images = '', 0

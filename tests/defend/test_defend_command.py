@@ -1,0 +1,82 @@
+"""The command line of defend.py."""
+
+from pathlib import Path
+
+import pytest
+
+from rest_jax.attacks import list_attacks
+from rest_jax.defend import command, list_denoisers
+from rest_jax.errors import UserError
+
+
+def parse(*args):
+  return command.parse(['defend.py', *args], 'Usage.')
+
+
+def test_defaults():
+  parsed = parse('--attack', 'pgd')
+  assert (parsed.attack, parsed.norm, parsed.model) == (('pgd',), 'linf', 'digit_scenes')
+  assert parsed.eps == (2 / 255, 4 / 255, 8 / 255) and parsed.strength == (0.5,)
+  assert parsed.adaptive and parsed.study is None and parsed.steps is None
+  assert parsed.output == Path('work/defend_digit_scenes')
+  assert set(command.DEFAULT_DEFENCES) <= set(list_denoisers())
+  families = {name for f in ('spatial', 'frequency', 'latent') for name in list_denoisers(f)}
+  assert families == set(list_denoisers())
+  for family in ('spatial', 'frequency', 'latent'):
+    assert set(command.DEFAULT_DEFENCES) & set(list_denoisers(family))
+
+
+def test_lists_fractions_and_what_people_call_attacks():
+  parsed = parse(
+    *('--attack', 'APGD', 'autoattack,pgd', 'mi-fgsm', '--eps', '8/255,0.05', '1/255', '0'),
+    *('--defense', 'median', 'non_local@stage2', '--strength=0,0.25', '--no-adaptive'),
+    *('--study', 'noise', '--data', 'some/folder', '-limit', '7'),
+  )
+  assert parsed.attack == ('apgd_ce', 'auto_attack', 'pgd', 'mi_fgsm')
+  assert parsed.eps == (8 / 255, 0.05, 1 / 255, 0.0)
+  assert parsed.defense == ('median', 'non_local@stage2') and parsed.strength == (0.0, 0.25)
+  assert not parsed.adaptive and parsed.study == 'noise' and parsed.limit == 7
+  assert parsed.output == Path('work/defend_folder')
+
+
+def test_all_and_none():
+  assert parse('--defense', 'all').defense == tuple(list_denoisers())
+  assert parse('--defense', 'none').defense == ()
+  assert parse('--norm', 'l2').eps == (0.25, 0.5, 1.0)
+
+
+def test_help_explains_every_flag(capsys):
+  assert parse('--help') is None
+  text = capsys.readouterr().out
+  assert text.startswith('Usage.')
+  for name in command.Command.__dataclass_fields__:
+    assert f'--{name}\n' in text
+  assert all(attack in text for attack in list_attacks()) and '8/255' in text
+
+
+@pytest.mark.parametrize(
+  ('args', 'message'),
+  [
+    (('--defense', 'gausian'), r"--defense: there is no 'gausian'; did you mean gaussian"),
+    (('--defence', 'jpeg'), r'unknown flag --defence; did you mean --defense'),
+    (('--attack', 'pdg'), "--attack: there is no attack 'pdg'; did you mean pgd"),
+    (('--attack', 'cw'), r"--attack cw has no norm 'linf'; it has l2"),
+    (('--norm', 'l0'), "unknown norm 'l0'; there are linf, l2, l1"),
+    (('--eps', '8'), r'--eps is 8, beyond 1, .* such as 8/255'),
+    (('--eps', '300/255'), r'--eps is 300/255, beyond 1, .* in units of \[0, 1\]$'),
+    (('--eps', '-0.1'), r'--eps is -0.1; a radius is a number from 0'),
+    (('--eps', 'nan'), "--eps: 'nan' is no number"),
+    (('--eps', '8/0'), "--eps: '8/0' is no number such as 0.03 or 8/255"),
+    (('--strength', '-0.5'), r'--strength is -0.5; it takes numbers from 0'),
+    (('--strength', '2'), r'--strength is 2;'),
+    (('--strength', 'much'), r'--strength is much;'),
+    (('--study', 'sound'), r"--study: invalid choice: 'sound'"),
+    (('--limit', '0'), '--limit is 0; it takes a whole number from 1'),
+    (('--seed', '-1'), '--seed is -1'),
+    (('jpeg',), "unexpected argument 'jpeg'; attacks go to --attack, defences to --defense"),
+  ],
+)  # fmt: skip
+def test_bad_command_lines(args, message):
+  with pytest.raises(UserError, match=message) as caught:
+    parse(*args)
+  assert '\n' not in str(caught.value)
