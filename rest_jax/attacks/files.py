@@ -1,50 +1,33 @@
-"""Writing what an evaluation leaves on disk: through temporary names, failures as one line."""
+"""Writing what an evaluation leaves on disk: `rest_jax.files`, with the argument `output_dir`."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import math
-import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rest_jax.errors import UserError
+from rest_jax import files
+
+_ADVICE = 'free some space or give another output_dir, then run the same again'
 
 
-@contextlib.contextmanager
-def writing(directory: Path) -> Iterator[None]:
+def writing(directory: Path) -> contextlib.AbstractContextManager[None]:
   """Turns a failed write below `directory` into one line.
 
   Raises:
     UserError: the disk is full, the directory is read-only, or no directory.
   """
-  try:
-    yield
-  except OSError as error:
-    raise UserError(
-      f'cannot write to {directory}: {error.strerror or error}; '
-      'free some space or give another output_dir, then run the same again'
-    ) from error
+  return files.writing(directory, _ADVICE)
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path) -> contextlib.AbstractContextManager[Path]:
   """Gives a temporary path beside `path` that takes its place at the end.
 
   A kill leaves the old file or the new one, whole. The ending stays, writers go by it.
   """
-  temporary = path.with_name(f'.{path.stem}.{os.getpid()}{path.suffix}')
-  with writing(path.parent):
-    try:
-      path.parent.mkdir(parents=True, exist_ok=True)
-      yield temporary
-      os.replace(temporary, path)
-    finally:
-      temporary.unlink(missing_ok=True)
+  return files.replacing(path, path.parent, _ADVICE)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -53,8 +36,7 @@ def write_text(path: Path, text: str) -> None:
   Raises:
     UserError: it cannot be written.
   """
-  with replacing(path) as temporary:
-    temporary.write_text(text, encoding='utf-8')
+  files.write_text(path, text, path.parent, _ADVICE)
 
 
 def write_npz(path: Path, **arrays: Any) -> None:
@@ -73,12 +55,4 @@ def write_json(path: Path, value: Any) -> None:
   Raises:
     UserError: it cannot be written.
   """
-  write_text(path, json.dumps(_finite(value), indent=2) + '\n')
-
-
-def _finite(value: Any) -> Any:
-  if isinstance(value, float):
-    return value if math.isfinite(value) else None
-  if isinstance(value, dict):
-    return {name: _finite(one) for name, one in value.items()}
-  return [_finite(one) for one in value] if isinstance(value, list | tuple) else value
+  files.write_json(path, value, path.parent, _ADVICE)

@@ -52,7 +52,8 @@ class ImageFiles:
       UserError: a part is missing or damaged, or no place to write.
     """
     final = self._final(run)
-    found = self._read([final, *sorted((self._folder / run.stem).glob('*.npz'))])
+    # What begins with a dot was being written when a kill came.
+    found = self._read([final, *sorted((self._folder / run.stem).glob('[!.]*.npz'))])
     for eps in {record.reused for record in records.values() if record.reused is not None}:
       lent = self._read([self._final(run._replace(eps=eps))])
       found |= {i: lent[i] for i in lent if i in records and records[i].reused == eps}

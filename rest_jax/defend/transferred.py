@@ -149,7 +149,7 @@ class Transferred:
     adv = np.array(self._images)
     done = np.zeros(len(adv), bool)
     folder = None if self._directory is None else self._directory / run.stem
-    for path in sorted(folder.glob('*.npz')) if folder else ():
+    for path in sorted(folder.glob('[!.]*.npz')) if folder else ():
       self._read(path, adv, done)
     left = np.flatnonzero(~done)
     for first in range(0, len(left), self._size):

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from rest_jax.explain.figures import new_figure
-from rest_jax.explain.output import replacing
+from rest_jax.files import replacing
 
 _FRAME_MS, _LAST_MS = 120, 1800
 

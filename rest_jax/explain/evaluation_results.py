@@ -15,9 +15,9 @@ from PIL import Image
 from rest_jax import explain
 from rest_jax.explain import figures
 from rest_jax.explain.metrics import bootstrap
-from rest_jax.explain.output import write_array
 from rest_jax.explain.report import Estimate, Row, standing, write_report
 from rest_jax.explain.study import BASELINES, SANITY, Study
+from rest_jax.files import write_array
 
 EXAMPLES = 6  # scenes of examples.png
 _NOT_SHOWN = ('correct',)

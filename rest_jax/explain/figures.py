@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from rest_jax.explain.output import replacing
 from rest_jax.explain.overlay import COLOURS, overlay
+from rest_jax.files import replacing
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rest_jax.errors import UserError
-from rest_jax.explain.output import write_text
+from rest_jax.files import write_text
 
 
 class Records:

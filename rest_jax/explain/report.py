@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rest_jax.explain.figures import title_of
-from rest_jax.explain.output import write_json, write_text
+from rest_jax.files import write_json, write_text
 
 
 class Measure(NamedTuple):

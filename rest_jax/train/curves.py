@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from rest_jax.train.metrics import read_metrics
-from rest_jax.train.workdir import writing
+from rest_jax.train.workdir import replacing
 
 _PANELS = (
   ('loss', (('train/loss', 'train'), ('test/loss', 'test'), ('ema/loss', 'test, average'))),
@@ -62,7 +61,5 @@ def draw_curves(workdir: Path) -> None:
     axes.grid(alpha=0.3)
     if len(names) > 1 and axes.lines:
       axes.legend()
-  temporary = workdir / 'curves.tmp.png'
-  with writing(workdir):
+  with replacing(workdir / 'curves.png') as temporary:
     figure.savefig(temporary, dpi=100)
-    os.replace(temporary, workdir / 'curves.png')

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from rest_jax.train.environment import command_line, describe_devices, environment
 from rest_jax.train.validation import Validation
-from rest_jax.train.workdir import write_json, write_text, writing
+from rest_jax.train.workdir import replacing, write_json, write_text
 
 _NAMED = 30  # classes that a picture can name on its axes
 
@@ -41,12 +40,9 @@ def write_report(
     UserError: the directory cannot be written.
   """
   names = classifier.class_names
-  with writing(directory):
-    directory.mkdir(parents=True, exist_ok=True)
-    record = _record(result, names, model, source, view)
-    write_json(directory / 'results.json', record)
-    write_text(directory / 'report.md', _markdown(result, names, model, source, view))
-    _draw(directory, result, names)
+  write_json(directory / 'results.json', _record(result, names, model, source, view))
+  write_text(directory / 'report.md', _markdown(result, names, model, source, view))
+  _draw(directory, result, names)
   speed = '' if math.isnan(result.images_per_second) else f', {result.images_per_second:.0f} img/s'
   return (
     f'{model} on {result.count} images of {source}: top-1 {result.top1:.2%}, '
@@ -132,9 +128,8 @@ def _draw(directory: Path, result: Validation, names) -> None:
   _draw_confusion(left, result, names)
   figure.colorbar(left.images[0], ax=left, label='share of the true class', shrink=0.8)
   _draw_calibration(right, result)
-  temporary = directory / 'confusion.tmp.png'
-  figure.savefig(temporary, dpi=100)
-  os.replace(temporary, directory / 'confusion.png')
+  with replacing(directory / 'confusion.png') as temporary:
+    figure.savefig(temporary, dpi=100)
 
 
 def _draw_confusion(axes, result: Validation, names) -> None:

@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rest_jax import files
 from rest_jax.errors import UserError
 from rest_jax.train.config import differing_keys
 
 _DISK_SIGNS = ('No space left', 'Permission denied', 'Read-only file system', 'quota exceeded')
 _SHOWN_KEYS = 8
+_ADVICE = 'free some space or give another one with --output, then run the same command again'
 
 
 @contextlib.contextmanager
@@ -26,7 +28,7 @@ def writing(directory: Path) -> Iterator[None]:
   try:
     yield
   except OSError as error:
-    raise _write_error(directory, error.strerror or str(error)) from error
+    raise _write_error(directory, error.strerror or error) from error
   except Exception as error:
     # Tensor stores report the operating system's message inside errors of their own.
     sign = next((sign for sign in _DISK_SIGNS if sign in str(error)), None)
@@ -35,24 +37,27 @@ def writing(directory: Path) -> Iterator[None]:
     raise _write_error(directory, sign) from error
 
 
-def _write_error(directory: Path, reason: str) -> UserError:
-  return UserError(
-    f'cannot write to the work directory {directory}: {reason}; '
-    'free some space or give another one with --output, then run the same command again'
-  )
+def _write_error(directory: Path, reason: object) -> UserError:
+  return files.write_error(_named(directory), reason, _ADVICE)
+
+
+def _named(directory: Path) -> str:
+  return f'the work directory {directory}'
+
+
+def replacing(path: Path) -> contextlib.AbstractContextManager[Path]:
+  """Gives a temporary path that takes the place of `path`, see `rest_jax.files.replacing`."""
+  return files.replacing(path, _named(path.parent), _ADVICE)
 
 
 def write_text(path: Path, text: str) -> None:
   """Writes a file through a temporary name, so that a kill leaves the old or the new one."""
-  temporary = path.with_name(path.name + '.tmp')
-  with writing(path.parent):
-    temporary.write_text(text, encoding='utf-8')
-    os.replace(temporary, path)
+  files.write_text(path, text, _named(path.parent), _ADVICE)
 
 
 def write_json(path: Path, value: Any) -> None:
-  """Writes indented JSON through a temporary name."""
-  write_text(path, json.dumps(value, indent=2) + '\n')
+  """Writes indented JSON through a temporary name; NaN becomes null."""
+  files.write_json(path, value, _named(path.parent), _ADVICE)
 
 
 def open_workdir(directory: str | Path, config: dict[str, Any]) -> Path:

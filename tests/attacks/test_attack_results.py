@@ -9,6 +9,7 @@ import pytest
 from hypothesis import strategies as st
 from scipy import stats
 
+from rest_jax.attacks.result_images import FOLDER, ImageFiles
 from rest_jax.attacks.results import RESULTS, Record, ResultStore, RunName
 from rest_jax.attacks.summary import (
   WORST_CASE,
@@ -113,6 +114,17 @@ def test_no_place_to_write(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UserError, match='cannot write to'):
     ResultStore(tmp_path / 'file' / 'deeper', HEADER)
+
+
+def test_images_half_written_when_a_kill_came_are_passed_over(tmp_path):
+  files, run = ImageFiles(tmp_path), record(3).run
+  image = np.full((1, 2, 2, 1), 0.5, np.float32)
+  files.add(run, np.array([3]), np.array([1]), image)
+  parts = tmp_path / FOLDER / run.stem
+  (parts / '.0000000004.77.npz').write_bytes(b'PK half')
+  with np.load(files.merge(run, {3: record(3)})) as merged:
+    np.testing.assert_array_equal(merged['images'], image)
+  assert not parts.exists()
 
 
 @hypothesis.given(st.integers(0, 60), st.integers(0, 60), st.sampled_from([0.9, 0.95, 0.99]))

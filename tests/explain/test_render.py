@@ -6,7 +6,7 @@ from PIL import Image
 
 from rest_jax.errors import UserError
 from rest_jax.explain import animate, figures, overlay
-from rest_jax.explain.output import replacing, write_json
+from rest_jax.files import replacing, write_json
 
 
 def random_map(side=16, seed=0):

@@ -182,6 +182,6 @@ def test_unreadable_image(experiment, tmp_path, image_folder):
 
 
 def test_disk_that_fills_up(experiment, tmp_path):
-  tmp_path.joinpath('curves.tmp.png').symlink_to('/dev/full')
+  tmp_path.joinpath(f'.curves.{os.getpid()}.png').symlink_to('/dev/full')
   with pytest.raises(UserError, match=r'No space left on device; free some space'):
     loop.train(experiment, tmp_path)

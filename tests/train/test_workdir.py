@@ -1,6 +1,7 @@
 """The work directory: another config, a full disk, a read-only place."""
 
 import errno
+import os
 import json
 
 import pytest
@@ -71,7 +72,7 @@ def test_messages_of_tensor_stores(tmp_path):
 
 
 def test_full_disk(tmp_path):
-  (tmp_path / 'full.json.tmp').symlink_to('/dev/full')
+  (tmp_path / f'.full.{os.getpid()}.json').symlink_to('/dev/full')
   with pytest.raises(UserError, match=r'No space left on device'):
     workdir.write_json(tmp_path / 'full.json', {})
 

@@ -1,0 +1,88 @@
+"""Writing results: through temporary names, so that a kill leaves the old file or the new one.
+
+A failure is one line that ends with `advice`, what to do about it: scripts say which flag gives
+another place, functions which argument.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rest_jax.errors import UserError
+
+ADVICE = 'free some space or give another --output'
+
+
+def write_error(place: object, reason: object, advice: str = ADVICE) -> UserError:
+  """The error about a place that cannot be written to."""
+  return UserError(f'cannot write to {place}: {reason}; {advice}')
+
+
+@contextlib.contextmanager
+def writing(place: object, advice: str = ADVICE) -> Iterator[None]:
+  """Turns a failed write into one line about `place`, a path or words.
+
+  Raises:
+    UserError: the disk is full, the place is read-only, or no directory.
+  """
+  try:
+    yield
+  except OSError as error:
+    raise write_error(place, error.strerror or error, advice) from error
+
+
+@contextlib.contextmanager
+def replacing(path: Path, place: object = None, advice: str = ADVICE) -> Iterator[Path]:
+  """Gives a temporary path beside `path` that takes its place at the end.
+
+  Args:
+    path: the file to be written; its folder is made. The ending stays, writers go by it.
+    place: what the error is about; the file by default.
+    advice: what to do about an error.
+
+  Raises:
+    UserError: the folder or the file cannot be written.
+  """
+  temporary = path.with_name(f'.{path.stem}.{os.getpid()}{path.suffix}')
+  with writing(path if place is None else place, advice):
+    try:
+      path.parent.mkdir(parents=True, exist_ok=True)
+      yield temporary
+      os.replace(temporary, path)
+    finally:
+      with contextlib.suppress(OSError):  # the first error is the one to report
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, place: object = None, advice: str = ADVICE) -> None:
+  """Writes UTF-8 text; arguments and errors as `replacing`."""
+  with replacing(path, place, advice) as temporary:
+    temporary.write_text(text, encoding='utf-8')
+
+
+def write_json(path: Path, value: Any, place: object = None, advice: str = ADVICE) -> None:
+  """Writes indented JSON; NaN and infinity, which it has not, become null."""
+  text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+  write_text(path, text + '\n', place, advice)
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+  """Writes a .npy file; errors as `replacing`."""
+  with replacing(path) as temporary:
+    np.save(temporary, array, allow_pickle=False)
+
+
+def _finite(value: Any) -> Any:
+  if isinstance(value, float):
+    return value if math.isfinite(value) else None
+  if isinstance(value, dict):
+    return {name: _finite(one) for name, one in value.items()}
+  return [_finite(one) for one in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,36 @@
+"""Results on disk: a kill or an error leaves the old file, and an error is one line with advice."""
+
+import json
+
+import numpy as np
+import pytest
+
+from rest_jax import files
+from rest_jax.errors import UserError
+
+
+def test_a_file_is_replaced_at_the_end(tmp_path):
+  path = tmp_path / 'new' / 'x.json'
+  files.write_json(path, {'a': [1.5, float('nan'), float('inf')], 'b': 'ρ'})
+  assert json.loads(path.read_text(encoding='utf-8')) == {'a': [1.5, None, None], 'b': 'ρ'}
+  assert 'ρ' in path.read_text(encoding='utf-8')
+  with pytest.raises(RuntimeError), files.replacing(path) as temporary:
+    assert temporary.parent == path.parent and temporary.suffix == '.json'
+    temporary.write_text('half')
+    raise RuntimeError
+  assert json.loads(path.read_text(encoding='utf-8'))['b'] == 'ρ'
+  assert [found.name for found in path.parent.iterdir()] == ['x.json']
+
+
+def test_arrays_keep_their_ending(tmp_path):
+  files.write_array(tmp_path / 'x.npy', np.arange(3))
+  assert np.load(tmp_path / 'x.npy').tolist() == [0, 1, 2]
+
+
+def test_an_error_names_the_place_and_ends_with_the_advice(tmp_path):
+  (tmp_path / 'file').touch()
+  path = tmp_path / 'file' / 'x.txt'
+  with pytest.raises(UserError, match=r'cannot write to .*file/x\.txt: .*; .* --output$'):
+    files.write_text(path, '')
+  with pytest.raises(UserError, match=r'^cannot write to the folder: .*; give another folder$'):
+    files.write_text(path, '', 'the folder', 'give another folder')
