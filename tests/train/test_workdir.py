@@ -1,8 +1,8 @@
 """The work directory: another config, a full disk, a read-only place."""
 
 import errno
-import os
 import json
+import os
 
 import pytest
 
