@@ -14,7 +14,7 @@ from PIL import Image
 from skimage import data, restoration
 from skimage.restoration import _denoise as skimage_denoise
 
-from rest_jax.defend.denoise import denoiser
+from rest_jax.defend.denoise import denoiser, shifts
 from rest_jax.ops import resize_bilinear
 
 LEVEL = 1 / 255
@@ -242,3 +242,13 @@ def test_resize_pad_puts_a_shrunk_picture_on_black(image):
     corners.add((int(rows[0]), int(columns[0])))
   # ceil(0.8 * 37) = 30 to 37: all eight sizes come up, and many places.
   assert sizes == set(range(30, 38)) and len(corners) > 20
+
+
+def test_both_forms_of_a_convolution_are_one(monkeypatch):
+  planes = jnp.asarray(np.random.default_rng(0).random((2, 9, 12)), jnp.float32)
+  taps = (0.1, 0.2, 0.4, 0.2, 0.1)
+  product = shifts.convolve_planes(planes, taps)
+  monkeypatch.setattr(shifts, 'MATRIX_LIMIT', 0)
+  np.testing.assert_allclose(product, shifts.convolve_planes(planes, taps), atol=1e-6)
+  expected = scipy.ndimage.convolve(planes, np.multiply.outer(taps, taps)[None])[:, 2:-2, 2:-2]
+  np.testing.assert_allclose(product, expected, atol=1e-6)

@@ -12,9 +12,9 @@ from rest_jax.attacks.checks import check_count
 from rest_jax.defend.denoise.denoiser import Denoiser, check_positive, in_pixels, step
 from rest_jax.defend.denoise.registry import register
 from rest_jax.defend.denoise.shifts import (
-  box_weights,
   channels_first,
   channels_last,
+  convolve_planes,
   pad_plane,
   shifted,
   square_distance,
@@ -76,7 +76,7 @@ def _filter(
 def _weights(patches, scale, padded, dy, dx, *, size: tuple[int, int], reach: int):
   edge = (patches.shape[-1] - size[1]) // 2
   there = shifted(padded, dy, dx, patches.shape[-2:])
-  apart = box_weights(square_distance(patches, there), _taps(2 * edge + 1)) * scale
+  apart = convolve_planes(square_distance(patches, there), _taps(2 * edge + 1)) * scale
   row = jnp.arange(size[0])[:, None] + dy - reach
   column = jnp.arange(size[1])[None, :] + dx - reach
   inside = (row >= 0) & (row < size[0]) & (column >= 0) & (column < size[1])
@@ -84,8 +84,8 @@ def _weights(patches, scale, padded, dy, dx, *, size: tuple[int, int], reach: in
   return jnp.where(counts, jnp.exp(-jnp.minimum(apart, 2 * _FARTHEST)), 0.0)
 
 
-def _taps(patch: int) -> list[float]:
+def _taps(patch: int) -> tuple[float, ...]:
   """One axis of the patch's Gaussian; both together sum to 1."""
   deviation = (patch - 1) / 4
   taps = np.exp(-0.5 * ((np.arange(patch) - patch // 2) / deviation) ** 2)
-  return (taps / taps.sum()).tolist()
+  return tuple((taps / taps.sum()).tolist())

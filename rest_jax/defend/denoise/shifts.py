@@ -9,11 +9,16 @@ fastest axis.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+
+# Longest axis that is convolved by a matrix product: at 64 pixels non-local means then take 0.6 and
+# their gradient 0.5 of the time (8 images, 5x5 patches, 11x11 pixels searched, CPU).
+MATRIX_LIMIT = 128
 
 Weights = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -83,12 +88,31 @@ def _square(side: int) -> jax.Array:
   return jnp.stack(jnp.meshgrid(*[jnp.arange(side)] * 2, indexing='ij'), axis=-1).reshape(-1, 2)
 
 
-def box_weights(plane: jax.Array, taps: Sequence[float]) -> jax.Array:
-  """Convolves the two last axes with the taps, valid part: (..., H + n - 1, W + n - 1)."""
-  for axis in (-2, -1):
-    length = plane.shape[axis] - len(taps) + 1
-    plane = functools.reduce(
-      jnp.add,
-      [t * lax.slice_in_dim(plane, i, i + length, axis=axis) for i, t in enumerate(taps)],
-    )
-  return plane
+def convolve_planes(planes: jax.Array, taps: tuple[float, ...]) -> jax.Array:
+  """Convolves both axes of the planes with symmetric taps, valid part.
+
+  Args:
+    planes: (B, H + n - 1, W + n - 1).
+    taps: n of them.
+
+  Returns:
+    (B, H, W).
+  """
+  for axis, over in ((1, 'Hh,bhw->bHw'), (2, 'Ww,bhw->bhW')):
+    length = planes.shape[axis] - len(taps) + 1
+    if length <= MATRIX_LIMIT:
+      matrix = jnp.asarray(_band(length, taps), planes.dtype)
+      planes = jnp.einsum(over, matrix, planes, precision='highest')
+    else:
+      parts = (lax.slice_in_dim(planes, i, i + length, axis=axis) for i in range(len(taps)))
+      planes = functools.reduce(jnp.add, [t * p for t, p in zip(taps, parts, strict=True)])
+  return planes
+
+
+@functools.lru_cache(maxsize=16)
+def _band(length: int, taps: tuple[float, ...]) -> np.ndarray:
+  """(length, length + n - 1): the convolution along an axis."""
+  matrix = np.zeros((length, length + len(taps) - 1))
+  for i, tap in enumerate(taps):
+    np.fill_diagonal(matrix[:, i:], tap)
+  return matrix
