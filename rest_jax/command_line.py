@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from rest_jax.errors import UserError
+from rest_jax.errors import UserError, did_you_mean
 
 
 class Flag(NamedTuple):
@@ -85,9 +84,8 @@ def _unknown(argument: str, flags: Sequence[Flag], stray: str) -> str:
   if not argument.startswith('-'):
     return f'unexpected argument {argument!r}; {stray or "values go to flags"}, see --help'
   name = argument.lstrip('-').split('=')[0]
-  near = difflib.get_close_matches(name, [flag.name for flag in flags], 3)
-  hint = f'did you mean {" or ".join(f"--{n}" for n in near)}?' if near else 'see --help'
-  return f'unknown flag --{name}; {hint}'
+  known = (flag.name for flag in flags)
+  return f'unknown flag --{name}; {did_you_mean(name, known, "see --help", shown="--{}".format)}'
 
 
 def _help(usage: str, flags: Sequence[Flag]) -> str:

@@ -6,7 +6,6 @@ Records are read at random from ArrayRecord files and decoded by Pillow.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import pathlib
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rest_jax.data.images import EncodedImage, decode_image
-from rest_jax.errors import UserError
+from rest_jax.errors import UserError, did_you_mean
 
 
 @dataclasses.dataclass
@@ -138,8 +137,7 @@ def _missing(name: str, root: pathlib.Path) -> str:
   known = tfds.list_builders(with_community_datasets=False)
   base = name.split('/')[0].split(':')[0]
   if base not in known:
-    near = difflib.get_close_matches(base, [*known, 'digit_scenes'], n=3)
-    hint = f'did you mean {", ".join(near)}?' if near else 'see tensorflow.org/datasets/catalog'
+    hint = did_you_mean(base, [*known, 'digit_scenes'], 'see tensorflow.org/datasets/catalog')
     return f'no data set and no directory is called {name!r}: {hint}'
   files = ''
   if base == 'imagenet2012':

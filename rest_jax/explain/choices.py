@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rest_jax import explain
-from rest_jax.errors import UserError
+from rest_jax.errors import UserError, did_you_mean
 from rest_jax.explain.command import Command
 from rest_jax.explain.registry import METHODS, get_method
 from rest_jax.models.classifier import Classifier
@@ -118,8 +117,11 @@ def _top(wanted: int, target: str, ranked: np.ndarray) -> np.ndarray:
 
 
 def _no_class(target: str, class_names: Sequence[str], folded: list[str]) -> str:
-  near = difflib.get_close_matches(target.casefold(), folded, 3)
-  names = [class_names[folded.index(name)] for name in near]
-  hint = f'did you mean {" or ".join(names)}?' if names else f'such as {", ".join(class_names[:3])}'
+  hint = did_you_mean(
+    target.casefold(),
+    folded,
+    f'such as {", ".join(class_names[:3])}',
+    shown=lambda name: class_names[folded.index(name)],
+  )
   last = len(class_names) - 1
   return f'no class {target!r} in the model, which has numbers 0 to {last} and names; {hint}'

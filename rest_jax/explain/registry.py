@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 
-from rest_jax.errors import UserError
+from rest_jax.errors import UserError, did_you_mean
 from rest_jax.explain.common import constant_maps, prepare, resolve_targets
 from rest_jax.explain.taps import Tap
 
@@ -98,8 +97,7 @@ def list_methods() -> list[str]:
 def get_method(name: str) -> Method:
   """The method of that name; `UserError` with the near names where there is none."""
   if name not in METHODS:
-    near = difflib.get_close_matches(name, METHODS, 3) or list_methods()
-    raise UserError(f'there is no method {name!r}; did you mean {" or ".join(near)}?')
+    raise UserError(f'there is no method {name!r}; {did_you_mean(name, list_methods())}')
   return METHODS[name]
 
 

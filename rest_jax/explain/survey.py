@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +13,7 @@ from flax import linen as nn
 from jax.extend.core import get_opaque_trace_state
 from jax.tree_util import Partial
 
-from rest_jax.errors import UserError
+from rest_jax.errors import UserError, did_you_mean
 
 # Below this a map is a handful of numbers: the published maps are 7 x 7 and 14 x 14.
 MIN_GRID = 7
@@ -117,8 +116,8 @@ def check_layer(name: str, seen: Survey) -> None:
       'no Linen module was seen running in this model (one that is jitted inside is not seen); '
       'give it as a pair (features_fn, head_fn) with head_fn(features_fn(images)) = logits'
     )
-  near = difflib.get_close_matches(name, seen.layers, 3, 0.4) or list(_planes(seen.layers))[:8]
-  raise UserError(f'there is no layer {name!r}; did you mean {" or ".join(near)}?')
+  hint = did_you_mean(name, seen.layers, list(_planes(seen.layers))[:8], cutoff=0.4)
+  raise UserError(f'there is no layer {name!r}; {hint}')
 
 
 def default_layer(

@@ -27,7 +27,6 @@ by 0.98.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -37,7 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from rest_jax.errors import UserError
+from rest_jax.errors import UserError, did_you_mean
 from rest_jax.ops.bands import (
   TRANSFORMS,
   band_sizes,
@@ -113,8 +112,8 @@ class Compression:
 
 def _check_choice(option: str, value: Any, choices: tuple[str, ...]) -> None:
   if value not in choices:
-    near = difflib.get_close_matches(str(value), choices, 1) or choices
-    raise UserError(f'compression has no {option} {value!r}; did you mean {" or ".join(near)}?')
+    hint = did_you_mean(value, choices, count=1)
+    raise UserError(f'compression has no {option} {value!r}; {hint}')
 
 
 def _is_share(value: Any) -> bool:
@@ -152,8 +151,8 @@ def _known_options(options: Mapping[str, Any]) -> dict[str, Any]:
   known = [field.name for field in dataclasses.fields(Compression)]
   for name in options:
     if name not in known:
-      near = difflib.get_close_matches(name, known, 1) or known
-      raise UserError(f'compression has no option {name!r}; did you mean {" or ".join(near)}?')
+      hint = did_you_mean(name, known, count=1)
+      raise UserError(f'compression has no option {name!r}; {hint}')
   options = dict(options)
   stages = options.get('stages', (1,))
   # JSON and the command line give lists and single numbers.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 import importlib
 from collections.abc import Callable
 
 from flax import linen as nn
 
-from rest_jax.errors import UserError
+from rest_jax.errors import UserError, did_you_mean
 from rest_jax.models.compression import parse_compression
 
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {}
@@ -63,14 +62,12 @@ def create_model(name: str, num_classes: int = 1000, **overrides) -> nn.Module:
   """
   builders = _builders()
   if name not in builders:
-    near = difflib.get_close_matches(name, builders, 3) or sorted(builders)
-    raise UserError(f'unknown model {name!r}; did you mean {" or ".join(near)}?')
+    raise UserError(f'unknown model {name!r}; {did_you_mean(name, sorted(builders))}')
   model = builders[name]()
   fields = [f for f in type(model).__dataclass_fields__ if f not in ('parent', 'name')]
   for key in overrides:
     if key not in fields:
-      near = difflib.get_close_matches(key, fields, 3) or fields
-      raise UserError(f'{name} has no option {key!r}; did you mean {" or ".join(near)}?')
+      raise UserError(f'{name} has no option {key!r}; {did_you_mean(key, fields)}')
   frozen = {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
   if 'compression' in frozen:
     frozen['compression'] = parse_compression(frozen['compression'])

@@ -7,14 +7,13 @@ are not in the table below, so a misspelt key is never silently ignored.
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from typing import Any, TypeAlias
 
 from ml_collections import config_dict
 
-from rest_jax.errors import UserError
+from rest_jax.errors import UserError, did_you_mean
 
 # A ConfigDict, or a group of one. Not its real type: a checker would take every value of it for any
 # of the types that a ConfigDict can hold.
@@ -163,8 +162,9 @@ def check_key(name: str) -> None:
   if name in known or name in FIELDS or name.startswith('model.overrides.'):
     return
   by_leaf = [key for key in known if key.split('.')[-1] == name.split('.')[-1]]
-  near = by_leaf or difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-  advice = f'did you mean {" or ".join(near)}?' if near else 'train.py --help lists all keys'
+  advice = did_you_mean(
+    name, by_leaf or known, by_leaf or 'train.py --help lists all keys', cutoff=0.5
+  )
   raise UserError(f'unknown config key {name!r}; {advice}')
 
 
