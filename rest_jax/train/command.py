@@ -76,7 +76,7 @@ def parse(argv: list[str], usage: str) -> Command | None:
   Raises:
     UserError: unknown flag, config file, config key or value.
   """
-  if any(arg in ('-h', '-help', '--help', '--helpfull', '--helpshort') for arg in argv[1:]):
+  if wants_help(argv):
     print(_help(usage))
     return None
   file, variant, rest = _split(argv[1:])
@@ -92,8 +92,25 @@ def parse(argv: list[str], usage: str) -> Command | None:
   config = _resolve(values)
   name = f'{file.stem}_{variant}' if variant else file.stem
   output = Path(values['output'].value or Path('work') / name)
-  several = (values[key].value for key in ('coordinator', 'num_processes', 'process_id'))
-  return Command(config, output, *several)
+  return Command(config, output, *processes(values))
+
+
+def wants_help(argv: list[str]) -> bool:
+  """Whether a command line asks for `--help`."""
+  return any(arg in ('-h', '-help', '--help', '--helpfull', '--helpshort') for arg in argv[1:])
+
+
+def define_processes(values: flags.FlagValues, what: str) -> None:
+  """Defines the flags of several processes, which `what` together."""
+  use: Any = {'flag_values': values}
+  flags.DEFINE_string('coordinator', None, 'several hosts: host:port of process 0, or auto', **use)
+  flags.DEFINE_integer('num_processes', None, f'how many processes {what} together', **use)
+  flags.DEFINE_integer('process_id', None, 'which of them this is, from 0', **use)
+
+
+def processes(values: flags.FlagValues) -> tuple[str | None, int | None, int | None]:
+  """The values of these flags, as `distributed.initialize` takes them."""
+  return values['coordinator'].value, values['num_processes'].value, values['process_id'].value
 
 
 def load_config(file: Path, variant: str | None = None) -> Config:
@@ -137,9 +154,7 @@ def _define(config: Config, argv: list[str]) -> flags.FlagValues:
   flags.DEFINE_integer('seed', None, 'seed of everything; short for --config.seed', **use)
   flags.DEFINE_integer('batch_size', None, 'short for --config.train.batch_size', **use)
   flags.DEFINE_float('epochs', None, 'short for --config.train.epochs', **use)
-  flags.DEFINE_string('coordinator', None, 'several hosts: host:port of process 0, or auto', **use)
-  flags.DEFINE_integer('num_processes', None, 'how many processes train together', **use)
-  flags.DEFINE_integer('process_id', None, 'which of them this is, from 0', **use)
+  define_processes(values, 'train')
   return values
 
 

@@ -10,6 +10,7 @@ import jax
 from absl import flags
 
 from rest_jax.errors import UserError
+from rest_jax.train.command import define_processes, processes, wants_help
 
 USAGE = """Judges a trained model on a data set.
 
@@ -34,7 +35,7 @@ def main(argv: list[str]) -> int:
     UserError: bad flags, model or data.
   """
   values = _define()
-  if any(arg in ('-h', '-help', '--help', '--helpfull', '--helpshort') for arg in argv[1:]):
+  if wants_help(argv):
     print(_help(values))
     return 0
   try:
@@ -50,7 +51,7 @@ def main(argv: list[str]) -> int:
 
   from rest_jax.train import distributed
 
-  distributed.initialize(*(values[n].value for n in ('coordinator', 'num_processes', 'process_id')))
+  distributed.initialize(*processes(values))
   _judge({name: values[name].value for name in values})
   return 0
 
@@ -166,9 +167,7 @@ def _define() -> flags.FlagValues:
   flags.DEFINE_enum('interpolation', None, ['bilinear', 'bicubic'], "the model's own", **use)
   flags.DEFINE_integer('batch_size', 128, 'images at a time, over all devices', 1, **use)
   flags.DEFINE_string('output', None, 'directory of the report; work/evaluate_MODEL_DATA', **use)
-  flags.DEFINE_string('coordinator', None, 'several hosts: host:port of process 0, or auto', **use)
-  flags.DEFINE_integer('num_processes', None, 'how many processes judge together', **use)
-  flags.DEFINE_integer('process_id', None, 'which of them this is, from 0', **use)
+  define_processes(values, 'judge')
   return values
 
 
