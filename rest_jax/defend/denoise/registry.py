@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal, get_args
 
 from rest_jax.defend.denoise.denoiser import Denoiser
-from rest_jax.errors import UserError
+from rest_jax.errors import UserError, did_you_mean
 
 Family = Literal['spatial', 'frequency', 'latent']
 Needs = Literal['patches', 'autoencoder', 'model']
@@ -149,12 +148,10 @@ def denoiser(name: str, strength: float = 0.5, **options: Any) -> Denoiser:
     UserError: an unknown name or option, or a value out of range.
   """
   if name not in DENOISERS:
-    near = difflib.get_close_matches(str(name), DENOISERS, 3) or list_denoisers()
-    raise UserError(f'there is no denoiser {name!r}; did you mean {" or ".join(near)}?')
+    raise UserError(f'there is no denoiser {name!r}; {did_you_mean(name, list_denoisers())}')
   known = DENOISERS[name].options()
   for option in options:
     if option not in known:
-      near = difflib.get_close_matches(option, known, 3) or list(known)
-      hint = f'did you mean {" or ".join(near)}?' if near else 'it has none'
+      hint = did_you_mean(option, known) if known else 'it has none'
       raise UserError(f'{name} has no option {option!r}; {hint}')
   return DENOISERS[name].build(strength, **options)
