@@ -60,7 +60,8 @@ def run(command: Command) -> int:
   attacks = [_attack(name, command.steps) for name in command.attack]
   defences = _defences(command, classifier, sources, images)
   _pin(command, classifier)
-  print(f'{len(defences)} defences, {len(attacks)} attacks, {count} images of {command.data}')
+  amounts = [_some(len(defences), 'defence'), _some(len(attacks), 'attack')]
+  print(f'{", ".join(amounts)}, {_some(count, "image")} of {command.data}')
   with _Bar(len(attacks), len(defences), command.adaptive) as bar:
     evaluation = evaluate_defences(
       classifier,
@@ -84,6 +85,10 @@ def run(command: Command) -> int:
     line = write_report(dataclasses.replace(found, seconds=seconds))
   print(line)
   return 0
+
+
+def _some(count: int, what: str) -> str:
+  return f'{count} {what}' + ('' if count == 1 else 's')
 
 
 class _Bar:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from defence_toys import data, fading, halving, linear_model, noise, rounding
+from flax import linen as nn
 from jax.tree_util import Partial
 
 from rest_jax import defend
@@ -135,3 +136,24 @@ def test_strength_0_is_the_undefended_model_bit_for_bit():
 def test_no_defence(bad, words):
   with pytest.raises(UserError, match=words):
     defend.protect(MODEL, bad)
+
+
+class Net(nn.Module):
+  """A layer to tap and a linear head."""
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.Conv(4, (1, 1), name='stage1')(x)
+    return nn.Dense(3)(jnp.abs(x).mean((1, 2)))
+
+
+def test_a_feature_denoiser_goes_into_the_model_whatever_its_place():
+  net = Net()
+  variables = net.init(jax.random.key(0), IMAGES)
+  model = Partial(net.apply, variables)
+  inside = defend.feature_denoiser(model, 'mean_3x3', 'stage1', 0.5)
+  expected = inside(fading(0.5)(IMAGES))
+  for order in ((fading(0.5), 'mean_3x3@stage1'), ('mean_3x3@stage1', fading(0.5))):
+    np.testing.assert_array_equal(defend.protect(model, *order)(IMAGES), expected)
+    np.testing.assert_array_equal(defend.attackable(model, *order)(IMAGES), expected)
+  assert not np.allclose(expected, model(fading(0.5)(IMAGES)))
