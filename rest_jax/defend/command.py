@@ -18,12 +18,8 @@ from rest_jax.defend.protect import DRAWS
 from rest_jax.errors import UserError
 
 # A few of each family, none of them slow.
-DEFAULT_DEFENCES = ('gaussian', 'low_pass', 'jpeg', 'pca', 'autoencoder')
-DEFAULT_EPS = {
-  'linf': ('2/255', '4/255', '8/255'),
-  'l2': ('0.25', '0.5', '1'),
-  'l1': ('3', '6', '12'),
-}
+DEFAULT_DEFENCES = ('gaussian', 'low_pass', 'jpeg', 'pca')
+DEFAULT_EPS = {'linf': ('4/255', '8/255'), 'l2': ('0.5', '1'), 'l1': ('6', '12')}
 DEFAULT_LIMIT = 100
 PGD_STEPS = 20
 _ALIASES = {'apgd': 'apgd_ce', 'autoattack': 'auto_attack', 'aa': 'auto_attack'}

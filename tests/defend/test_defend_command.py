@@ -16,7 +16,7 @@ def parse(*args):
 def test_defaults():
   parsed = parse('--attack', 'pgd')
   assert (parsed.attack, parsed.norm, parsed.model) == (('pgd',), 'linf', 'digit_scenes')
-  assert parsed.eps == (2 / 255, 4 / 255, 8 / 255) and parsed.strength == (0.5,)
+  assert parsed.eps == (4 / 255, 8 / 255) and parsed.strength == (0.5,)
   assert parsed.adaptive and parsed.study is None and parsed.steps is None
   assert parsed.output == Path('work/defend_digit_scenes')
   assert set(command.DEFAULT_DEFENCES) <= set(list_denoisers())
@@ -42,7 +42,7 @@ def test_lists_fractions_and_what_people_call_attacks():
 def test_all_and_none():
   assert parse('--defense', 'all').defense == tuple(list_denoisers())
   assert parse('--defense', 'none').defense == ()
-  assert parse('--norm', 'l2').eps == (0.25, 0.5, 1.0)
+  assert parse('--norm', 'l2').eps == (0.5, 1.0)
 
 
 def test_help_explains_every_flag(capsys):
