@@ -101,9 +101,10 @@ h2 { font-size: 1.25rem; margin: 2.2rem 0 0.6rem; border-bottom: 1px solid var(-
 p, ul { max-width: 46rem; }
 p.strong { background: var(--lead); border-left: 4px solid #0072b2; padding: 0.7rem 1rem;
   font-size: 1.05rem; }
-.wide { overflow-x: auto; margin: 1rem 0; }
+.wide { overflow-x: auto; margin: 0 0 1rem; }
 table { border-collapse: collapse; font-size: 0.92rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; color: var(--soft); padding-bottom: 0.4rem; }
+p.caption { color: var(--soft); font-size: 0.92rem; margin: 1.2rem 0 0.2rem; }
+@media (max-width: 40rem) { th, td { padding: 0.3rem 0.4rem; } table { font-size: 0.85rem; } }
 th, td { padding: 0.3rem 0.7rem; border-bottom: 1px solid var(--line); text-align: right; }
 th { border-bottom-width: 2px; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; white-space: nowrap; }
@@ -157,7 +158,7 @@ def _html_table(table: Table) -> str:
   head = ''.join(f'<th scope="col">{_inline(text)}</th>' for text in table.head)
   rows = ['<tr>' + ''.join(map(_html_cell, row)) + '</tr>' for row in table.rows]
   return (
-    f'<div class="wide"><table><caption>{_inline(table.caption)}</caption>'
+    f'<p class="caption">{_inline(table.caption)}</p>\n<div class="wide"><table>'
     f'<thead><tr>{head}</tr></thead>\n<tbody>\n' + '\n'.join(rows) + '\n</tbody></table></div>'
   )
 
