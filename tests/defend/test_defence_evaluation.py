@@ -16,6 +16,7 @@ from rest_jax.attacks import Threat
 from rest_jax.attacks.results import Record, RunName
 from rest_jax.defend.evaluation_table import radius
 from rest_jax.defend.rows import UNDEFENDED, Cell, make_row, mcnemar
+from rest_jax.defend.transferred import through
 from rest_jax.errors import UserError
 
 MODEL = linear_model()
@@ -256,3 +257,26 @@ def test_a_row_is_data():
   values = row.to_json()
   assert json.loads(json.dumps(values))['worst'] == {'value': 0.0, 'low': 0.0, 'high': 0.975}
   assert set(values) == {field.name for field in dataclasses.fields(row)}
+
+
+def test_a_minimum_norm_attack_runs_once_for_all_radii(tmp_path):
+  found = evaluate({'fading': fading(0.0)}, attack='deepfool', output_dir=tmp_path)
+  for eps in (SMALL, LARGE):
+    plain, same = found.row(UNDEFENDED, 'deepfool', eps), found.row('fading', 'deepfool', eps)
+    # Strength 0 is the model itself, so both attacks find what they found without a defence.
+    assert plain.worst == same.non_adaptive == same.adaptive
+    # DeepFool is exact on linear models, where FGSM is too, up to the pixel range.
+    exact = evaluate({}, threats=Threat('linf', eps)).rows[0].worst.value
+    assert abs(plain.worst.value - exact) <= 1 / 24
+  assert found.rows[0].worst.value > found.rows[-1].worst.value
+  assert len(list((tmp_path / 'transferred' / 'deepfool').glob('*/*.npz'))) == 3  # batches of 10
+
+
+def test_auto_attack_takes_its_version_for_random_models():
+  def chosen(random, **options):
+    attack = attacks.named_attack('auto_attack', **options)
+    aimed = through(attack, MODEL, random, lambda count: None)
+    return aimed.options['attack'].options.get('version')
+
+  assert chosen(False) is None and chosen(True) == 'rand'
+  assert chosen(True, version='plus') == 'plus'
