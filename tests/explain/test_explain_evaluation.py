@@ -86,12 +86,11 @@ def setting(tmp_path_factory):
       place.mkdir(parents=True, exist_ok=True)
       pixels = rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)
       Image.fromarray(pixels).save(place / f'{number}.png')
-  sizes = dict(widths=(8, 8, 8, 8), heads=(1, 1, 1, 1), depths=(1, 1, 1, 1))
-  overrides = sizes | {'reductions': (2, 1, 1, 1)}
-  module = create_model('rest_lite', 2, **overrides)
+  overrides = {'width': 8, 'depths': (1, 1, 1, 1)}
+  module = create_model('resnet18', 2, **overrides)
   variables = module.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
   Classifier.create(
-    'rest_lite',
+    'resnet18',
     variables,
     num_classes=2,
     overrides=overrides,
