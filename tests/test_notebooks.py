@@ -75,7 +75,23 @@ def test_train_notebook(photographs, tmp_path, capsys):
   assert 'it is b' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('name', ['explain.ipynb', 'train_tpu.ipynb'])
+def test_defend_notebook(capsys):
+  space = execute('defend.ipynb', COUNT=8, STEPS=2, DEFENCES=('pca',))
+  plain, defended = space['found'].rows
+  assert plain.defence == 'undefended' and plain.worst.value == space['attacked']
+  assert defended.non_adaptive.value == space['kept']['pca'] >= defended.worst.value
+  assert {row.denoiser for row in space['study'].denoisers} >= {'pca'}
+  assert all(0 <= share <= 1 for share in space['own'])
+  gains, row = space['gains'], space['inside'].rows[1]
+  assert gains.shape[0] == 8 and gains.min() >= 0 and gains.max() <= 1
+  assert row.defence == 'Wiener gains' and row.images == 8
+  assert {p.name for p in space['FIGURES'].iterdir()} == {
+    'attack.png', 'bars.png', 'study.png', 'spectra.png'
+  }  # fmt: skip
+  assert 'gain of each band' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('name', ['explain.ipynb', 'train_tpu.ipynb', 'defend.ipynb'])
 def test_notebooks_hold_their_output_and_end_well(name):
   code = [cell for cell in cells(name) if cell['cell_type'] == 'code']
   assert any('install' in cell['metadata'].get('tags', []) for cell in code)

@@ -55,11 +55,16 @@ def findings(rows: Sequence[DefenceRow]) -> list[str]:
   defended = [row for row in rows if row.defence != UNDEFENDED]
   if defended:
     found.append(_price(defended))
+  if rows and all(row.attack != 'auto_attack' for row in rows):
+    found.append(
+      'These figures are upper bounds: stronger attacks may find more. The one to quote is that of '
+      'AutoAttack (`--attack auto_attack`), which was not run.'
+    )
   flagged = list(dict.fromkeys(row.defence for row in rows if row.masked_gradients))
   if flagged:
     found.append(
       f'Signs of masked gradients: {", ".join(flagged)}. There the attack may have failed instead '
-      'of the defence having held; stronger attacks (`--attack auto_attack`) come first.'
+      'of the defence having held; more attacks have to be tried first.'
     )
   return found
 

@@ -204,7 +204,7 @@ def _meaning(found: Found) -> list[Block]:
     'Non-adaptive attack: adversarial images of the undefended model, judged behind the defence. '
     'This is how many papers measured defences, and it flatters them.',
     'Adaptive attack: the same attack through the defence; what a defence has to withstand.',
-    'Worst of both: images that withstand either attack. An upper bound, as with any attack: a '
+    'Worst of both: images that withstand both attacks. An upper bound, as with any attack: a '
     'stronger one may find more.',
     f'Interval: exact (Clopper-Pearson), of the worst of both, over {len(found.labels)} images.',
     'Gain: points of the worst of both beyond the undefended model; * where an exact McNemar test '

@@ -69,7 +69,7 @@ def test_the_verdict_follows_the_figures():
 
 
 def test_the_findings_name_radius_defence_and_price():
-  near, far, price = findings(ROWS)
+  near, far, price, bound = findings(ROWS)
   assert near == (
     'PGD within 2/255 (linf): undefended, the model stays right on 40 % of the images. Against an '
     'attacker who does not know of them, jpeg 0.5 is the best defence with 80 %, of which 45 % '
@@ -80,6 +80,9 @@ def test_the_findings_name_radius_defence_and_price():
     'Without an attack 99 % are right undefended, from 90 % (median 0.5) to 97 % (jpeg 0.5) behind '
     'the defences.'
   )
+  assert bound.startswith('These figures are upper bounds') and 'AutoAttack' in bound
+  quoted = [dataclasses.replace(r, attack='auto_attack') for r in ROWS]
+  assert not any('upper bounds' in text for text in findings(quoted))
   flagged = [dataclasses.replace(ROWS[1], masked_gradients=True), *ROWS[:1]]
   assert any('Signs of masked gradients: jpeg 0.5.' in text for text in findings(flagged))
 
