@@ -17,8 +17,8 @@ from rest_jax.defend.denoise.registry import DENOISERS, list_denoisers
 from rest_jax.defend.protect import DRAWS
 from rest_jax.errors import UserError
 
-# A few of each family, none of them slow.
-DEFAULT_DEFENCES = ('gaussian', 'low_pass', 'jpeg', 'pca')
+# One of each family, none of them slow.
+DEFAULT_DEFENCES = ('gaussian', 'jpeg', 'pca')
 DEFAULT_EPS = {'linf': ('4/255', '8/255'), 'l2': ('0.5', '1'), 'l1': ('6', '12')}
 DEFAULT_LIMIT = 100
 PGD_STEPS = 20
