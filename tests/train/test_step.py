@@ -77,8 +77,8 @@ def test_devices_give_the_same_curve_with_synchronised_batch_norm(config, batch,
   assert_close(one.batch_stats, four.batch_stats, rtol=1e-4, atol=1e-6)
 
 
-def test_devices_give_the_same_curve_with_rest(config, batch):
-  config.train.sync_bn = True
+def test_devices_give_the_same_curve_with_rest(sgd, batch):
+  sgd.train.sync_bn = True
   build = functools.partial(
     create_model,
     'rest_lite',
@@ -88,9 +88,9 @@ def test_devices_give_the_same_curve_with_rest(config, batch):
     reductions=(2, 1, 1, 1),
   )
   large = batch | {'image': batch['image'].repeat(4, 1).repeat(4, 2)}
-  options = dict(steps=6, size=32, optimizer=optim.make_optimizer(config.optim, lambda _: 1e-3))
-  _, curve = run(config, build, large, devices=1, **options)
-  _, other = run(config, build, large, devices=4, **options)
+  options = dict(steps=6, size=32, optimizer=optim.make_optimizer(sgd.optim, lambda _: 1e-2))
+  _, curve = run(sgd, build, large, devices=1, **options)
+  _, other = run(sgd, build, large, devices=4, **options)
   np.testing.assert_allclose(curve, other, atol=1e-4)
   assert curve[-1] < curve[0]
 
