@@ -59,7 +59,7 @@ def test_a_run_from_before_a_setting_existed_goes_on(config):
   ('name', 'variants'),
   [
     ('finetune_384', ('tiny', 'small', 'base', 'large')),
-    ('digit_scenes_at', ('pgd', 'trades', 'linf8', 'l2', 'short')),
+    ('digit_scenes_at', ('pgd', 'trades', 'linf8', 'l2', 'short', 'short8')),
     ('cifar10_at', ('pgd', 'trades', 'mart', 'free', 'fast')),
     ('digit_scenes_groupcam', ('default', 'plain')),
     ('finetune_folder', ('default', 'probe')),

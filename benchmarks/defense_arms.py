@@ -1,0 +1,129 @@
+"""What the defence experiment compares: its configs, its training and its models."""
+
+import json
+import time
+
+import numpy as np
+
+EPS = 8 / 255
+SIDE = 32  # pixels: AutoAttack on 64 x 64 takes four times as long
+ARMS = ('none', 'low_pass', 'uniform', 'soft_threshold', 'wiener', 'learned')
+# Denoiser and strength.
+DENOISERS = {
+  'gaussian': 0.5,
+  'median': 0.5,
+  'bit_depth': 0.5,
+  'jpeg': 0.5,
+  'dct_soft': 0.5,
+  'wavelet': 0.5,
+  'total_variation': 0.5,
+  'pca': 0.5,
+  'autoencoder': 1.0,
+}
+BASE_EPOCHS = 2.0
+ARM_EPOCHS = 0.64
+
+
+def base_config(seed: int):
+  """Adversarial training from the zoo's model, Linf 8/255, three steps of PGD an update."""
+  from configs import digit_scenes_at
+
+  config = digit_scenes_at.get_config('short')
+  config.seed = seed
+  config.data.image_size = SIDE
+  config.data.cache = False
+  config.adversarial.eps = EPS
+  config.adversarial.steps = 3
+  config.adversarial.eval_steps = 0  # the attacks come after the training
+  config.optim.lr = 5e-4
+  config.train.epochs = config.train.eval_every = BASE_EPOCHS
+  return config
+
+
+def arm_config(args, arm: str, seed: int):
+  """The same for `ARM_EPOCHS` more, from the seed's base, with the arm's layer after stage 1."""
+  config = base_config(seed)
+  config.seed = 100 + seed  # other batches than the base has seen
+  start = f'wiener_{seed}_start' if arm == 'wiener' else f'base_{seed}/model'
+  config.model.init = str(args.work_dir / start)
+  if arm != 'none':
+    config.model.overrides.compression = {'strategy': arm, 'bands': 8, 'stages': (1,)}
+  config.optim.lr = 5e-4
+  config.train.epochs = config.train.eval_every = ARM_EPOCHS
+  return config
+
+
+def train_all(args) -> None:
+  """Trains what is missing, and keeps how long it took."""
+  kept = args.work_dir / 'training.json'
+  times = json.loads(kept.read_text()) if kept.exists() else {}
+  for seed in range(args.seeds):
+    for name in ('base', *ARMS):
+      run = f'{name}_{seed}'
+      if run in times:
+        continue
+      times[run] = _train(args, name, seed)
+      kept.write_text(json.dumps(times, indent=1) + '\n')
+      print(run, times[run], flush=True)
+
+
+def _train(args, name: str, seed: int) -> dict:
+  from rest_jax.train.loop import train
+
+  began = time.perf_counter()
+  if name == 'wiener':
+    _measured_start(args, seed)
+  config = base_config(seed) if name == 'base' else arm_config(args, name, seed)
+  results = train(config, args.work_dir / f'{name}_{seed}')
+  seconds = round(time.perf_counter() - began, 1)
+  return {'updates': results['step'], 'seconds': seconds, 'top1': results['last']['top1']}
+
+
+def _measured_start(args, seed: int, count: int = 512) -> None:
+  """The base with a layer whose gains were measured on training images under PGD."""
+  import jax
+
+  from rest_jax import Classifier, attacks, defend
+
+  base = Classifier.load(args.work_dir / f'base_{seed}' / 'model')
+  images, labels = _read('train', count)
+  adv = attacks.pgd(
+    base,
+    images,
+    labels,
+    key=jax.random.key(seed),
+    eps=EPS,
+    steps=20,
+    stop_early=False,
+    query_batch=64,
+  )
+  with_layer = defend.add_compression(base, {'strategy': 'wiener', 'bands': 8, 'stages': (1,)})
+  defend.with_wiener_gains(with_layer, images, np.asarray(adv)).save(
+    args.work_dir / f'wiener_{seed}_start'
+  )
+
+
+def _read(split: str, count: int):
+  """The first images of a split at the experiment's size, and their labels."""
+  from rest_jax import data
+
+  sources = data.load('digit_scenes')
+  batches = data.eval_batches(getattr(sources, split), batch_size=count, image_size=SIDE)
+  batch = next(iter(batches))
+  return np.asarray(batch['image'], np.float32) / 255, np.asarray(batch['label'])
+
+
+def load_images(args):
+  """Test images float32 (N, 32, 32, 3) in [0, 1], and their labels."""
+  return _read('test', max(args.images, args.auto_attack_images))
+
+
+def arms_of(args, name: str, seed: int):
+  """The defended model of a row, and the plain arm's that the attack that is not adaptive uses."""
+  from rest_jax import Classifier, defend
+
+  plain = Classifier.load(args.work_dir / f'none_{seed}' / 'model')
+  if name in ARMS:
+    return Classifier.load(args.work_dir / f'{name}_{seed}' / 'model'), plain
+  options = {'basis': _read('train', 256)[0]} if name == 'pca' else {}
+  return defend.attackable(plain, defend.denoiser(name, DENOISERS[name], **options)), plain
