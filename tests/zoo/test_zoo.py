@@ -9,7 +9,9 @@ import pytest
 from rest_jax import Classifier
 from rest_jax.data.digit_scenes import scenes
 
-ZOO = ('digit_scenes',)
+ZOO = ('cifar10', 'digit_scenes', 'digit_scenes_denoiser')
+# Logits of the cifar10 model for the image in its test.
+RECORDED = (0.0301, -1.169, 0.7445, -0.8767, -0.7357, -0.8758, 2.477, -1.7361, -0.3636, -0.1517)
 
 
 @pytest.mark.parametrize('name', ZOO)
@@ -17,7 +19,7 @@ def test_directory_is_whole_and_small(name):
   directory = resources.files('rest_jax') / 'zoo' / name
   files = {f.name: len(f.read_bytes()) for f in directory.iterdir()}
   assert files.keys() == {'README.md', 'config.json', 'labels.txt', 'model.safetensors'}
-  assert sum(files.values()) < 7_000_000
+  assert sum(files.values()) < 8_000_000
 
 
 def test_digit_scenes_recognises_test_scenes():
@@ -29,3 +31,12 @@ def test_digit_scenes_recognises_test_scenes():
   # The card says over 97 % of 2,000; of 256 of them at least 94 % leaves room for chance alone.
   assert np.mean(predicted == labels) >= 0.94
   assert classifier.class_names == tuple('0123456789')
+
+
+def test_cifar10_computes_what_it_did_when_it_was_measured():
+  classifier = Classifier.load('cifar10')
+  names = 'airplane automobile bird cat deer dog frog horse ship truck'
+  assert classifier.class_names == tuple(names.split())
+  image = np.random.default_rng(0).uniform(size=(1, 32, 32, 3)).astype(np.float32)
+  logits = jax.jit(lambda c, x: c(x))(classifier, image)[0]
+  np.testing.assert_allclose(logits, RECORDED, atol=2e-3)
