@@ -5,8 +5,8 @@ Source: ResTv2 (arXiv 2204.07366) made for small images: at stem stride 2 the fo
 The ResNet-18 is the one of He et al. (arXiv 1512.03385) with the stem for CIFAR.
 Command: python train.py --config configs/cifar10.py[:variant] --data_dir DIR
 Variants: default (200 epochs, for a GPU); cpu (25 epochs); resnet18 (60 epochs, for a GPU).
-Result: cpu, the model of the zoo, 78.94 % test top-1 (average of the weights; 79.03 % without), on a
-JPEG copy of CIFAR-10, 2 CPU cores, some 45 minutes at 500 img/s. The others: not measured.
+Result: cpu, the model of the zoo, 78.94 % test top-1 (average of the weights; 79.03 % without), on
+a JPEG copy of CIFAR-10, 2 CPU cores, some 45 minutes at 500 img/s. The others: not measured.
 """
 
 from rest_jax.errors import UserError

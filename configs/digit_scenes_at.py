@@ -4,8 +4,8 @@ Source: Madry et al., arXiv 1706.06083 (pgd); Zhang et al., arXiv 1901.08573 (tr
 Command: python train.py --config configs/digit_scenes_at.py[:variant]
 Starts from the zoo's standardly trained model. Evaluations give the accuracy under 20 steps of PGD
 beside the clean one; AutoAttack is the stronger judge.
-Result: short8 holds 82.35 % of the test scenes under PGD-10 within 8/255, 97.60 % without an attack,
-after 19m18s on 2 CPU cores that other work shared. The others: not measured.
+Result: short8 holds 82.35 % of the test scenes under PGD-10 within 8/255, 97.60 % without an
+attack, after 19m18s on 2 CPU cores that other work shared. The others: not measured.
 Variants: pgd (default); trades; linf8 (pgd within 8/255); l2 (pgd within 0.5 in the L2 norm); short
 (pgd of 2 steps, 250 updates, judged by 10); short8 (pgd of 3 steps within 8/255, 500 updates).
 """
