@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,9 @@ def replacing(path: Path, place: object = None, advice: str = ADVICE) -> Iterato
   Raises:
     UserError: the folder or the file cannot be written.
   """
-  temporary = path.with_name(f'.{path.stem}.{os.getpid()}{path.suffix}')
+  # Threads of one process write too, each through a file of its own.
+  writer = f'{os.getpid()}-{threading.get_ident()}'
+  temporary = path.with_name(f'.{path.stem}.{writer}{path.suffix}')
   with writing(path if place is None else place, advice):
     try:
       path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,8 @@
 """Results on disk: a kill or an error leaves the old file, and an error is one line with advice."""
 
+import concurrent.futures
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -34,3 +36,17 @@ def test_an_error_names_the_place_and_ends_with_the_advice(tmp_path):
     files.write_text(path, '')
   with pytest.raises(UserError, match=r'^cannot write to the folder: .*; give another folder$'):
     files.write_text(path, '', 'the folder', 'give another folder')
+
+
+def test_threads_that_write_one_file_do_not_get_in_each_others_way(tmp_path):
+  together = threading.Barrier(4, timeout=30)
+
+  def write(number):
+    with files.replacing(tmp_path / 'one.txt') as temporary:
+      temporary.write_text(str(number))
+      together.wait()  # all have written, none has replaced
+
+  with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    list(pool.map(write, range(4)))
+  assert (tmp_path / 'one.txt').read_text() in set('0123')
+  assert [path.name for path in tmp_path.iterdir()] == ['one.txt']
