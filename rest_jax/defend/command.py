@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import fractions
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from rest_jax.attacks.threat import NORMS, check_norm
 from rest_jax.command_line import Flag, check_seed, check_whole, parse_flags, split_list
 from rest_jax.defend.denoise.registry import DENOISERS, list_denoisers
 from rest_jax.defend.protect import DRAWS
-from rest_jax.errors import UserError
+from rest_jax.errors import UserError, did_you_mean
 
 # One of each family, none of them slow.
 DEFAULT_DEFENCES = ('gaussian', 'jpeg', 'pca')
@@ -146,8 +145,8 @@ def _attacks(names: Sequence[str], norm: str) -> tuple[str, ...]:
     known = name.lower().replace('-', '_')
     known = _ALIASES.get(known, known)
     if known not in list_attacks():
-      near = difflib.get_close_matches(known, [*list_attacks(), *_ALIASES], 3) or list_attacks()
-      raise UserError(f'--attack: there is no attack {name!r}; did you mean {" or ".join(near)}?')
+      hint = did_you_mean(known, [*list_attacks(), *_ALIASES], list_attacks())
+      raise UserError(f'--attack: there is no attack {name!r}; {hint}')
     if norm not in (norms := named_attack(known).norms):
       raise UserError(f'--attack {known} has no norm {norm!r}; it has {", ".join(norms)}')
     chosen[known] = None
@@ -177,8 +176,8 @@ def _defences(names: Sequence[str]) -> tuple[str, ...]:
     if known == 'none':
       continue
     if known != 'all' and '@' not in known and known not in DENOISERS:
-      near = difflib.get_close_matches(known, list_denoisers(), 3) or list_denoisers()
-      raise UserError(f'--defense: there is no {name!r}; did you mean {" or ".join(near)}?')
+      hint = did_you_mean(known, list_denoisers())
+      raise UserError(f'--defense: there is no {name!r}; {hint}')
     chosen |= dict.fromkeys(list_denoisers() if known == 'all' else [known])
   return tuple(chosen)
 

@@ -9,7 +9,6 @@ strength s and the filtered map y: our reading, for models that were trained wit
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +20,7 @@ from jax.tree_util import Partial
 
 from rest_jax.callables import as_function
 from rest_jax.defend.denoise.denoiser import check_strength
-from rest_jax.errors import UserError
+from rest_jax.errors import UserError, did_you_mean
 
 Filter = Callable[[jax.Array], jax.Array]
 _ROWS = 1024  # positions whose similarities to all others are held at a time
@@ -149,8 +148,7 @@ def at_layer(
     UserError: an unknown name, or a strength outside of [0, 1].
   """
   if name not in FILTERS:
-    near = difflib.get_close_matches(str(name), FILTERS, 3) or list(FILTERS)
-    raise UserError(f'there is no feature denoiser {name!r}; did you mean {" or ".join(near)}?')
+    raise UserError(f'there is no feature denoiser {name!r}; {did_you_mean(name, FILTERS)}')
   return FeatureDenoiser(name, layer, check_strength(name, strength))
 
 
@@ -278,8 +276,8 @@ def _missing(layer: str, seen: dict[str, tuple[int, ...]]) -> str:
       'a function that is jitted itself is not looked into'
     )
   outer = [name for name in maps if '/' not in name]
-  near = difflib.get_close_matches(layer, maps, 3, 0.4) or outer or maps[:8]
-  return f'there is no layer {layer!r} in this model; did you mean {" or ".join(near)}?'
+  hint = did_you_mean(layer, maps, outer or maps[:8], cutoff=0.4)
+  return f'there is no layer {layer!r} in this model; {hint}'
 
 
 def _energy(x: jax.Array) -> jax.Array:
