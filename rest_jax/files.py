@@ -40,21 +40,25 @@ def writing(place: object, advice: str = ADVICE) -> Iterator[None]:
     raise write_error(place, error.strerror or error, advice) from error
 
 
+def temporary_path(path: Path) -> Path:
+  """The name beside `path` that this thread writes to first; the ending stays, writers go by it."""
+  writer = f'{os.getpid()}-{threading.get_ident()}'
+  return path.with_name(f'.{path.stem}.{writer}{path.suffix}')
+
+
 @contextlib.contextmanager
 def replacing(path: Path, place: object = None, advice: str = ADVICE) -> Iterator[Path]:
   """Gives a temporary path beside `path` that takes its place at the end.
 
   Args:
-    path: the file to be written; its folder is made. The ending stays, writers go by it.
+    path: the file to be written; its folder is made.
     place: what the error is about; the file by default.
     advice: what to do about an error.
 
   Raises:
     UserError: the folder or the file cannot be written.
   """
-  # Threads of one process write too, each through a file of its own.
-  writer = f'{os.getpid()}-{threading.get_ident()}'
-  temporary = path.with_name(f'.{path.stem}.{writer}{path.suffix}')
+  temporary = temporary_path(path)
   with writing(path if place is None else place, advice):
     try:
       path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from rest_jax import data
+from rest_jax import data, files
 from rest_jax.errors import UserError
 from rest_jax.models import registry
 from rest_jax.models.classifier import Classifier
@@ -182,6 +182,6 @@ def test_unreadable_image(experiment, tmp_path, image_folder):
 
 
 def test_disk_that_fills_up(experiment, tmp_path):
-  tmp_path.joinpath(f'.curves.{os.getpid()}.png').symlink_to('/dev/full')
+  files.temporary_path(tmp_path / 'curves.png').symlink_to('/dev/full')
   with pytest.raises(UserError, match=r'No space left on device; free some space'):
     loop.train(experiment, tmp_path)

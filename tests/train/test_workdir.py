@@ -2,10 +2,10 @@
 
 import errno
 import json
-import os
 
 import pytest
 
+from rest_jax import files
 from rest_jax.errors import UserError
 from rest_jax.train import workdir
 from rest_jax.train.config import default_config
@@ -72,7 +72,7 @@ def test_messages_of_tensor_stores(tmp_path):
 
 
 def test_full_disk(tmp_path):
-  (tmp_path / f'.full.{os.getpid()}.json').symlink_to('/dev/full')
+  files.temporary_path(tmp_path / 'full.json').symlink_to('/dev/full')
   with pytest.raises(UserError, match=r'No space left on device'):
     workdir.write_json(tmp_path / 'full.json', {})
 
