@@ -16,7 +16,16 @@ import time
 from pathlib import Path
 
 import numpy as np
-from defense_arms import ARMS, DENOISERS, EPS, arms_of, load_images, train_all
+from defense_arms import (
+  ARMS,
+  DENOISERS,
+  EPS,
+  defended,
+  load_images,
+  plain_model,
+  target,
+  train_all,
+)
 from defense_table import page
 
 RESULTS = Path(__file__).parent / 'results'
@@ -25,55 +34,88 @@ STEPS = 20
 
 
 def attack_all(args) -> list[dict]:
-  """Attacks every row of every seed; what has records already is read."""
+  """Attacks every model of every seed; what has records already is read."""
   images, labels = load_images(args)
   rows = []
-  for name in [*ARMS, *DENOISERS]:
-    for seed in range(args.seeds):
-      rows.append(attack_one(args, name, seed, images, labels))
+  for seed in range(args.seeds):
+    rows += [{'seed': seed, **row} for row in under_pgd(args, seed, images, labels)]
+  for seed in range(args.seeds):
+    for name in [*ARMS, *DENOISERS]:
+      rows += [{'seed': seed, **row} for row in under_auto_attack(args, name, seed, images, labels)]
       print(json.dumps(rows[-1]), flush=True)
   return rows
 
 
-def attack_one(args, name: str, seed: int, images, labels) -> dict:
-  """One row: shares of images that are right, for each threat and attack."""
+def under_pgd(args, seed: int, images, labels) -> list[dict]:
+  """PGD-20 made on the plain arm's model alone, and through each defence, on every image.
+
+  The health checks of a defence are made for the first seed: they are compilation above all.
+  """
+  import jax
+
+  from rest_jax import attacks, defend
+
+  began = time.perf_counter()
+  models = {name: defended(args, name, seed) for name in (*ARMS[1:], *DENOISERS)}
+  found = defend.evaluate_defences(
+    plain_model(args, seed),
+    images[: args.images],
+    labels[: args.images],
+    models,
+    threats=[attacks.Threat(norm, eps) for norm, eps in THREATS],
+    attack=attacks.named_attack('pgd', steps=STEPS),
+    key=jax.random.key(seed),
+    output_dir=args.work_dir / 'attacks' / f'pgd_{seed}',
+    batch_size=64,
+    check_health=seed == 0,
+  )
+  print(found.report(), flush=True)
+  keep_time(args, f'pgd_{seed}', began)
+  return [
+    {**row.to_json(), 'defence': 'none' if row.defence == defend.UNDEFENDED else row.defence}
+    for row in found.rows
+  ]
+
+
+def under_auto_attack(args, name: str, seed: int, images, labels) -> list[dict]:
+  """AutoAttack through one defence, in Linf and, for what was trained, in L2."""
   import jax
 
   from rest_jax import attacks
 
-  defended, plain = arms_of(args, name, seed)
-  pgd = attacks.named_attack('pgd', label='pgd', steps=STEPS)
-  # An attack that goes on after its first success does not stop where only its own model fails.
-  onward = attacks.named_attack('pgd', label='onward', steps=STEPS, stop_early=False)
-  transfer = attacks.transfer_attack(plain, onward, label='not_adaptive')
-  whole = attacks.named_attack('auto_attack', query_batch=32)
-  row: dict = {'name': name, 'seed': seed, 'seconds': {}}
-  plans = (
-    ('pgd', [pgd, transfer], args.images, THREATS),
-    ('auto_attack', [whole], args.auto_attack_images, THREATS[: 2 if name in ARMS else 1]),
+  began = time.perf_counter()
+  found = attacks.evaluate(
+    target(args, name, seed),
+    images[: args.auto_attack_images],
+    labels[: args.auto_attack_images],
+    attacks=[attacks.named_attack('auto_attack', query_batch=32)],
+    threats=[attacks.Threat(norm, eps) for norm, eps in THREATS[: 2 if name in ARMS else 1]],
+    key=jax.random.key(seed),
+    output_dir=args.work_dir / 'attacks' / f'auto_attack_{seed}' / name,
+    batch_size=64,
+    pictures=0,
+    check_health=False,
   )
-  for label, chosen, count, threats in plans:
-    began = time.perf_counter()
-    found = attacks.evaluate(
-      defended,
-      images[:count],
-      labels[:count],
-      attacks=chosen,
-      threats=[attacks.Threat(norm, eps) for norm, eps in threats],
-      key=jax.random.key(seed),
-      output_dir=args.work_dir / 'attacks' / label / f'{name}_{seed}',
-      batch_size=64,
-      pictures=0,
-      check_health=label == 'pgd' and seed == 0,
-      progress=False,
-    )
-    row['seconds'][label] = round(time.perf_counter() - began, 1)
-    for one in found.rows:
-      row.setdefault('clean', {})[label] = one.clean_accuracy.value
-      row[f'{one.attack} {one.norm}'] = one.robust_accuracy.value
-    if found.health:
-      row['raised'] = [check.name for check in found.raised]
-  return row
+  keep_time(args, f'auto_attack_{seed}/{name}', began)
+  rows = [row for row in found.rows if row.attack == 'auto_attack']
+  return [
+    {
+      'defence': name,
+      'attack': 'auto_attack',
+      'norm': row.norm,
+      'clean': row.clean_accuracy._asdict(),
+      'adaptive': row.robust_accuracy._asdict(),
+    }
+    for row in rows
+  ]
+
+
+def keep_time(args, what: str, began: float) -> None:
+  """Seconds that an attack took; one that is read from its records again keeps its time."""
+  kept = args.work_dir / 'attacks' / 'seconds.json'
+  times = json.loads(kept.read_text()) if kept.exists() else {}
+  times.setdefault(what, round(time.perf_counter() - began, 1))
+  kept.write_text(json.dumps(times, indent=1) + '\n')
 
 
 def keep_programs(directory: Path) -> None:
@@ -103,6 +145,7 @@ def main() -> None:
     values = {'images': args.images, 'auto_attack_images': args.auto_attack_images}
     values |= {'training': json.loads((args.work_dir / 'training.json').read_text())}
     values |= {'rows': attack_all(args)}
+    values |= {'seconds': json.loads((args.work_dir / 'attacks' / 'seconds.json').read_text())}
     kept.write_text(json.dumps(values, indent=1) + '\n')
   if args.only != 'train':
     text = page(json.loads(kept.read_text()))

@@ -118,12 +118,30 @@ def load_images(args):
   return _read('test', max(args.images, args.auto_attack_images))
 
 
-def arms_of(args, name: str, seed: int):
-  """The defended model of a row, and the plain arm's that the attack that is not adaptive uses."""
+def plain_model(args, seed: int):
+  """The arm without a layer: undefended but for its adversarial training."""
+  from rest_jax import Classifier
+
+  return Classifier.load(args.work_dir / f'none_{seed}' / 'model')
+
+
+def defended(args, name: str, seed: int):
+  """A row's defence: a model of its own, or a denoiser in front of the plain one."""
   from rest_jax import Classifier, defend
 
-  plain = Classifier.load(args.work_dir / f'none_{seed}' / 'model')
   if name in ARMS:
-    return Classifier.load(args.work_dir / f'{name}_{seed}' / 'model'), plain
+    return defend.Defended(Classifier.load(args.work_dir / f'{name}_{seed}' / 'model'))
   options = {'basis': _read('train', 256)[0]} if name == 'pca' else {}
-  return defend.attackable(plain, defend.denoiser(name, DENOISERS[name], **options)), plain
+  return defend.denoiser(name, DENOISERS[name], **options)
+
+
+def target(args, name: str, seed: int):
+  """What an attack that knows the defence differentiates."""
+  from rest_jax import defend
+
+  if name == 'none':
+    return plain_model(args, seed)
+  defence = defended(args, name, seed)
+  if name in ARMS:
+    return defence.model
+  return defend.attackable(plain_model(args, seed), defence)

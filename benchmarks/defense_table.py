@@ -4,15 +4,17 @@ import numpy as np
 from defense_arms import ARM_EPOCHS, ARMS, BASE_EPOCHS, DENOISERS, SIDE
 from scipy import stats
 
+# Attack, norm, kind of share, head of the column.
 COLUMNS = (
-  ('clean', 'clean'),
-  ('not_adaptive linf', 'PGD-20, not adaptive'),
-  ('pgd linf', 'PGD-20, adaptive'),
-  ('auto_attack linf', 'AutoAttack'),
-  ('not_adaptive l2', 'L2: PGD-20, not adaptive'),
-  ('pgd l2', 'L2: PGD-20, adaptive'),
-  ('auto_attack l2', 'L2: AutoAttack'),
+  ('pgd', 'linf', 'clean', 'clean'),
+  ('pgd', 'linf', 'non_adaptive', 'PGD-20, not adaptive'),
+  ('pgd', 'linf', 'adaptive', 'PGD-20, adaptive'),
+  ('auto_attack', 'linf', 'adaptive', 'AutoAttack'),
+  ('pgd', 'l2', 'non_adaptive', 'L2: PGD-20, not adaptive'),
+  ('pgd', 'l2', 'adaptive', 'L2: PGD-20, adaptive'),
+  ('auto_attack', 'l2', 'adaptive', 'L2: AutoAttack'),
 )
+COMPARED = (COLUMNS[0], COLUMNS[2], COLUMNS[3], COLUMNS[5], COLUMNS[6])
 
 
 def page(values: dict) -> str:
@@ -22,89 +24,110 @@ def page(values: dict) -> str:
   lines = [
     '# Band compression and denoisers on adversarially trained models',
     '',
-    'Made by `python benchmarks/defense.py`. digit_scenes at '
-    f'{SIDE} x {SIDE} pixels, {seeds} seeds of training. Attacks: Linf 8/255 and L2 0.5; PGD on '
-    f'the first {values["images"]} test images, AutoAttack on the first '
+    f'Made by `python benchmarks/defense.py --seeds {seeds} --images {values["images"]} '
+    f'--auto_attack_images {values["auto_attack_images"]}`. digit_scenes at {SIDE} x {SIDE} '
+    f'pixels, seeds 0 to {seeds - 1} of training and attack. Attacks: Linf 8/255 and L2 0.5; PGD '
+    f'on the first {values["images"]} test images, AutoAttack on the first '
     f"{values['auto_attack_images']}. Training: from the zoo's model, PGD-3 at Linf 8/255, "
     f'{BASE_EPOCHS:g} epochs for the base of each seed and {ARM_EPOCHS:g} more for each arm. '
-    'Numbers are right answers in %, mean over the seeds ± half a 95 % t-interval of it.',
+    'Numbers are right answers in %, mean over the seeds ± half a 95 % t-interval of that mean.',
     '',
   ]
   lines += ['## After adversarial training with a layer behind stage 1', '']
   lines += _table(rows, ARMS, COLUMNS)
   lines += ['', '## Denoisers in front of the plain arm', '']
-  lines += _table(rows, DENOISERS, COLUMNS[:6])
-  lines += ['', '## AutoAttack, Linf: difference from the plain arm', '']
+  lines += _table(rows, DENOISERS, COLUMNS[:-1])
+  lines += ['', '## Difference from the plain arm, in points', '']
+  lines += ['The same images, seed by seed; * where the 95 % t-interval leaves out 0.', '']
   lines += _differences(rows)
-  lines += ['', '## Flags', '', *_flags(rows), '', '## Time', '', *_times(rows, training)]
+  lines += ['', '## Flags', '', *_flags(rows), '', '## Time', '']
+  lines += _times(training, values['seconds'])
   return '\n'.join(lines) + '\n'
 
 
-def value(row: dict, column: str) -> float | None:
-  return row['clean']['pgd'] if column == 'clean' else row.get(column)
+def _of(rows: list[dict], name: str, column: tuple[str, ...]) -> np.ndarray:
+  """Shares of a row in %, one a seed; empty where they were not measured."""
+  attack, norm, kind, _ = column
+  found = {
+    row['seed']: row[kind]['value']
+    for row in rows
+    if (row['defence'], row['attack'], row['norm']) == (name, attack, norm)
+  }
+  return 100 * np.asarray([found[seed] for seed in sorted(found)], float)
 
 
-def _of(rows: list[dict], name: str, column: str) -> np.ndarray:
-  found = sorted((row for row in rows if row['name'] == name), key=lambda row: row['seed'])
-  values = [value(row, column) for row in found]
-  return 100 * np.asarray([v for v in values if v is not None], float)
+def _half(values: np.ndarray) -> float:
+  """Half the 95 % t-interval of a mean."""
+  spread = np.std(values, ddof=1) / np.sqrt(len(values))
+  return float(stats.t.ppf(0.975, len(values) - 1) * spread)
 
 
-def _interval(values: np.ndarray) -> str:
-  if not len(values):
-    return ''
+def _interval(values: np.ndarray, sign: str = '') -> str:
   if len(values) < 2:
-    return f'{values[0]:.1f}'
-  half = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values))
-  return f'{np.mean(values):.1f} ± {half:.1f}'
+    return format(values[0], f'{sign}.1f') if len(values) else ''
+  return f'{np.mean(values):{sign}.1f} ± {_half(values):.1f}'
 
 
 def _table(rows: list[dict], names, columns) -> list[str]:
-  lines = ['| | ' + ' | '.join(title for _, title in columns) + ' |']
+  lines = ['| | ' + ' | '.join(title for *_, title in columns) + ' |']
   lines += ['|---' * (len(columns) + 1) + '|']
   for name in names:
-    cells = [_interval(_of(rows, name, column)) for column, _ in columns]
-    if any(cells):
-      lines.append(f'| {name} | ' + ' | '.join(cells) + ' |')
+    cells = [_interval(_of(rows, name, column)) for column in columns]
+    lines.append(f'| {name} | ' + ' | '.join(cells) + ' |')
   return lines
 
 
 def _differences(rows: list[dict]) -> list[str]:
-  plain = _of(rows, 'none', 'auto_attack linf')
-  lines = ['| | points | each seed |', '|---|---|---|']
+  lines = ['| | ' + ' | '.join(title for *_, title in COMPARED) + ' |']
+  lines += ['|---' * (len(COMPARED) + 1) + '|']
   for name in [*ARMS[1:], *DENOISERS]:
-    found = _of(rows, name, 'auto_attack linf')
-    if len(found) == len(plain) and len(plain):
-      each = ', '.join(f'{d:+.1f}' for d in found - plain)
-      lines.append(f'| {name} | {_interval(found - plain)} | {each} |')
+    cells = []
+    for column in COMPARED:
+      found, plain = _of(rows, name, column), _of(rows, 'none', column)
+      cells.append(_difference(found - plain) if len(found) else '')
+    lines.append(f'| {name} | ' + ' | '.join(cells) + ' |')
   return lines
+
+
+def _difference(values: np.ndarray) -> str:
+  beyond = len(values) > 1 and abs(np.mean(values)) > _half(values)
+  return _interval(values, '+') + ('*' if beyond else '')
 
 
 def _flags(rows: list[dict]) -> list[str]:
   """Rows in which an adaptive attack found less than the one that is not, or a check was raised."""
   lines = []
-  for row in rows:
-    for norm in ('linf', 'l2'):
-      adaptive, other = row.get(f'pgd {norm}'), row.get(f'not_adaptive {norm}')
-      if adaptive is not None and other is not None and adaptive > other:
-        lines.append(
-          f'- {row["name"]}, seed {row["seed"]}, {norm}: the adaptive attack leaves '
-          f'{100 * adaptive:.1f} %, the other {100 * other:.1f} %: masked gradients'
-        )
-    if row.get('raised'):
-      lines.append(f'- {row["name"]}, seed {row["seed"]}: raised {", ".join(row["raised"])}')
+  for row in (row for row in rows if row['attack'] == 'pgd'):
+    place = f'- {row["defence"]}, seed {row["seed"]}, {row["norm"]}: '
+    known, other = row['adaptive']['value'], row['non_adaptive']['value']
+    if row['masked_gradients']:
+      lines.append(place + f'**masked gradients**: {"; ".join(row["reasons"])}')
+    elif known > other:
+      lines.append(
+        place + f'the adaptive attack leaves {100 * known:.1f} %, the other {100 * other:.1f} %: '
+        'not more than chance'
+      )
+    if row['raised'] and row['norm'] == 'linf':
+      lines.append(place + f'raised {", ".join(row["raised"])}')
   return lines or ['None: no adaptive attack was weaker, and no health check was raised.']
 
 
-def _times(rows: list[dict], training: dict) -> list[str]:
-  lines = ['| | training, s | its updates | PGD, s | AutoAttack, s |', '|---|---|---|---|---|']
+def _times(training: dict, seconds: dict) -> list[str]:
+  pgd = [value for what, value in seconds.items() if what.startswith('pgd')]
+  lines = [
+    'Two CPU cores; the first seed compiles, the others find its programs. PGD on all rows, and '
+    f'the health checks of the first seed: {", ".join(f"{s:.0f} s" for s in pgd)}.',
+    '',
+    '| | training, s | its updates | AutoAttack, s |',
+    '|---|---|---|---|',
+  ]
   for name in ('base', *ARMS, *DENOISERS):
     trained = [t for run, t in training.items() if run.rsplit('_', 1)[0] == name]
-    own = [row for row in rows if row['name'] == name]
+    attacked = [value for what, value in seconds.items() if what.endswith('/' + name)]
     cells = [
       ', '.join(f'{t["seconds"]:.0f}' for t in trained),
       ', '.join(str(t['updates']) for t in trained[:1]),
-      *(', '.join(f'{row["seconds"][a]:.0f}' for row in own) for a in ('pgd', 'auto_attack')),
+      ', '.join(f'{value:.0f}' for value in attacked),
     ]
     lines.append(f'| {name} | ' + ' | '.join(cells) + ' |')
   return lines

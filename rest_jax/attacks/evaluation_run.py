@@ -23,6 +23,7 @@ from rest_jax.attacks.result_images import ImageFiles
 from rest_jax.attacks.results import Record, ResultStore, RunName
 from rest_jax.attacks.threat import Norm
 from rest_jax.errors import UserError
+from rest_jax.programs import release_programs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +100,7 @@ class Runner:
     clean = self._judge_all(chunk)
     self._chosen.add(chunk, clean.predicted == chunk.labels)
     for attack, run in self._settings.runs():
+      release_programs()
       self._attack_run(chunk, clean, attack, run)
 
   def finish(self) -> None:

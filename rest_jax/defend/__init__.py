@@ -23,14 +23,17 @@ from rest_jax.defend.denoise.pca import fit_patch_pca
 from rest_jax.defend.evaluation import DefenceEvaluation, Defended, evaluate_defences
 from rest_jax.defend.features import feature_denoiser
 from rest_jax.defend.protect import attackable, protect
+from rest_jax.defend.rows import UNDEFENDED, DefenceRow
 from rest_jax.defend.spectra import Spectrum, perturbation_spectra
 from rest_jax.defend.study import noise_study
 from rest_jax.defend.study_results import NoiseStudy
 
 __all__ = [
   'DENOISERS',
+  'UNDEFENDED',
   'BandEnergies',
   'DefenceEvaluation',
+  'DefenceRow',
   'Defended',
   'Denoiser',
   'DenoiserInfo',

@@ -27,6 +27,7 @@ from rest_jax.defend.protect import DRAWS, as_defences, attackable, is_random, p
 from rest_jax.defend.rows import UNDEFENDED, Cell, DefenceRow, make_row
 from rest_jax.defend.transferred import Tick, Transferred, through
 from rest_jax.errors import UserError
+from rest_jax.programs import in_use, release_programs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +131,8 @@ def evaluate_defences(
     draws: of random defences.
     output_dir: where results are kept and an evaluation that was stopped goes on; None for memory.
     batch_size: images at a time.
-    check_health: run the attacks' health checks on every defended model.
+    check_health: run the attacks' health checks on the undefended model and, as far as attacks go
+      through them (`adaptive`), on every defended one.
     confidence: of the intervals.
     model_id: the user's word for the model; otherwise its weights and logits pin it.
     progress: `progress(text, images)`, called with what is at work and how many images of it are
@@ -177,13 +179,22 @@ def _both(
   adaptive: bool,
   check_health: bool,
 ) -> tuple[dict[tuple[str, str], Cell], dict[str, list[HealthCheck]]]:
-  """The attacks, and beside them the health checks: most of both is compilation on one core."""
+  """The attacks, and beside them the health checks: most of both is compilation on one core.
+
+  The checks are about gradients that an attack follows, so that those of a defence that is not
+  attacked through are left out.
+  """
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    pending = {e.label: pool.submit(work.health, e) for e in entries if check_health}
+    checked = [e for e in entries if check_health and (adaptive or e.label == UNDEFENDED)]
+    pending = {e.label: pool.submit(work.health, e) for e in checked}
     try:
       found = work.cells(entries, attacks, adaptive)
       work.progress('health checks', 0)
-      return found, {label: future.result() for label, future in pending.items()}
+      health = {}
+      for label, future in pending.items():
+        health[label] = future.result()
+        release_programs()
+      return found, health
     finally:
       pool.shutdown(wait=False, cancel_futures=True)
 
@@ -280,14 +291,15 @@ class _Work:
 
   def health(self, entry: _Entry) -> list[HealthCheck]:
     """The health checks of a defended model, as the adaptive attack sees it."""
-    return defended_health(
-      entry.judged,
-      entry.attacked,
-      (self.images, self.labels),
-      threat=max(self.threats, key=lambda one: (one.norm == self.threats[0].norm, one.eps)),
-      key=self.key,
-      directory=entry.directory,
-    )
+    with in_use():
+      return defended_health(
+        entry.judged,
+        entry.attacked,
+        (self.images, self.labels),
+        threat=max(self.threats, key=lambda one: (one.norm == self.threats[0].norm, one.eps)),
+        key=self.key,
+        directory=entry.directory,
+      )
 
   def rows(
     self,

@@ -27,6 +27,7 @@ from rest_jax.defend.study_results import (
 )
 from rest_jax.errors import UserError
 from rest_jax.ops.bands import band_energies, scale_bands
+from rest_jax.programs import release_programs
 
 EVENLY = (0.25, 0.5, 0.75, 0.9)  # shares of the energy that the even reference is short of
 
@@ -135,6 +136,7 @@ def denoiser_rows(
   for share in EVENLY:
     yield _weaker(subject, share)
   for one in chosen:
+    release_programs()
     for strength in strengths:
       yield _denoised(subject, one, strength, context)
 
