@@ -26,6 +26,7 @@ from defense_arms import (
   target,
   train_all,
 )
+from defense_energies import all_energies
 from defense_table import page
 
 RESULTS = Path(__file__).parent / 'results'
@@ -39,8 +40,8 @@ def attack_all(args) -> list[dict]:
   rows = []
   for seed in range(args.seeds):
     rows += [{'seed': seed, **row} for row in under_pgd(args, seed, images, labels)]
-  for seed in range(args.seeds):
-    for name in [*ARMS, *DENOISERS]:
+  for name in [*ARMS, *DENOISERS]:
+    for seed in range(args.seeds):
       rows += [{'seed': seed, **row} for row in under_auto_attack(args, name, seed, images, labels)]
       print(json.dumps(rows[-1]), flush=True)
   return rows
@@ -56,7 +57,7 @@ def under_pgd(args, seed: int, images, labels) -> list[dict]:
   from rest_jax import attacks, defend
 
   began = time.perf_counter()
-  models = {name: defended(args, name, seed) for name in (*ARMS[1:], *DENOISERS)}
+  models = {name: defended(args, name, seed) for name in (*ARMS, *DENOISERS) if name != 'none'}
   found = defend.evaluate_defences(
     plain_model(args, seed),
     images[: args.images],
@@ -133,7 +134,7 @@ def main() -> None:
   parser.add_argument('--work_dir', type=Path, default=Path('work/defense'), help='models, records')
   parser.add_argument('--seeds', type=int, default=3)
   parser.add_argument('--images', type=int, default=256, help='test images under PGD')
-  parser.add_argument('--auto_attack_images', type=int, default=64, help='under AutoAttack')
+  parser.add_argument('--auto_attack_images', type=int, default=48, help='under AutoAttack')
   parser.add_argument('--only', choices=('train', 'attack', 'table'), help='one part of it')
   args = parser.parse_args()
   args.work_dir.mkdir(parents=True, exist_ok=True)
@@ -144,7 +145,7 @@ def main() -> None:
   if args.only in (None, 'attack'):
     values = {'images': args.images, 'auto_attack_images': args.auto_attack_images}
     values |= {'training': json.loads((args.work_dir / 'training.json').read_text())}
-    values |= {'rows': attack_all(args)}
+    values |= {'energies': all_energies(args), 'rows': attack_all(args)}
     values |= {'seconds': json.loads((args.work_dir / 'attacks' / 'seconds.json').read_text())}
     kept.write_text(json.dumps(values, indent=1) + '\n')
   if args.only != 'train':

@@ -7,7 +7,18 @@ import numpy as np
 
 EPS = 8 / 255
 SIDE = 32  # pixels: AutoAttack on 64 x 64 takes four times as long
-ARMS = ('none', 'low_pass', 'uniform', 'soft_threshold', 'wiener', 'learned')
+ALL = (1, 2, 3, 4)
+# Layers of 8 DCT bands: name to strategy and the stages that they stand behind.
+ARMS = {
+  'none': None,
+  'low_pass': ('low_pass', (1,)),
+  'uniform': ('uniform', (1,)),
+  'soft_threshold': ('soft_threshold', (1,)),
+  'wiener': ('wiener', (1,)),
+  'learned': ('learned', (1,)),
+  'wiener_all': ('wiener', ALL),
+  'learned_all': ('learned', ALL),
+}
 # Denoiser and strength.
 DENOISERS = {
   'gaussian': 0.5,
@@ -40,14 +51,22 @@ def base_config(seed: int):
   return config
 
 
+def compression_of(arm: str) -> dict | None:
+  """Options of the arm's layers, as `create_model` takes them."""
+  if ARMS[arm] is None:
+    return None
+  strategy, stages = ARMS[arm]
+  return {'strategy': strategy, 'bands': 8, 'stages': stages}
+
+
 def arm_config(args, arm: str, seed: int):
-  """The same for `ARM_EPOCHS` more, from the seed's base, with the arm's layer after stage 1."""
+  """The same for `ARM_EPOCHS` more, from the seed's base, with the arm's layers."""
   config = base_config(seed)
   config.seed = 100 + seed  # other batches than the base has seen
-  start = f'wiener_{seed}_start' if arm == 'wiener' else f'base_{seed}/model'
+  start = f'{arm}_{seed}_start' if arm.startswith('wiener') else f'base_{seed}/model'
   config.model.init = str(args.work_dir / start)
-  if arm != 'none':
-    config.model.overrides.compression = {'strategy': arm, 'bands': 8, 'stages': (1,)}
+  if (options := compression_of(arm)) is not None:
+    config.model.overrides.compression = options
   config.optim.lr = 5e-4
   config.train.epochs = config.train.eval_every = ARM_EPOCHS
   return config
@@ -71,44 +90,42 @@ def _train(args, name: str, seed: int) -> dict:
   from rest_jax.train.loop import train
 
   began = time.perf_counter()
-  if name == 'wiener':
-    _measured_start(args, seed)
+  if name.startswith('wiener'):
+    _measured_start(args, name, seed)
   config = base_config(seed) if name == 'base' else arm_config(args, name, seed)
   results = train(config, args.work_dir / f'{name}_{seed}')
   seconds = round(time.perf_counter() - began, 1)
   return {'updates': results['step'], 'seconds': seconds, 'top1': results['last']['top1']}
 
 
-def _measured_start(args, seed: int, count: int = 512) -> None:
-  """The base with a layer whose gains were measured on training images under PGD."""
-  import jax
-
-  from rest_jax import Classifier, attacks, defend
+def _measured_start(args, arm: str, seed: int) -> None:
+  """The base with layers whose gains were measured on training images under PGD."""
+  from rest_jax import Classifier, defend
 
   base = Classifier.load(args.work_dir / f'base_{seed}' / 'model')
-  images, labels = _read('train', count)
-  adv = attacks.pgd(
-    base,
-    images,
-    labels,
-    key=jax.random.key(seed),
-    eps=EPS,
-    steps=20,
-    stop_early=False,
-    query_batch=64,
-  )
-  with_layer = defend.add_compression(base, {'strategy': 'wiener', 'bands': 8, 'stages': (1,)})
-  defend.with_wiener_gains(with_layer, images, np.asarray(adv)).save(
-    args.work_dir / f'wiener_{seed}_start'
-  )
+  clean, adv = under_attack(base, SIDE, 512, seed)
+  with_layers = defend.add_compression(base, compression_of(arm))
+  defend.with_wiener_gains(with_layers, clean, adv).save(args.work_dir / f'{arm}_{seed}_start')
 
 
-def _read(split: str, count: int):
+def under_attack(model, side: int, count: int, seed: int):
+  """Training images of a size, and what PGD-20 makes of them."""
+  import jax
+
+  from rest_jax import attacks
+
+  images, labels = _read('train', count, side)
+  key = jax.random.key(seed)
+  options = {'eps': EPS, 'steps': 20, 'stop_early': False, 'query_batch': 64}
+  return images, np.asarray(attacks.pgd(model, images, labels, key=key, **options))
+
+
+def _read(split: str, count: int, side: int = SIDE):
   """The first images of a split at the experiment's size, and their labels."""
   from rest_jax import data
 
   sources = data.load('digit_scenes')
-  batches = data.eval_batches(getattr(sources, split), batch_size=count, image_size=SIDE)
+  batches = data.eval_batches(getattr(sources, split), batch_size=count, image_size=side)
   batch = next(iter(batches))
   return np.asarray(batch['image'], np.float32) / 255, np.asarray(batch['label'])
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 from defense_arms import ARM_EPOCHS, ARMS, BASE_EPOCHS, DENOISERS, SIDE
+from defense_energies import energies_table
 from scipy import stats
 
 # Attack, norm, kind of share, head of the column.
@@ -33,13 +34,23 @@ def page(values: dict) -> str:
     'Numbers are right answers in %, mean over the seeds ± half a 95 % t-interval of that mean.',
     '',
   ]
-  lines += ['## After adversarial training with a layer behind stage 1', '']
+  lines += [
+    '## After adversarial training with layers behind stage 1 or, all, every stage',
+    '',
+  ]
   lines += _table(rows, ARMS, COLUMNS)
   lines += ['', '## Denoisers in front of the plain arm', '']
   lines += _table(rows, DENOISERS, COLUMNS[:-1])
   lines += ['', '## Difference from the plain arm, in points', '']
   lines += ['The same images, seed by seed; * where the 95 % t-interval leaves out 0.', '']
   lines += _differences(rows)
+  lines += ['', '## Where the perturbation is', '']
+  lines += [
+    'PGD-20 within 8/255 in Linf on 256 training images, and the Wiener gains S / (S + N) of eight '
+    'DCT bands, from energies that are summed over the channels.',
+    '',
+  ]
+  lines += energies_table(values['energies'])
   lines += ['', '## Flags', '', *_flags(rows), '', '## Time', '']
   lines += _times(training, values['seconds'])
   return '\n'.join(lines) + '\n'
@@ -80,7 +91,7 @@ def _table(rows: list[dict], names, columns) -> list[str]:
 def _differences(rows: list[dict]) -> list[str]:
   lines = ['| | ' + ' | '.join(title for *_, title in COMPARED) + ' |']
   lines += ['|---' * (len(COMPARED) + 1) + '|']
-  for name in [*ARMS[1:], *DENOISERS]:
+  for name in [*list(ARMS)[1:], *DENOISERS]:
     cells = []
     for column in COMPARED:
       found, plain = _of(rows, name, column), _of(rows, 'none', column)
