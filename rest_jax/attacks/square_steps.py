@@ -12,7 +12,6 @@ import dataclasses
 from functools import lru_cache
 
 import jax.numpy as jnp
-from jax import lax
 from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int, Key
 
@@ -30,6 +29,7 @@ from rest_jax.attacks.square_windows import (
   windows,
 )
 from rest_jax.attacks.threat import Norm
+from rest_jax.ops.reduce import sum_planes
 
 _cached_windows = lru_cache(maxsize=32)(windows)
 
@@ -172,7 +172,7 @@ def _move_mass(norm: Norm, state: SquareState, here, there, form):
   delta = state.best - state.images
   channels = delta.shape[-1]
   size = _size(delta, norm)
-  sums = _plane_sums(jnp.where(here, size, 0.0), jnp.where(here | there, size, 0.0), size)
+  sums = sum_planes(jnp.where(here, size, 0.0), jnp.where(here | there, size, 0.0), size)
   left, kept, whole = (
     _root(total, norm) for total in (*sums[:2], jnp.sum(sums[2], -1, keepdims=True))
   )
@@ -183,14 +183,14 @@ def _move_mass(norm: Norm, state: SquareState, here, there, form):
     mass = jnp.sqrt(spare + kept**2)
   else:
     mass = (jnp.maximum(eps - whole, 0.0) / channels + kept) * channels
-  (filled,) = _plane_sums(_size(shape, norm))
+  (filled,) = sum_planes(_size(shape, norm))
   filled = shape * (mass / (1e-12 + _root(filled, norm)))
   return jnp.where(here, filled, jnp.where(there, 0.0, delta))
 
 
 def _to_radius(delta, eps):
   """Stretches each image's perturbation to length eps (B,) in L2."""
-  (squares,) = _plane_sums(jnp.square(delta))
+  (squares,) = sum_planes(jnp.square(delta))
   length = jnp.sqrt(jnp.sum(squares, axis=-1, keepdims=True))
   return delta * (per_image(eps, delta) / (length + 1e-12))
 
@@ -201,19 +201,3 @@ def _size(x, norm: str):
 
 def _root(x, norm: str):
   return x if norm == 'l1' else jnp.sqrt(x)
-
-
-def _plane_sums(*arrays):
-  """The sums of (B, H, W, C) arrays over each channel, (B, 1, 1, C) each.
-
-  One reduction for all, along the height and then along the width: XLA:CPU takes three times as
-  long over both at once, where only the few channels are left for its vectors.
-  """
-  for _ in range(2):
-    zeros = tuple(jnp.zeros((), x.dtype) for x in arrays)
-    arrays = tuple(lax.reduce(arrays, zeros, _add, (1,)))
-  return tuple(x[:, None, None] for x in arrays)
-
-
-def _add(left, right):
-  return tuple(a + b for a, b in zip(left, right, strict=True))

@@ -14,7 +14,7 @@ from rest_jax.ops.convolution import conv
 from rest_jax.ops.dct import block_dct2, block_idct2, dct2, idct2
 from rest_jax.ops.depthwise import depthwise_conv
 from rest_jax.ops.platform import form, use_form
-from rest_jax.ops.reduce import sum_rows
+from rest_jax.ops.reduce import sum_planes, sum_rows
 from rest_jax.ops.resize import resize_bilinear
 from rest_jax.ops.wavelets import dwt2, idwt2, wavedec2, waverec2
 
@@ -37,6 +37,7 @@ __all__ = [
   'radial_bands',
   'resize_bilinear',
   'scale_bands',
+  'sum_planes',
   'sum_rows',
   'transform2',
   'use_form',

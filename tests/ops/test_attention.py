@@ -110,6 +110,12 @@ def test_sum_rows():
   np.testing.assert_array_equal(tangent, [3, 3])
 
 
+def test_sum_planes():
+  x = jnp.arange(24.0).reshape(2, 2, 3, 2)
+  for array, total in zip((x, -x), ops.sum_planes(x, -x), strict=True):
+    np.testing.assert_array_equal(total, jnp.sum(array, (1, 2), keepdims=True))
+
+
 @pytest.mark.parametrize('operation', ['emsa', 'depthwise'])
 def test_compiled_gradient_is_the_eager_one(operation):
   """Guards against a compiler that fuses a gradient wrongly (seen in one CPU release)."""
