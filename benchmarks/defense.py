@@ -38,9 +38,9 @@ def attack_all(args) -> list[dict]:
   """Attacks every model of every seed; what has records already is read."""
   images, labels = load_images(args)
   rows = []
-  for seed in range(args.seeds):
+  for seed in () if args.rows else range(args.seeds):
     rows += [{'seed': seed, **row} for row in under_pgd(args, seed, images, labels)]
-  for name in [*ARMS, *DENOISERS]:
+  for name in args.rows or [*ARMS, *DENOISERS]:
     for seed in range(args.seeds):
       rows += [{'seed': seed, **row} for row in under_auto_attack(args, name, seed, images, labels)]
       print(json.dumps(rows[-1]), flush=True)
@@ -57,6 +57,7 @@ def under_pgd(args, seed: int, images, labels) -> list[dict]:
   from rest_jax import attacks, defend
 
   began = time.perf_counter()
+  directory = args.work_dir / 'attacks' / f'pgd_{seed}'
   models = {name: defended(args, name, seed) for name in (*ARMS, *DENOISERS) if name != 'none'}
   found = defend.evaluate_defences(
     plain_model(args, seed),
@@ -66,12 +67,12 @@ def under_pgd(args, seed: int, images, labels) -> list[dict]:
     threats=[attacks.Threat(norm, eps) for norm, eps in THREATS],
     attack=attacks.named_attack('pgd', steps=STEPS),
     key=jax.random.key(seed),
-    output_dir=args.work_dir / 'attacks' / f'pgd_{seed}',
+    output_dir=directory,
     batch_size=64,
     check_health=seed == 0,
   )
   print(found.report(), flush=True)
-  keep_time(args, f'pgd_{seed}', began)
+  keep_time(directory, began)
   return [
     {**row.to_json(), 'defence': 'none' if row.defence == defend.UNDEFENDED else row.defence}
     for row in found.rows
@@ -85,6 +86,7 @@ def under_auto_attack(args, name: str, seed: int, images, labels) -> list[dict]:
   from rest_jax import attacks
 
   began = time.perf_counter()
+  directory = args.work_dir / 'attacks' / f'auto_attack_{seed}' / name
   found = attacks.evaluate(
     target(args, name, seed),
     images[: args.auto_attack_images],
@@ -92,12 +94,12 @@ def under_auto_attack(args, name: str, seed: int, images, labels) -> list[dict]:
     attacks=[attacks.named_attack('auto_attack', query_batch=32)],
     threats=[attacks.Threat(norm, eps) for norm, eps in THREATS[: 2 if name in ARMS else 1]],
     key=jax.random.key(seed),
-    output_dir=args.work_dir / 'attacks' / f'auto_attack_{seed}' / name,
+    output_dir=directory,
     batch_size=64,
     pictures=0,
     check_health=False,
   )
-  keep_time(args, f'auto_attack_{seed}/{name}', began)
+  keep_time(directory, began)
   rows = [row for row in found.rows if row.attack == 'auto_attack']
   return [
     {
@@ -111,12 +113,20 @@ def under_auto_attack(args, name: str, seed: int, images, labels) -> list[dict]:
   ]
 
 
-def keep_time(args, what: str, began: float) -> None:
+def keep_time(directory: Path, began: float) -> None:
   """Seconds that an attack took; one that is read from its records again keeps its time."""
-  kept = args.work_dir / 'attacks' / 'seconds.json'
-  times = json.loads(kept.read_text()) if kept.exists() else {}
-  times.setdefault(what, round(time.perf_counter() - began, 1))
-  kept.write_text(json.dumps(times, indent=1) + '\n')
+  path = directory / 'seconds.json'
+  if not path.exists():
+    path.write_text(f'{time.perf_counter() - began:.1f}\n')
+
+
+def kept_times(args) -> dict[str, float]:
+  """Seconds by 'pgd_SEED' and 'auto_attack_SEED/ROW'."""
+  root = args.work_dir / 'attacks'
+  return {
+    str(path.parent.relative_to(root)): float(path.read_text())
+    for path in sorted(root.rglob('seconds.json'))
+  }
 
 
 def keep_programs(directory: Path) -> None:
@@ -136,17 +146,26 @@ def main() -> None:
   parser.add_argument('--images', type=int, default=256, help='test images under PGD')
   parser.add_argument('--auto_attack_images', type=int, default=48, help='under AutoAttack')
   parser.add_argument('--only', choices=('train', 'attack', 'table'), help='one part of it')
+  parser.add_argument(
+    '--rows',
+    nargs='+',
+    choices=(*ARMS, *DENOISERS),
+    help='put these alone under AutoAttack, no table: shares the work out to several processes',
+  )
   args = parser.parse_args()
   args.work_dir.mkdir(parents=True, exist_ok=True)
   keep_programs(args.work_dir / 'compiled')
   kept = RESULTS / 'defense.json'
   if args.only in (None, 'train'):
     train_all(args)
+  if args.rows:
+    attack_all(args)
+    return
   if args.only in (None, 'attack'):
     values = {'images': args.images, 'auto_attack_images': args.auto_attack_images}
     values |= {'training': json.loads((args.work_dir / 'training.json').read_text())}
     values |= {'energies': all_energies(args), 'rows': attack_all(args)}
-    values |= {'seconds': json.loads((args.work_dir / 'attacks' / 'seconds.json').read_text())}
+    values |= {'seconds': kept_times(args)}
     kept.write_text(json.dumps(values, indent=1) + '\n')
   if args.only != 'train':
     text = page(json.loads(kept.read_text()))

@@ -126,8 +126,9 @@ def _flags(rows: list[dict]) -> list[str]:
 def _times(training: dict, seconds: dict) -> list[str]:
   pgd = [value for what, value in seconds.items() if what.startswith('pgd')]
   lines = [
-    'Two CPU cores; the first seed compiles, the others find its programs. PGD on all rows, and '
-    f'the health checks of the first seed: {", ".join(f"{s:.0f} s" for s in pgd)}.',
+    'By the clock on two CPU cores, which other work shared for a part of it; the first seed '
+    'compiles, the others find its programs. PGD on all rows, with the '
+    f'health checks of the first seed: {", ".join(f"{s:.0f} s" for s in pgd)}.',
     '',
     '| | training, s | its updates | AutoAttack, s |',
     '|---|---|---|---|',
