@@ -40,6 +40,9 @@ def attack_all(args) -> list[dict]:
   rows = []
   for seed in () if args.rows else range(args.seeds):
     rows += [{'seed': seed, **row} for row in under_pgd(args, seed, images, labels)]
+    few = args.auto_attack_images
+    same = under_pgd(args, seed, images[:few], labels[:few], check_health=False)
+    rows += [{'seed': seed, **row, 'attack': 'pgd_same'} for row in same]
   for name in args.rows or [*ARMS, *DENOISERS]:
     for seed in range(args.seeds):
       rows += [{'seed': seed, **row} for row in under_auto_attack(args, name, seed, images, labels)]
@@ -47,7 +50,7 @@ def attack_all(args) -> list[dict]:
   return rows
 
 
-def under_pgd(args, seed: int, images, labels) -> list[dict]:
+def under_pgd(args, seed: int, images, labels, check_health: bool = True) -> list[dict]:
   """PGD-20 made on the plain arm's model alone, and through each defence, on every image.
 
   The health checks of a defence are made for the first seed: they are compilation above all.
@@ -69,7 +72,7 @@ def under_pgd(args, seed: int, images, labels) -> list[dict]:
     key=jax.random.key(seed),
     output_dir=directory,
     batch_size=64,
-    check_health=seed == 0,
+    check_health=check_health and seed == 0,
   )
   print(found.report(), flush=True)
   keep_time(directory, began)
