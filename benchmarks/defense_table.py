@@ -137,8 +137,9 @@ def _surpassed(rows: list[dict]) -> list[str]:
     more = _gap(rows, name) - _gap(rows, 'none')
     if np.mean(more) > _half(more):
       lines.append(
-        f'- {name}, linf: **signs of masked gradients**: AutoAttack leaves {np.mean(_gap(rows, name)):.1f} '
-        f'points less than PGD-20 through the defence, on the same images; of the plain model '
+        f'- {name}, linf: **signs of masked gradients**: AutoAttack leaves '
+        f'{np.mean(_gap(rows, name)):.1f} points less than PGD-20 through the defence, on the same '
+        f'images; of the plain model '
         f'{np.mean(_gap(rows, "none")):.1f}. Its PGD figures are too high'
       )
   return lines
