@@ -6,7 +6,8 @@ The ResNet-18 is the one of He et al. (arXiv 1512.03385) with the stem for CIFAR
 Command: python train.py --config configs/cifar10.py[:variant] --data_dir DIR
 Variants: default (200 epochs, for a GPU); cpu (25 epochs); resnet18 (60 epochs, for a GPU).
 Result: cpu, the model of the zoo, 78.94 % test top-1 (average of the weights; 79.03 % without), on
-a JPEG copy of CIFAR-10, 2 CPU cores, some 45 minutes at 500 img/s. The others: not measured.
+a JPEG copy of CIFAR-10, 2 CPU cores, some 45 minutes at 500 img/s. resnet18 was only seen to learn:
+117 updates at a rate of 0.05 reach 40.05 %, at 45 img/s on 2 CPU cores. default: not measured.
 """
 
 from rest_jax.errors import UserError
