@@ -24,13 +24,11 @@ CLASSES = ('blue', 'red')
 def model(tmp_path_factory):
   """A tiny untrained model directory: 32 px, two classes."""
   place = tmp_path_factory.mktemp('model') / 'tiny'
-  overrides = dict(
-    widths=(8, 8, 8, 8), heads=(1, 1, 1, 1), depths=(1, 1, 1, 1), reductions=(2, 1, 1, 1)
-  )
-  module = create_model('rest_lite', 2, **overrides)
+  overrides = dict(width=4, depths=(1, 1, 1, 1))
+  module = create_model('resnet18', 2, **overrides)
   variables = module.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
   Classifier.create(
-    'rest_lite',
+    'resnet18',
     variables,
     num_classes=2,
     overrides=overrides,

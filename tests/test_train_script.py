@@ -20,11 +20,15 @@ STEPS = 120
 CONFIG = """
 from rest_jax.train.config import default_config
 
-def get_config():
+def get_config(variant='rest'):
   config = default_config()
-  config.model.name = 'rest_lite'
-  config.model.overrides = dict(
-    widths=(8, 16, 32, 64), depths=(1, 1, 1, 1), reductions=(2, 1, 1, 1), drop_path_rate=0.1)
+  if variant == 'rest':
+    config.model.name = 'rest_lite'
+    config.model.overrides = dict(
+      widths=(8, 16, 32, 64), depths=(1, 1, 1, 1), reductions=(2, 1, 1, 1), drop_path_rate=0.1)
+  else:  # compiles in half the time
+    config.model.name = 'resnet18'
+    config.model.overrides = dict(width=4, depths=(1, 1, 1, 1))
   config.data.name = {folder!r}
   config.data.image_size = 32
   config.augment.crop_scale = (0.5, 1.0)
@@ -159,7 +163,7 @@ def start_two(*args):
 
 
 def test_two_processes_train_like_two_devices(experiment, tmp_path):
-  command = ('--config', experiment, '--epochs', 2, '--config.train.sync_bn=true', '--output')
+  command = ('--config', f'{experiment}:resnet', '--epochs', 2, '--config.train.sync_bn=true', '--output')
   both = start_two(*command, tmp_path / 'two')
   outs = [finish(process)[0] for process in both]
   assert 'Finished 12 steps' in outs[0] and 'steps' not in outs[1]
@@ -171,7 +175,7 @@ def test_two_processes_train_like_two_devices(experiment, tmp_path):
 
 @pytest.mark.parametrize('victim', [0, 1])
 def test_a_killed_process_ends_the_other_and_the_restart_resumes(experiment, tmp_path, victim):
-  command = ('--config', experiment, '--output', tmp_path)
+  command = ('--config', f'{experiment}:resnet', '--epochs', 6, '--output', tmp_path)
   both = start_two(*command)
   wait_for(both[0], lambda: steps_saved(tmp_path))
   both[victim].kill()
