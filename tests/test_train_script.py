@@ -163,7 +163,8 @@ def start_two(*args):
 
 
 def test_two_processes_train_like_two_devices(experiment, tmp_path):
-  command = ('--config', f'{experiment}:resnet', '--epochs', 2, '--config.train.sync_bn=true', '--output')
+  command = ('--config', f'{experiment}:resnet', '--epochs', 2)
+  command += ('--config.train.sync_bn=true', '--output')
   both = start_two(*command, tmp_path / 'two')
   outs = [finish(process)[0] for process in both]
   assert 'Finished 12 steps' in outs[0] and 'steps' not in outs[1]
