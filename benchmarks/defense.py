@@ -39,10 +39,12 @@ def attack_all(args) -> list[dict]:
   images, labels = load_images(args)
   rows = []
   for seed in () if args.rows else range(args.seeds):
-    rows += [{'seed': seed, **row} for row in under_pgd(args, seed, images, labels)]
-    few = args.auto_attack_images
-    same = under_pgd(args, seed, images[:few], labels[:few], check_health=False)
-    rows += [{'seed': seed, **row, 'attack': 'pgd_same'} for row in same]
+    many, few = (
+      under_pgd(args, seed, images[:count], labels[:count], check_health=count == args.images)
+      for count in (args.images, args.auto_attack_images)
+    )
+    rows += [{'seed': seed, **row} for row in many]
+    rows += [{'seed': seed, **row, 'attack': 'pgd_same'} for row in few]
   for name in args.rows or [*ARMS, *DENOISERS]:
     for seed in range(args.seeds):
       rows += [{'seed': seed, **row} for row in under_auto_attack(args, name, seed, images, labels)]
@@ -50,8 +52,8 @@ def attack_all(args) -> list[dict]:
   return rows
 
 
-def under_pgd(args, seed: int, images, labels, check_health: bool = True) -> list[dict]:
-  """PGD-20 made on the plain arm's model alone, and through each defence, on every image.
+def under_pgd(args, seed: int, images, labels, check_health: bool) -> list[dict]:
+  """PGD-20 made on the plain arm's model alone, and through each defence, on the images given.
 
   The health checks of a defence are made for the first seed: they are compilation above all.
   """
@@ -64,8 +66,8 @@ def under_pgd(args, seed: int, images, labels, check_health: bool = True) -> lis
   models = {name: defended(args, name, seed) for name in (*ARMS, *DENOISERS) if name != 'none'}
   found = defend.evaluate_defences(
     plain_model(args, seed),
-    images[: args.images],
-    labels[: args.images],
+    images,
+    labels,
     models,
     threats=[attacks.Threat(norm, eps) for norm, eps in THREATS],
     attack=attacks.named_attack('pgd', steps=STEPS),
