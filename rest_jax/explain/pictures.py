@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from rest_jax.errors import UserError
-from rest_jax.models.preprocess import to_rgb
+from rest_jax.rgb import upright
 
 SUFFIXES = frozenset(
   ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.gif', '.tif', '.tiff', '.ppm', '.pgm', '.avif')
@@ -74,8 +74,9 @@ def _expand(place: str) -> list[Path]:
 def read_picture(path: str | os.PathLike[str]) -> Image.Image:
   """Reads a picture file as a person sees it.
 
-  The EXIF orientation is applied; grey, palette, CMYK and 16-bit pictures become 8-bit RGB,
-  transparency is dropped; of an animation the first frame is taken.
+  As training and evaluation read it (`rest_jax.rgb`): the EXIF orientation is applied; grey,
+  palette, CMYK and 16-bit pictures become 8-bit RGB, transparency is dropped; of an animation the
+  first frame is taken.
 
   Args:
     path: of the file.
@@ -95,7 +96,7 @@ def read_picture(path: str | os.PathLike[str]) -> Image.Image:
       # Large pictures are welcome up to Pillow's hard limit; damaged metadata is not our concern.
       warnings.simplefilter('ignore')
       with Image.open(path) as file:
-        picture = to_rgb(ImageOps.exif_transpose(file))
+        picture = upright(file)
   except UserError as error:
     raise error if str(path) in str(error) else UserError(f'{path}: {error}') from error
   except Exception as error:
