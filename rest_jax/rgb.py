@@ -149,8 +149,6 @@ def converted(image: Image.Image) -> Image.Image:
     image = _from_wide_grey(image)
   elif image.mode == 'F':
     raise UserError(f"a picture in mode 'F' (floats) has no known range: {_ADVICE}")
-  elif image.mode == 'LAB':
-    raise UserError(f'a picture in CIE Lab is not RGB: {_ADVICE}')
   elif wide:
     _check_bits(int(np.asarray(image).max()) * 256)
   if image.mode in ('P', 'PA', 'LA', 'La', 'RGBa') or 'transparency' in image.info:
