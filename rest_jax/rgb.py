@@ -102,7 +102,7 @@ def turn_box(box: Box, size: tuple[int, int], how: int) -> Box:
 
 
 def turn_box_back(box: Box, size: tuple[int, int], how: int) -> Box:
-  """Where a rectangle of the upright picture lies in the stored one; `size` is the upright one's."""
+  """Where a rectangle of the upright picture, of that `size`, lies in the stored one."""
   return turn_box(box, size, _INVERSE.get(how, how))
 
 
@@ -173,7 +173,7 @@ def _from_wide_grey(image: Image.Image) -> Image.Image:
   largest = _stated_largest(image)
   if largest is None:
     low, high = int(values.min()), int(values.max())
-    if image.mode == 'I' and image.format == 'TIFF' or low < 0 or high > 65535:
+    if (image.mode == 'I' and image.format == 'TIFF') or low < 0 or high > 65535:
       raise UserError(
         f'a picture of 32-bit integers, here {low} to {high}, has no known range: {_ADVICE}'
       )

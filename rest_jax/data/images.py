@@ -53,7 +53,8 @@ class EncodedImage:
         self._decoded[1], self._fresh = rgb.upright(image), None
       self._turn = rgb.orientation(image)
     self._stored = image.size  # (width, height)
-    self.size = self._stored if self._turn >= 5 else self._stored[::-1]
+    width, height = self._stored
+    self.size = (width, height) if self._turn >= 5 else (height, width)
     self.reused = False
 
   def picture(self) -> Image.Image:
@@ -112,10 +113,11 @@ class EncodedImage:
     if image.size == self.size[::-1]:
       return image, box
     # In the stored image its last column and row may stand for fewer pixels, so we count there.
-    left, top, right, bottom = (
-      edge / wanted for edge in rgb.turn_box_back(box, self.size[::-1], self._turn)
-    )
-    stored = image.size[::-1] if self._turn >= 5 else image.size
+    height, width = self.size
+    box = rgb.turn_box_back(box, (width, height), self._turn)
+    left, top, right, bottom = (edge / wanted for edge in box)
+    width, height = image.size
+    stored = (height, width) if self._turn >= 5 else (width, height)
     return image, rgb.turn_box((left, top, right, bottom), stored, self._turn)
 
   def _decode(self, scale: int) -> Image.Image:
@@ -219,7 +221,6 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
     ImageError: the file is missing or no whole image; the message names it.
   """
   return np.asarray(open_image(path).picture())
-
 
 
 def _orientation_comes_late(image: Image.Image, content: bytes) -> bool:
