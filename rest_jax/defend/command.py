@@ -45,12 +45,13 @@ _FLAGS = (
     'model directory, name of the zoo, or an official PyTorch checkpoint (.pth, needs torch)',
   ),
   Flag('architecture', {}, 'model name of a .pth that is not called after it, such as rest_small'),
-  Flag('data', dict(default='digit_scenes'), 'TFDS name or folder, its test split'),
+  Flag('data', dict(default='digit_scenes'), 'TFDS name, folder, or CSV of labels'),
   Flag(
     'data_dir', {}, 'where TFDS data sets are; $TFDS_DATA_DIR or ~/tensorflow_datasets if unset'
   ),
+  Flag('split', {}, 'of the data; test, else validation, all of a folder without splits, if unset'),
   Flag(
-    'limit', dict(type=int, default=DEFAULT_LIMIT), 'so many images of the split, its first ones'
+    'limit', dict(type=int, default=DEFAULT_LIMIT), 'a sample of so many images, balanced by class'
   ),
   Flag(
     'defense',
@@ -76,7 +77,7 @@ _FLAGS = (
     'noise: what denoisers leave of the perturbation alone, and the harm that this still does',
   ),
   Flag('output', {}, 'folder of the results; work/defend_DATA if unset'),
-  Flag('seed', dict(type=int, default=0), 'of the attacks and of random defences'),
+  Flag('seed', dict(type=int, default=0), 'of the attacks, of random defences and of the sample'),
   Flag('batch_size', dict(type=int, default=50), 'images attacked together'),
 )
 
@@ -96,6 +97,7 @@ class Command:
   architecture: str | None
   data: str
   data_dir: str | None
+  split: str | None
   limit: int
   defense: tuple[str, ...]
   strength: tuple[float, ...]

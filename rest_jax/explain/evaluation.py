@@ -41,6 +41,7 @@ def evaluate(command: Command) -> int:
   done = study.batches - len(todo)
   state = f', {done} of {study.batches} batches done before' if done else ''
   began = time.monotonic()
+  print(study.line)
   print(f'{len(study.methods)} methods on {study.count} images of {command.data}{state}')
   steps = len(study.methods) + len(BASELINES)
   with tqdm(total=study.batches * steps, initial=done * steps, unit='batch', **_bar()) as bar:

@@ -116,7 +116,7 @@ def _notes(study: Study, rows: Sequence[Row]) -> list[str]:
     if key not in ('layer', 'query_batch') and value is not None
   ]
   notes = [
-    f'First {study.count} images of the test split of {study.command.data}, model '
+    f'{study.line}. Model '
     f'{study.command.model} at {size} px ({_accuracy(study):.1%} of them right); the predicted '
     'class is explained. In brackets: 95 % bootstrap intervals over the images. Bold: best.',
     'Insertion starts from the blurred image, deletion ends at the mean colour, a 28th of the '

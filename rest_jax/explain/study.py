@@ -10,14 +10,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rest_jax.data.sources import ImageSource
+from rest_jax.data.source import ImageSource
+from rest_jax.data.sources import JudgedData
 from rest_jax.errors import UserError
 from rest_jax.explain import choices
 from rest_jax.explain.command import Command
 from rest_jax.explain.records import Records
 from rest_jax.explain.run import check_layer
 from rest_jax.models.classifier import Classifier
-from rest_jax.opening import open_sources, read_examples
+from rest_jax.opening import open_judged, read_examples
 
 BASELINES = ('centre', 'random')
 SANITY = -1  # number of the "batch" that holds the sanity check
@@ -54,9 +55,10 @@ class Study(NamedTuple):
     classifier: the model, on the host's default device.
     methods: what is measured: names of the registry, one with another variant as NAME:VARIANT.
     options: keyword arguments of each.
-    source: the split.
-    count: its first images that are taken.
+    source: the images that are taken, in an order in which a larger sample goes on.
+    count: how many.
     records: what has been found.
+    line: what they are, for people.
   """
 
   command: Command
@@ -66,6 +68,7 @@ class Study(NamedTuple):
   source: ImageSource
   count: int
   records: Records
+  line: str
 
   @property
   def batches(self) -> int:
@@ -87,23 +90,37 @@ def open_study(command: Command) -> Study:
     print(left_out, file=sys.stderr)
   check_layer(classifier, methods, command.layer)
   extras = ('mask',) if command.data == 'digit_scenes' else ()
-  sources = open_sources(command.data, command.data_dir, classifier, command.model, extras)
+  judged = open_judged(
+    command.data,
+    command.data_dir,
+    classifier,
+    command.model,
+    split=command.split,
+    extras=extras,
+    limit=command.limit,
+    seed=command.seed,
+  )
+  classifier, sample = judged.classifier, judged.sample
   options = {
     name: {**BUDGETS.get(name, {}), **choices.method_options(name, command)} for name in methods
   }
   if 'group_cam' in methods and command.variant is None:
     options['group_cam:latest'] = options['group_cam'] | {'variant': 'latest'}
-  count = min(command.limit or len(sources.test), len(sources.test))
-  records = Records(command.output / 'results.jsonl', _settings(command, classifier))
-  return Study(command, classifier, tuple(options), options, sources.test, count, records)
+  settings = _settings(command, classifier, judged.data)
+  records = Records(command.output / 'results.jsonl', settings)
+  return Study(
+    command, classifier, tuple(options), options, sample, len(sample), records, judged.line
+  )
 
 
-def _settings(command: Command, classifier: Classifier) -> dict[str, Any]:
+def _settings(command: Command, classifier: Classifier, data: JudgedData) -> dict[str, Any]:
   """What the numbers depend on, but for the methods and how many images: those may grow."""
   names = ('data', 'layer', 'groups', 'variant', 'seed', 'batch_size')
   budgets = {name: dict(budget) for name, budget in BUDGETS.items()}
   return {
     **{name: getattr(command, name) for name in names},
+    'split': data.split,
+    'files': data.digest,
     'model': fingerprint(classifier),
     'budgets': budgets,
   }

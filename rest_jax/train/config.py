@@ -31,8 +31,9 @@ FIELDS: dict[str, dict[str, tuple[Any, str]]] = {
   'data': {
     'name': ('digit_scenes', 'digit_scenes, a TFDS name, or a folder of images'),
     'dir': (str, 'where TFDS data sets are prepared; TFDS decides when not set'),
-    'train_split': ('train', 'TFDS split to train on'),
-    'test_split': ('test', 'TFDS split to evaluate on'),
+    'train_split': ('train', "split to train on: TFDS's name, or that of a folder"),
+    'val_split': ('', 'split that chooses the best epoch; empty: validation, else the test split'),
+    'test_split': ('test', 'split to judge by: once at the end where another one chooses'),
     'image_size': (64, 'side of the square training and test images, pixels'),
     'cache': (False, 'decode the training images once and keep them in memory'),
     'workers': (0, 'processes that read and augment; 0 reads in this process'),

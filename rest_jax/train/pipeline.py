@@ -83,6 +83,7 @@ def load_sources(config: Config) -> data.DataSources:
     config.data.name,
     data_dir=config.data.dir,
     train_split=config.data.train_split,
+    val_split=config.data.val_split,
     test_split=config.data.test_split,
     cache=config.data.cache,
     on_error=config.data.on_error,

@@ -1,0 +1,100 @@
+"""Which of a model's classes are those of a data set: one rule for everything that judges.
+
+- Both have names: they are matched by name, whatever the order; a data set that knows a part of the
+  model's classes is judged on that part (ImageNet-A, -R).
+- One of them has numbers (0, 1, ..., K - 1, which is how a model without names calls them): any
+  names of the same count match, in their order.
+- All else is refused, with the way out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from rest_jax.errors import UserError
+
+_SHOWN = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassMatch:
+  """How logits of a model become logits of a data set's classes.
+
+  Attributes:
+    classes: the model's class for each class of the data set; None where they are the same ones.
+    class_names: what the classes are called in reports, one a class of the data set.
+    part: whether the model knows more classes, which are left out.
+  """
+
+  classes: tuple[int, ...] | None
+  class_names: tuple[str, ...]
+  part: bool = False
+
+
+def match_classes(
+  data_names: Sequence[str],
+  model_names: Sequence[str],
+  *,
+  data: str,
+  model: str,
+  numbered: bool = False,
+) -> ClassMatch:
+  """Matches the classes of a data set with those of a model.
+
+  Args:
+    data_names: the name of each label.
+    model_names: the name of each logit.
+    data: what the user called the data set.
+    model: what the user called the model.
+    numbered: whether the data set knows its classes by number alone, so that there may be more.
+
+  Returns:
+    The match.
+
+  Raises:
+    UserError: they do not belong together.
+  """
+  theirs, known = tuple(data_names), tuple(model_names)
+  if numbered and len(theirs) <= len(known):
+    return ClassMatch(None, known)
+  if theirs == known:
+    return ClassMatch(None, known)
+  if len(theirs) == len(known) and (_numbers(theirs) or _numbers(known)):
+    return ClassMatch(None, theirs if _numbers(known) else known)
+  number = {name: index for index, name in enumerate(known)}
+  unknown = [name for name in theirs if name not in number]
+  if unknown or numbered:
+    raise UserError(_refusal(theirs, known, unknown, data, model))
+  classes = tuple(number[name] for name in theirs)
+  return ClassMatch(classes, theirs, part=len(theirs) < len(known))
+
+
+def _numbers(names: Sequence[str]) -> bool:
+  return tuple(names) == tuple(map(str, range(len(names))))
+
+
+def _refusal(
+  theirs: Sequence[str], known: Sequence[str], unknown: Sequence[str], data: str, model: str
+) -> str:
+  have = (
+    f'{data} has {len(theirs)} classes ({_some(theirs)}), the model {model} knows {len(known)} '
+    'classes'
+  )
+  if _numbers(known):
+    return (
+      f'{have} without names: name them in labels.txt of its model directory, one a line, or '
+      'choose a model of this data set'
+    )
+  if _numbers(theirs):
+    return f'{have} ({_some(known)}): choose a model of this data set, or name the classes'
+  few = f'{_some(unknown)} {"is" if len(unknown) == 1 else "are"} none of them'
+  return (
+    f'{have} ({_some(known)}): {few}; choose a model of this data set, or rename the classes where '
+    'only the words differ'
+  )
+
+
+def _some(names: Sequence[str]) -> str:
+  shown = ', '.join(names[:_SHOWN])
+  return f'{shown} and {len(names) - _SHOWN} more' if len(names) > _SHOWN else shown
