@@ -118,7 +118,8 @@ def open_training(
     The classifier as in `Judged`, and the images.
   """
   sources = load(data, data_dir)
-  return matched(classifier, sources.class_names, data, model)[0], sources.train
+  part, _ = matched(classifier, sources.class_names, data, model, sources.numbered)
+  return part, sources.train
 
 
 def matched(

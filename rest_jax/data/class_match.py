@@ -2,8 +2,8 @@
 
 - Both have names: they are matched by name, whatever the order; a data set that knows a part of the
   model's classes is judged on that part (ImageNet-A, -R).
-- One of them has numbers (0, 1, ..., K - 1, which is how a model without names calls them): any
-  names of the same count match, in their order.
+- One of them has numbers (0 to K - 1, which is how a model without names calls them): any names of
+  the same count match, number n the n-th of them. Folders sort 10 before 2; that changes nothing.
 - All else is refused, with the way out.
 """
 
@@ -58,20 +58,29 @@ def match_classes(
   theirs, known = tuple(data_names), tuple(model_names)
   if numbered and len(theirs) <= len(known):
     return ClassMatch(None, known)
-  if theirs == known:
-    return ClassMatch(None, known)
-  if len(theirs) == len(known) and (_numbers(theirs) or _numbers(known)):
-    return ClassMatch(None, theirs if _numbers(known) else known)
-  number = {name: index for index, name in enumerate(known)}
-  unknown = [name for name in theirs if name not in number]
-  if unknown or numbered:
-    raise UserError(_refusal(theirs, known, unknown, data, model))
-  classes = tuple(number[name] for name in theirs)
-  return ClassMatch(classes, theirs, part=len(theirs) < len(known))
+  place = {name: index for index, name in enumerate(known)}
+  unknown = [name for name in theirs if name not in place]
+  if not unknown:
+    return _match(tuple(place[name] for name in theirs), theirs, len(known))
+  if len(theirs) == len(known) and not numbered:
+    if numbers := _numbers(theirs):
+      return _match(numbers, tuple(known[number] for number in numbers), len(known))
+    if numbers := _numbers(known):
+      return _match(tuple(numbers.index(label) for label in range(len(theirs))), theirs, len(known))
+  raise UserError(_refusal(theirs, known, unknown, data, model))
 
 
-def _numbers(names: Sequence[str]) -> bool:
-  return tuple(names) == tuple(map(str, range(len(names))))
+def _match(classes: tuple[int, ...], names: tuple[str, ...], count: int) -> ClassMatch:
+  same = classes == tuple(range(count))
+  return ClassMatch(None if same else classes, names, part=len(classes) < count)
+
+
+def _numbers(names: Sequence[str]) -> tuple[int, ...]:
+  """The names as numbers where they are all of 0 to K - 1, in any order; else none."""
+  if not all(name.isascii() and name.isdigit() for name in names):
+    return ()
+  numbers = tuple(map(int, names))
+  return numbers if sorted(numbers) == list(range(len(numbers))) else ()
 
 
 def _refusal(

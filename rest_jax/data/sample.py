@@ -95,14 +95,16 @@ def take_sample(
   Args:
     source: the images.
     num_classes: K.
-    limit: how many; None for all.
+    limit: how many; None for all, as the source has them.
     seed: of the sample.
 
   Returns:
-    The sample; where it is everything it has the order of a sample too, so that a larger limit goes
-    on where a smaller one ended.
+    The sample; where a limit takes everything it has the order of a sample too, so that a larger
+    limit goes on where a smaller one ended.
   """
-  count = len(source) if limit is None else min(limit, len(source))
+  if limit is None:
+    return Sample(source, range(len(source)))
+  count = min(limit, len(source))
   indices = sample_order(source, num_classes, count, seed)
   if count == len(source):
     return Sample(source, indices)

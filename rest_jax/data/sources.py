@@ -37,6 +37,7 @@ class DataSources:
     validation: images that choose the best epoch; None where the test images have to.
     splits: what train, val and test are called in the data set.
     note: what else there is to say about it.
+    numbered: as in `JudgedData`.
   """
 
   name: str
@@ -46,6 +47,7 @@ class DataSources:
   validation: ImageSource | None = None
   splits: tuple[str, str, str] = ('train', 'test', 'test')
   note: str = ''
+  numbered: bool = False
 
   @property
   def val(self) -> ImageSource:
@@ -271,6 +273,7 @@ def _from_folder(
     None if val is None else val.source,
     (read[0], read[1], read[2]),
     '; '.join(filter(None, [folder.note, *notes])),
+    folder.numbered,
   )
 
 

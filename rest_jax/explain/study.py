@@ -97,7 +97,7 @@ def open_study(command: Command) -> Study:
     command.model,
     split=command.split,
     extras=extras,
-    limit=command.limit,
+    limit=command.limit or sys.maxsize,  # in an order that a smaller limit began
     seed=command.seed,
   )
   classifier, sample = judged.classifier, judged.sample
