@@ -87,21 +87,16 @@ def _refusal(
   theirs: Sequence[str], known: Sequence[str], unknown: Sequence[str], data: str, model: str
 ) -> str:
   have = (
-    f'{data} has {len(theirs)} classes ({_some(theirs)}), the model {model} knows {len(known)} '
-    'classes'
+    f'{data} has classes {_some(theirs)}, the model {model} {_some(known)}: the data has '
+    f'{len(theirs)}, the model {len(known)} classes'
   )
+  out = 'choose a model of this data set, or '
   if _numbers(known):
-    return (
-      f'{have} without names: name them in labels.txt of its model directory, one a line, or '
-      'choose a model of this data set'
-    )
+    return f'{have}, without names; {out}name them in labels.txt of the model directory, one a line'
   if _numbers(theirs):
-    return f'{have} ({_some(known)}): choose a model of this data set, or name the classes'
-  few = f'{_some(unknown)} {"is" if len(unknown) == 1 else "are"} none of them'
-  return (
-    f'{have} ({_some(known)}): {few}; choose a model of this data set, or rename the classes where '
-    'only the words differ'
-  )
+    return f'{have}; {out}name the folders after the classes'
+  few = f"{_some(unknown)} {'is' if len(unknown) == 1 else 'are'} none of the model's"
+  return f'{have}, and {few}; {out}rename the folders where only the words differ'
 
 
 def _some(names: Sequence[str]) -> str:

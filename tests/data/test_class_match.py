@@ -41,12 +41,12 @@ def test_classes_that_belong_together(theirs, known, classes, names, part):
 @pytest.mark.parametrize(
   ('theirs', 'known', 'words'),
   [
-    (('lion', 'tiger', 'zebra'), COLOURS, ('lion, tiger, zebra are none of them', 'rename')),
-    (('blue', 'lion'), COLOURS, ('lion is none of them', 'choose a model of this data set')),
-    (('blue', 'green', 'red', 'pink'), COLOURS, ('photos has 4 classes', 'pink is none of them')),
-    (('a', 'b'), ('0', '1', '2'), ('knows 3 classes without names', 'labels.txt')),
-    (('0', '1', '2', '3'), COLOURS, ('photos has 4 classes', 'choose a model of this data set')),
-    (('Blue', 'green', 'red'), COLOURS, ('Blue is none of them',)),
+    (('lion', 'tiger', 'zebra'), COLOURS, ("lion, tiger, zebra are none of the model's", 'rename')),
+    (('blue', 'lion'), COLOURS, ("lion is none of the model's", 'choose a model of this data set')),
+    (('blue', 'green', 'red', 'pink'), COLOURS, ('the data has 4', "pink is none of the model's")),
+    (('a', 'b'), ('0', '1', '2'), ('the model 3 classes, without names', 'labels.txt')),
+    (('0', '1', '2', '3'), COLOURS, ('the data has 4', 'choose a model of this data set')),
+    (('Blue', 'green', 'red'), COLOURS, ("Blue is none of the model's",)),
   ],
 )
 def test_classes_that_do_not(theirs, known, words):
@@ -57,7 +57,7 @@ def test_classes_that_do_not(theirs, known, words):
 
 def test_numbers_of_a_list_speak_of_the_models_classes():
   assert match(('0', '1'), COLOURS, numbered=True).class_names == COLOURS
-  with pytest.raises(UserError, match='photos has 4 classes'):
+  with pytest.raises(UserError, match='the data has 4, the model 3'):
     match(tuple('0123'), COLOURS, numbered=True)
 
 
