@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from PIL import Image
 
@@ -68,10 +68,15 @@ def find(folder: str | os.PathLike[str], deep: bool = True) -> Found:
     folder: where.
     deep: whether sub-folders are looked into.
   """
+  return sort_out(_walk(os.fspath(folder), deep))
+
+
+def sort_out(paths: Iterable[str]) -> Found:
+  """Tells pictures from other files by their suffix; keeps the order."""
   files: list[str] = []
   passed = {True: collections.Counter[str](), False: collections.Counter[str]()}
   readable = readable_suffixes()
-  for path in _walk(os.fspath(folder), deep):
+  for path in paths:
     suffix = os.path.splitext(path)[1].lower()
     if suffix in readable:
       files.append(path)
