@@ -236,6 +236,8 @@ def _open(
     missing = [extra for extra in extras if extra not in _FOLDER_EXTRAS]
     if missing:
       raise UserError(f'the folder {name} has images and labels only, no {", ".join(missing)}')
+    if data_dir is not None:
+      raise UserError(f'{name} is a place by itself: leave data_dir out, it is for TFDS data sets')
     return open_folder(place)
   if name != _EMBEDDED and os.path.isfile(place):
     raise UserError(f'{name} is a file: a data set is a folder, a CSV with labels or a TFDS name')

@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from rest_jax import data
+from rest_jax.errors import UserError
 from rest_jax.train.config import Config
 from rest_jax.train.parallel import check_batch
 
@@ -79,6 +80,11 @@ def load_sources(config: Config) -> data.DataSources:
   Raises:
     UserError: it is missing or damaged; the line says how to get it.
   """
+  if config.data.cache and config.data.scaled_decoding:
+    raise UserError(
+      'data.scaled_decoding decodes files smaller, and data.cache keeps them decoded once: set one '
+      'of them to False'
+    )
   return data.load(
     config.data.name,
     data_dir=config.data.dir,
