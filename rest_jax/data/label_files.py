@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rest_jax.data import picture_files
+from rest_jax.data.box_files import Box, Boxes
 from rest_jax.errors import UserError
 
-Box = tuple[float, float, float, float]  # (xmin, ymin, xmax, ymax) in pixels, edges
 _EDGES = ('xmin', 'ymin', 'xmax', 'ymax')
 _LIMIT = 2**24  # bytes of a field
 
@@ -35,7 +35,7 @@ class Labelled:
 
   files: list[str]
   names: list[str]
-  boxes: list[tuple[Box, ...]]
+  boxes: list[Boxes]
   numbered: bool
 
 
@@ -109,9 +109,8 @@ def _collected(path: str, rows: Sequence[tuple[int, str, dict[str, str]]]) -> La
     boxes[file] = boxes.get(file, ()) + _box(path, line, row)
   numbered = all(label.isascii() and label.isdigit() for label in names.values())
   labels = [str(int(label)) if numbered else label for label in names.values()]
-  return Labelled(
-    list(names), labels, list(boxes.values()) if any(boxes.values()) else [], numbered
-  )
+  drawn = [Boxes(edges) for edges in boxes.values()] if any(boxes.values()) else []
+  return Labelled(list(names), labels, drawn, numbered)
 
 
 def _has_columns(path: str) -> bool:

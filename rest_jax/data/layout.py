@@ -18,7 +18,8 @@ from typing import Literal
 
 import numpy as np
 
-from rest_jax.data import label_files, picture_files
+from rest_jax.data import box_files, label_files, picture_files
+from rest_jax.data.box_files import Boxes
 from rest_jax.data.folder import FolderSource, folder_source
 from rest_jax.data.label_files import Labelled
 from rest_jax.data.picture_files import Found, find, has_pictures, sub_folders
@@ -143,7 +144,11 @@ def _check_name(name: str) -> None:
 
 
 def _open_directory(root: str) -> Folder:
-  folders = sub_folders(root)
+  folders = [
+    name
+    for name in sub_folders(root)
+    if name.lower() not in box_files.FOLDERS or has_pictures(os.path.join(root, name))
+  ]
   stems = {name.lower() for name in folders}
   lists = [
     path
@@ -372,7 +377,7 @@ def _parts(files: list[list[str]]) -> tuple[list[list[str]], list[list[str]]]:
 def _source(
   root: str,
   files: list[list[str]],
-  boxes: Mapping[str, tuple[label_files.Box, ...]] | None = None,
+  boxes: Mapping[str, Boxes] | None = None,
 ) -> FolderSource:
   paths = [path for found in files for path in found]
   labels = [label for label, found in enumerate(files) for _ in found]

@@ -11,6 +11,8 @@ import os
 
 import numpy as np
 
+from rest_jax.data.box_files import find_boxes
+from rest_jax.data.folder import FolderSource
 from rest_jax.data.images import ImageError
 from rest_jax.data.layout import ALL, Folder, Split, open_folder
 from rest_jax.data.sample import Sample, images
@@ -136,6 +138,9 @@ class JudgedData:
       class_names: how the model calls the classes, where only it has names.
     """
     names = self.class_names if class_names is None else class_names
+    labels = getattr(self.images, 'labels', None)
+    if self.numbered and labels is not None:
+      names = tuple(names[label] for label in sorted(set(labels)))
     amount = images(len(self.images)) if sample is None else sample.amount
     detail = sample.detail if sample is not None else ''
     where = f'{self.name} ({self.split})' + (f', {detail}' if detail else '')
@@ -174,7 +179,7 @@ def load(
       taken.
     cache: decodes all images once into memory, for small data sets of one image size.
     extras: further features, for digit_scenes 'bbox' ((4,) float32, TFDS's order) and 'mask'
-      ((H, W) bool), for a list of labels 'boxes'.
+      ((H, W) bool), for folders 'boxes' (`box_files.Boxes`, from the list of labels or XML files).
     on_error: what an image that cannot be read does to `cache`: 'fatal' ends it, with 'skip' the
       image is in error when it is asked for, as without a cache.
     val_split: of the split that chooses the best epoch; by default the validation split where there
@@ -222,7 +227,8 @@ def load_judged(
   name = os.fspath(name)
   opened = _open(name, data_dir, extras)
   if isinstance(opened, Folder):
-    return _judged_folder(opened, name, split)
+    judged = _judged_folder(opened, name, split)
+    return _with_boxes(judged, opened.root) if 'boxes' in extras else judged
   chosen, note = (split, '') if split is not None else _judged_split(opened)
   return JudgedData(name, chosen, opened.split(chosen), opened.class_names, False, note)
 
@@ -335,6 +341,17 @@ def _judged_folder(folder: Folder, name: str, split: str | None) -> JudgedData:
     note = '; '.join(filter(None, (note, seen)))
   note = '; '.join(filter(None, (note, part.note)))
   return JudgedData(name, chosen, part.source, folder.class_names, folder.numbered, note)
+
+
+def _with_boxes(judged: JudgedData, root: str) -> JudgedData:
+  """Adds the boxes of XML files, where the list of labels has none."""
+  source = judged.images
+  if not isinstance(source, FolderSource) or 'boxes' in source.extras:
+    return judged
+  boxes = find_boxes(root if os.path.isdir(root) else os.path.dirname(root) or '.', source.files)
+  if boxes is None:
+    return judged
+  return dataclasses.replace(judged, images=dataclasses.replace(source, extras={'boxes': boxes}))
 
 
 def _in_memory(sources: DataSources, on_error: str) -> DataSources:

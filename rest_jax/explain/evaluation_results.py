@@ -62,9 +62,8 @@ def _row(study: Study, name: str, baseline: bool = False) -> Row:
   lines = [line for line in found if line is not None]
   keys = [key for key in lines[0]['values'] if key not in _NOT_SHOWN]
   seed = study.command.seed
-  values = {
-    key: _estimate([v for line in lines for v in line['values'][key]], seed) for key in keys
-  }
+  known = {key: [v for line in lines for v in line['values'][key] if v is not None] for key in keys}
+  values = {key: _estimate(some, seed) for key, some in known.items() if some}
   if baseline:
     return Row(name, values, baseline=True)
   sanity = study.records.get(name, SANITY)

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from rest_jax import data
+from rest_jax.data.box_files import Boxes
 from rest_jax.data.layout import open_folder
 from rest_jax.errors import UserError
 
@@ -306,7 +307,8 @@ def test_boxes_of_a_list(tmp_path):
   write(tmp_path, 'a.png', 'b.png')
   (tmp_path / 'labels.csv').write_text(text)
   images = data.load_judged(tmp_path, extras=('boxes',)).images
-  assert images[0]['boxes'] == ((1, 0, 3.5, 2), (0, 1, 2, 4)) and images[1]['boxes'] == ()
+  assert images[0]['boxes'] == Boxes(((1, 0, 3.5, 2), (0, 1, 2, 4)))
+  assert images[1]['boxes'] == Boxes()
 
 
 @pytest.mark.parametrize(
@@ -362,5 +364,57 @@ def test_tiny_imagenet_is_read_as_it_is(tmp_path):
   assert len(sources.train) == 4 and list(sources.val.labels) == [1, 0]
   assert 'test has no labels and is passed over' in sources.line
   judged = data.load_judged(tmp_path, extras=('boxes',))
-  assert judged.images[0]['boxes'] == ((0, 32, 44, 62),)
+  assert judged.images[0]['boxes'] == Boxes(((0, 32, 44, 62),))
   np.testing.assert_array_equal(judged.images.labels, [1, 0])
+
+
+# ---- Boxes in XML files -------------------------------------------------------------------------
+
+
+def annotation(*boxes, size=(6, 4)):
+  edges = (
+    '<object><name>x</name><bndbox>'
+    + ''.join(f'<{edge}>{value}</{edge}>' for edge, value in box.items())
+    + '</bndbox></object>'
+    for box in boxes
+  )
+  shape = f'<size><width>{size[0]}</width><height>{size[1]}</height></size>' if size else ''
+  return f'<annotation>{shape}{"".join(edges)}</annotation>'
+
+
+BOX = {'xmin': 1, 'ymin': 0, 'xmax': 3, 'ymax': 2}
+
+
+def test_boxes_of_xml_files_are_found_by_their_path(tmp_path):
+  write(tmp_path, 'cat/1.png', 'cat/2.png', 'dog/1.png', 'dog/only.png', 'dog/none.png')
+  for place, text in (
+    ('Annotations/cat/1.xml', annotation(BOX, {**BOX, 'xmax': 5})),
+    ('Annotations/dog/1.xml', annotation({**BOX, 'ymax': 4}, size=None)),
+    ('Annotations/deep/down/only.xml', annotation({**BOX, 'xmin': 2})),
+  ):
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / place).write_text(text)
+  (tmp_path / 'cat' / '2.xml').write_text(annotation(BOX, size=(60, 40)))
+  images = data.load_judged(tmp_path, extras=('boxes',)).images
+  found = {os.path.relpath(images.files[row], tmp_path): images[row]['boxes'] for row in range(5)}
+  assert found == {
+    'cat/1.png': Boxes(((1, 0, 3, 2), (1, 0, 5, 2)), (6, 4)),
+    'cat/2.png': Boxes(((1, 0, 3, 2),), (60, 40)),
+    'dog/1.png': Boxes(((1, 0, 3, 4),)),
+    'dog/none.png': Boxes(),
+    'dog/only.png': Boxes(((2, 0, 3, 2),), (6, 4)),
+  }
+  assert found['cat/2.png'].fractions(6, 4) == [(1 / 60, 0, 3 / 60, 2 / 40)]
+  assert found['dog/1.png'].fractions(6, 4) == [(1 / 6, 0, 0.5, 1)]
+
+
+@pytest.mark.parametrize(
+  ('text', 'words'),
+  [('<annotation>', 'cannot read the boxes'), (annotation({**BOX, 'xmax': 1}), 'is no box')],
+)
+def test_bad_xml_is_named(tmp_path, text, words):
+  write(tmp_path, 'cat/1.png', 'dog/1.png')
+  (tmp_path / 'cat' / '1.xml').write_text(text)
+  with pytest.raises(UserError, match=words) as caught:
+    data.load_judged(tmp_path, extras=('boxes',)).images[0]
+  assert '1.xml' in str(caught.value) and '\n' not in str(caught.value)
