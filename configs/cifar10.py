@@ -51,9 +51,9 @@ def _rest(config, long: bool) -> None:
   config.model.overrides = dict(
     widths=(32, 64, 128, 256),
     heads=(1, 2, 4, 8),
-    depths=(1, 1, 2, 1),
-    reductions=(4, 2, 1, 1),
-    stem_stride=2,
+    depths=(1, 2, 3, 1) if long else (1, 1, 2, 1),
+    reductions=(8, 4, 2, 1) if long else (4, 2, 1, 1),
+    stem_stride=1 if long else 2,
     drop_path_rate=0.1 if long else 0.0,
   )
   config.optim.lr = 2e-3

@@ -24,7 +24,7 @@ def get_config(variant: str = 'default'):
 
   config.data.name = 'tiny-imagenet-200'
   config.data.image_size = 64
-  config.data.cache = True
+  config.data.cache = small
   config.data.workers = 0 if small else 8
   config.data.eval_batch_size = 1000
 
