@@ -45,7 +45,7 @@ def canonical_conv(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _conv(x, kernel, window: Window):
+def _conv(x, kernel, window: Window) -> Any:
   return _lax_conv(x, kernel, window)
 
 
@@ -108,7 +108,8 @@ def _input_gradient(grad, x, kernel, window: Window, sizes: _Sizes):
     lhs_dilation=window.strides,
     preferred_element_type=None,
   )
-  return _conv(grad, turned, back).astype(x.dtype)
+  found: Any = _conv(grad, turned, back)
+  return found.astype(x.dtype)
 
 
 def _kernel_gradient(grad, x, kernel, window: Window, sizes: _Sizes):
@@ -124,7 +125,7 @@ def _kernel_gradient(grad, x, kernel, window: Window, sizes: _Sizes):
     rhs_dilation=window.strides,
     preferred_element_type=None,
   )
-  found = _conv(images.astype(taps.dtype), taps, across)
+  found: Any = _conv(images.astype(taps.dtype), taps, across)
   return jnp.moveaxis(found, 0, -2).astype(kernel.dtype)
 
 

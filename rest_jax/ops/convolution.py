@@ -47,7 +47,8 @@ def conv(
 
 
 def _canonical(x, kernel, stride: int, padding: int):
-  return canonical_conv(x, kernel, Window((stride,) * 2, ((padding,) * 2,) * 2, (1, 1), (1, 1)))
+  around = ((padding, padding), (padding, padding))
+  return canonical_conv(x, kernel, Window((stride, stride), around, (1, 1), (1, 1)))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -95,7 +95,8 @@ def evaluate(program: core.Jaxpr, consts: Any, values: Any) -> list[Any]:
 def _run(equation: Any, inputs: list[Any]) -> list[Any]:
   primitive, params = equation.primitive, equation.params
   if primitive is primitives.conv_general_dilated_p:
-    return [_convolve(*inputs, equation)]
+    x, kernel = inputs
+    return [_convolve(x, kernel, equation)]
   if primitive is primitives.jit_p:
     inner = params['jaxpr']
     return evaluate(inner.jaxpr, inner.consts, inputs)
