@@ -49,6 +49,7 @@ FIELDS: dict[str, dict[str, tuple[Any, str]]] = {
     'crop_scale': ((), 'random resized crop: least and largest area fraction; () is off'),
     'crop_ratio': ((3 / 4, 4 / 3), 'random resized crop: least and largest width/height'),
     'interpolation': ('bilinear', "resizing: 'bilinear' or 'bicubic'"),
+    'padding': (0, 'black pixels around an image, from which a crop of its size is cut; 0 is off'),
     'flip': (False, 'mirror half of the images'),
     'color_jitter': ((), 'strengths of brightness, contrast, saturation; () is off'),
     'rand_augment': ('', "RandAugment in timm's notation, 'rand-m9-mstd0.5-inc1'; empty is off"),

@@ -106,6 +106,7 @@ def train_batches(config: Config, source: Any) -> Any:
     augment=data.AugmentConfig(
       crop_scale=tuple(augment.crop_scale) or None,
       crop_ratio=tuple(augment.crop_ratio),
+      padding=augment.padding,
       flip=augment.flip,
       color_jitter=tuple(augment.color_jitter) or (0.0, 0.0, 0.0),
       interpolation=augment.interpolation,
