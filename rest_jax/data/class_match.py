@@ -2,8 +2,8 @@
 
 - Both have names: they are matched by name, whatever the order; a data set that knows a part of the
   model's classes is judged on that part (ImageNet-A, -R).
-- One of them has numbers (0 to K - 1, which is how a model without names calls them): any names of
-  the same count match, number n the n-th of them. Folders sort 10 before 2; that changes nothing.
+- One of them has numbers, which is how a model without names calls them: any names of the same
+  count match, number n from 0 the n-th of them. Folders sort 10 before 2; that changes nothing.
 - All else is refused, with the way out.
 """
 
@@ -60,7 +60,7 @@ def match_classes(
     return ClassMatch(None, known)
   place = {name: index for index, name in enumerate(known)}
   unknown = [name for name in theirs if name not in place]
-  if not unknown:
+  if not unknown and (len(theirs) == len(known) or not all(map(_is_number, theirs))):
     return _match(tuple(place[name] for name in theirs), theirs, len(known))
   if len(theirs) == len(known) and not numbered:
     if numbers := _numbers(theirs):
@@ -77,10 +77,14 @@ def _match(classes: tuple[int, ...], names: tuple[str, ...], count: int) -> Clas
 
 def _numbers(names: Sequence[str]) -> tuple[int, ...]:
   """The names as numbers where they are all of 0 to K - 1, in any order; else none."""
-  if not all(name.isascii() and name.isdigit() for name in names):
+  if not all(map(_is_number, names)):
     return ()
   numbers = tuple(map(int, names))
   return numbers if sorted(numbers) == list(range(len(numbers))) else ()
+
+
+def _is_number(name: str) -> bool:
+  return name.isascii() and name.isdigit()
 
 
 def _refusal(
@@ -93,7 +97,7 @@ def _refusal(
   out = 'choose a model of this data set, or '
   if _numbers(known):
     return f'{have}, without names; {out}name them in labels.txt of the model directory, one a line'
-  if _numbers(theirs):
+  if all(map(_is_number, theirs)):
     return f'{have}; {out}name the folders after the classes'
   few = f"{_some(unknown)} {'is' if len(unknown) == 1 else 'are'} none of the model's"
   return f'{have}, and {few}; {out}rename the folders where only the words differ'

@@ -8,7 +8,7 @@ from typing import Any
 
 from rest_jax.train import pipeline
 from rest_jax.train.config import Config, check_config
-from rest_jax.train.distributed import any_process, end_with_the_others, is_main
+from rest_jax.train.distributed import any_process, end_with_the_others
 from rest_jax.train.interrupt import StopRequest
 from rest_jax.train.metrics import StepMetrics
 from rest_jax.train.parallel import make_mesh, memory_advice, to_global
@@ -40,8 +40,6 @@ def train(config: Config, workdir: str | Path) -> dict[str, Any]:
   # ---- Data ----------------------------------------------------------------------------------
   mesh = make_mesh()
   sources = pipeline.load_sources(config)
-  if is_main():
-    print(sources.line, flush=True)
   plan = pipeline.make_plan(config, len(sources.train), mesh)
   batches = pipeline.train_batches(config, sources.train)
 

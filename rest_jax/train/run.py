@@ -64,7 +64,7 @@ class Run:
     self.recorder = Recorder(config, workdir, plan, self.step)
     if self.step < plan.total:
       verb = f'Resuming at step {self.step} of' if self.step else 'Training for'
-      self.recorder.say(f'{verb} {plan.total} steps in {workdir}')
+      self.recorder.say(f'{verb} {plan.total} steps in {workdir} on {sources.line}')
 
   @property
   def done(self) -> bool:

@@ -57,8 +57,9 @@ def test_val_chooses_and_test_is_judged_once_at_the_end(experiment, tmp_path, mo
 
   out = capsys.readouterr().out
   assert out.splitlines()[0] == (
-    f'48 images of 3 classes from {experiment.data.name} (Train): blue, green, red; Valid (12 '
-    'images) chooses the best epoch, Test (20 images) is judged once, at the end'
+    f'Training for 6 steps in {tmp_path / "run"} on 48 images of 3 classes from '
+    f'{experiment.data.name} (Train): blue, green, red; Valid (12 images) chooses the best epoch, '
+    'Test (20 images) is judged once, at the end'
   )
   assert out.count('val loss') == 2 and out.count('the best: test loss') == 1
   assert f', test top-1 {results["test"]["top1"]:.2%}; model in' in out
