@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -65,7 +66,7 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     main: called without arguments; returns an exit status or None for 0.
   """
   for stream in (sys.stdout, sys.stderr):
-    if hasattr(stream, 'reconfigure'):  # what stands in for a stream may be anything
+    if isinstance(stream, io.TextIOWrapper):  # what stands in for one may be anything
       stream.reconfigure(errors='backslashreplace')
   try:
     status = _status(main)

@@ -75,8 +75,8 @@ def test_everything_for_one_picture(model, photo, tmp_path, capsys):
   summary = json.loads((folder / 'explanation.json').read_text())
   assert [e['method'] for e in summary['explanations']] == ['grad_cam', 'gradient']
   assert all(e['target']['class'] == 'dog' for e in summary['explanations'])
-  assert summary['explanations'][0]['queries'] == 2 and len(summary['top5']) == 3
-  probabilities = [entry['probability'] for entry in summary['top5']]
+  assert summary['explanations'][0]['queries'] == 2 and len(summary['most_probable']) == 3
+  probabilities = [entry['probability'] for entry in summary['most_probable']]
   assert probabilities == sorted(probabilities, reverse=True) and abs(sum(probabilities) - 1) < 1e-6
   assert summary['seen_by_the_model']['input_size'] == 32
   saliency = np.load(folder / 'grad_cam.npy')
@@ -99,7 +99,7 @@ def test_the_three_most_probable_classes(model, photo, tmp_path):
   )
   summary = json.loads((tmp_path / 'photo' / 'explanation.json').read_text())
   explained = [e['target']['index'] for e in summary['explanations']]
-  assert explained == [entry['index'] for entry in summary['top5'][:3]]
+  assert explained == [entry['index'] for entry in summary['most_probable'][:3]]
   assert (tmp_path / 'photo' / 'gradient_top3.png').exists()
   maps = [np.load(tmp_path / 'photo' / e['map']) for e in summary['explanations']]
   assert not np.array_equal(maps[0], maps[1])

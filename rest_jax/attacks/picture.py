@@ -10,6 +10,7 @@ import numpy as np
 from rest_jax.attacks.files import save_figure
 from rest_jax.drawing import literal, new_figure
 from rest_jax.errors import UserError
+from rest_jax.paths import local
 
 _NAME_LENGTH = 18
 _ROWS = ('clean', 'perturbation', 'adversarial')
@@ -60,7 +61,7 @@ def draw_attacks(
   names = [[_name(c, class_names) for c in each] for each in (clean_classes, adversarial_classes)]
   captions = (names[0], [f'× {f:.3g}' for f in factor], names[1])
   figure = _figure((images, perturbation, adversarial), captions, title)
-  save_figure(Path(path), figure)
+  save_figure(local(path, 'path'), figure)
 
 
 def _figure(rows: Sequence[np.ndarray], captions: Sequence[Sequence[str]], title: str):

@@ -17,6 +17,7 @@ from rest_jax.data.folder import load_folder
 from rest_jax.data.images import ImageError
 from rest_jax.data.tfds_source import default_data_dir, load_tfds
 from rest_jax.errors import UserError
+from rest_jax.paths import expanded, local
 
 CACHE_LIMIT = 4 * 2**30  # bytes of pixels that one cached split may take
 
@@ -113,7 +114,7 @@ def load(
   Raises:
     UserError: unknown or unprepared data set, unusable folder, images that cannot be cached.
   """
-  name = os.fspath(name)
+  name = expanded(os.fspath(name), 'the data set')
   if cache and extras:
     raise UserError(f'cache=True holds images and labels only, without {", ".join(extras)}')
   if name != 'digit_scenes' and os.path.isdir(name):
@@ -121,7 +122,7 @@ def load(
       raise UserError(f'the folder {name} has images and labels only, no {", ".join(extras)}')
     train, test, class_names = load_folder(name)
   else:
-    root = data_dir or default_data_dir()
+    root = local(default_data_dir() if data_dir is None else data_dir, 'the data directory')
     if name == 'digit_scenes':
       from rest_jax.data.digit_scenes import prepare
 

@@ -17,6 +17,7 @@ from rest_jax.attacks.files import save_figure
 from rest_jax.defend.spectra import INPUT, Spectrum
 from rest_jax.defend.study_results import REFERENCE, DenoiserResult, ModelResult, NoiseStudy
 from rest_jax.drawing import literal, new_figure
+from rest_jax.paths import local
 from rest_jax.text import plural
 
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#7F7F7F')
@@ -67,7 +68,7 @@ def draw_study(study: NoiseStudy, path: str | Path) -> None:
   )
   # Beside the legend, not above it.
   figure.suptitle('Denoising the adversarial perturbation alone', fontsize=12, x=0.02, ha='left')
-  save_figure(Path(path), figure, _DPI)
+  save_figure(local(path, 'path'), figure, _DPI)
 
 
 def _curves(
@@ -152,7 +153,7 @@ def draw_bands(study: NoiseStudy, path: str | Path) -> None:
   grid[-1].set_xlabel('band of the perturbation: 0 is a constant, 1 the finest pattern')
   figure.colorbar(image, ax=grid, shrink=0.8, format=_percent)
   figure.suptitle('Which frequencies of the perturbation do the harm', fontsize=12)
-  save_figure(Path(path), figure, _DPI)
+  save_figure(local(path, 'path'), figure, _DPI)
 
 
 def _heat(axes: Any, values: np.ndarray, model: ModelResult) -> Any:
@@ -212,7 +213,7 @@ def draw_spectra(spectra: Sequence[Spectrum], path: str | Path) -> None:
     'Where the perturbation is: from low (0) to high (1) frequencies, through the model',
     fontsize=12,
   )
-  save_figure(Path(path), figure, _DPI)
+  save_figure(local(path, 'path'), figure, _DPI)
 
 
 def _lines(pair: Any, spectrum: Spectrum, index: int) -> None:

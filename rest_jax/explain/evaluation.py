@@ -20,6 +20,7 @@ from tqdm import tqdm
 from rest_jax.explain import evaluation_results, measuring
 from rest_jax.explain.command import Command
 from rest_jax.explain.study import BASELINES, SANITY, Study, open_study, read_batch
+from rest_jax.text import legible, plural
 from rest_jax.train.progress import clock
 
 
@@ -39,9 +40,10 @@ def evaluate(command: Command) -> int:
   study = open_study(command)
   todo = [n for n in range(study.batches) if any(_missing(study, n))]
   done = study.batches - len(todo)
-  state = f', {done} of {study.batches} batches done before' if done else ''
+  state = f', {done} of {plural(study.batches, "batch")} done before' if done else ''
   began = time.monotonic()
-  print(f'{len(study.methods)} methods on {study.count} images of {command.data}{state}')
+  amounts = f'{plural(len(study.methods), "method")} on {plural(study.count, "image")}'
+  print(f'{amounts} of {legible(command.data)}{state}')
   steps = len(study.methods) + len(BASELINES)
   with tqdm(total=study.batches * steps, initial=done * steps, unit='batch', **_bar()) as bar:
     _over_devices(study, todo, bar)

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from rest_jax.errors import UserError
+from rest_jax.profiles import to_srgb
 
 _FILTERS = {'bicubic': Image.Resampling.BICUBIC, 'bilinear': Image.Resampling.BILINEAR}
 _WIDE_GREY = ('I;16', 'I;16L', 'I;16B', 'I;16N', 'I')
@@ -28,6 +29,7 @@ def to_rgb(image: Image.Image | np.ndarray) -> Image.Image:
     image = _from_array(np.asarray(image))
   if not image.width or not image.height:
     raise UserError('the image has no pixels')
+  profile = image.info.get('icc_profile')
   try:
     if image.mode in _WIDE_GREY:
       grey = np.asarray(image).astype(np.int64).clip(0, 65535) // 256
@@ -36,7 +38,8 @@ def to_rgb(image: Image.Image | np.ndarray) -> Image.Image:
       raise UserError("a picture in mode 'F' has no known range: scale it to 8 bits first")
     elif image.mode in ('P', 'PA', 'LA', 'La') or 'transparency' in image.info:
       image = image.convert('RGBA')
-    return image.convert('RGB')
+    image = image.convert('RGB') if image.mode not in ('L', 'CMYK') else image
+    return to_srgb(image, profile)
   except (OSError, SyntaxError) as error:
     raise UserError(f'the picture cannot be read: {error}') from error
 

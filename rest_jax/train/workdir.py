@@ -11,6 +11,7 @@ from typing import Any
 
 from rest_jax import drawing, files
 from rest_jax.errors import UserError
+from rest_jax.paths import local
 from rest_jax.train.config import differing_keys
 
 _DISK_SIGNS = ('No space left', 'Permission denied', 'Read-only file system', 'quota exceeded')
@@ -80,7 +81,7 @@ def open_workdir(directory: str | Path, config: dict[str, Any]) -> Path:
   Raises:
     UserError: not writable, or it holds checkpoints of another config (the keys are named).
   """
-  path = Path(directory).absolute()
+  path = local(directory, 'the work directory').absolute()
   with writing(path):
     path.mkdir(parents=True, exist_ok=True)
     probe = path / f'.write_test_{os.getpid()}'

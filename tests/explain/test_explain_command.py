@@ -121,7 +121,7 @@ def test_models_that_are_none(tmp_path):
   with pytest.raises(UserError, match=r'no checkpoint .*rest_small\.pth'):
     choices.open_classifier(str(tmp_path / 'rest_small.pth'))
   (tmp_path / 'mine.pth').write_bytes(b'x')
-  with pytest.raises(UserError, match='Say --architecture'):
+  with pytest.raises(UserError, match=r'\(--architecture\), one of'):
     choices.open_classifier(str(tmp_path / 'mine.pth'))
 
 

@@ -223,9 +223,9 @@ def test_a_missing_file_is_named(name, directory):
 def test_unknown_names_list_the_zoo(tmp_path, monkeypatch):
   with pytest.raises(UserError, match='the zoo has'):
     Classifier.load('no_such_model')
-  (tmp_path / 'x.pth').touch()
-  with pytest.raises(UserError, match='is a file'):
-    Classifier.load(tmp_path / 'x.pth')
+  (tmp_path / 'x.txt').touch()
+  with pytest.raises(UserError, match='is a file of another kind'):
+    Classifier.load(tmp_path / 'x.txt')
   monkeypatch.setattr(model_dir.resources, 'files', lambda package: tmp_path)
   make().save(tmp_path / 'zoo' / 'little')
   assert model_dir.zoo_names() == ['little']
