@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
 _LONGEST = 48  # characters of a name; one of 255 would leave a figure no room for its axes
+_LEFT_TO_RIGHT, _RIGHT_TO_LEFT = '\N{LEFT-TO-RIGHT MARK}', ('R', 'AL')
 _NO_WIDTH = '\N{ZERO WIDTH SPACE}'
 _PLACEHOLDERS = ('Last Resort',)  # fonts that have a box for every character
 
@@ -38,6 +40,8 @@ def literal(text: object, most: int = _LONGEST) -> str:
   shown = shortened(legible(text), most)
   shown = ''.join(c if _font_of(c) is not None else escaped(c) for c in shown)
   shown = shown.replace('$', r'\$')
+  if any(unicodedata.bidirectional(char) in _RIGHT_TO_LEFT for char in shown):
+    shown = f'{_LEFT_TO_RIGHT}{shown}{_LEFT_TO_RIGHT}'  # else it would turn what we write around it
   # Matplotlib leaves labels that begin so out of its legends; the mark before it has no width.
   return f'{_NO_WIDTH}{shown}' if shown.startswith('_') else shown
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import io
 import os
 import sys
 from collections.abc import Callable, Iterable
-from typing import NoReturn, TextIO
+from typing import NoReturn
 
 from rest_jax.text import legible
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # where nothing more can be written
 BROKEN_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
 
 
@@ -75,29 +77,24 @@ def run_script(main: Callable[[], int | None]) -> NoReturn:
     status = BROKEN_PIPE
     _drop_output()
   except OSError as error:
-    if error.filename is not None or not _fails(sys.stdout):
+    if error.errno not in FULL:
       raise
     status = 2
     _drop_output()
-    print(f'error: cannot write the output: {error.strerror or error}', file=sys.stderr)
+    place = 'the output' if error.filename is None else error.filename
+    reason = f'cannot write {place}: {error.strerror}; free some space, or write elsewhere'
+    print(f'error: {as_line(reason)}', file=sys.stderr)
   sys.exit(status)
 
 
-def _status(main: Callable[[], int | None]) -> int:
+def _status(main: Callable[[], int | None]) -> int | str | None:
   try:
     return main() or 0
+  except SystemExit as end:  # of argparse, after its help
+    return end.code
   except UserError as error:
     print(f'error: {as_line(error)}', file=sys.stderr)
     return 2
-
-
-def _fails(stream: TextIO) -> bool:
-  """Whether what a stream holds back cannot be written."""
-  try:
-    stream.flush()
-  except OSError:
-    return True
-  return False
 
 
 def _drop_output() -> None:

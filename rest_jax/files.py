@@ -7,7 +7,6 @@ another place, functions which argument.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import math
 import os
@@ -18,10 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from rest_jax.errors import UserError
+from rest_jax.errors import FULL, UserError
 
 ADVICE = 'free some space or give another --output'
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _STEM = 120  # bytes of a name in its temporary one, which has to stay under 255
 
 
@@ -42,7 +40,7 @@ def write_error(place: object, reason: object, advice: str = ADVICE) -> WriteErr
     reason: an `OSError`, or words.
     advice: what to do about it.
   """
-  full = isinstance(reason, OSError) and reason.errno in _FULL
+  full = isinstance(reason, OSError) and reason.errno in FULL
   words = (reason.strerror or reason) if isinstance(reason, OSError) else reason
   return WriteError(f'cannot write to {place}: {words}; {advice}', full)
 

@@ -228,8 +228,8 @@ def _labels(path: str, num_classes: int) -> tuple[str, ...]:
 def _card(args: argparse.Namespace) -> str:
   head = 'The head is newly initialised.' if args.drop_head else "The head is the checkpoint's."
   name = markdown_code(Path(args.checkpoint).name)
-  return f'# {args.architecture}\n\nConverted from {name}, every tensor exactly. '
-    f'{head} Not measured here.\n'
+  start = f'# {args.architecture}\n\nConverted from {name}, every tensor exactly.'
+  return f'{start} {head} Not measured here.\n'
 
 
 if __name__ == '__main__':
