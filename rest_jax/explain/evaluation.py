@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from rest_jax.errors import UserError
 from rest_jax.explain import evaluation_results, measuring
 from rest_jax.explain.command import Command
 from rest_jax.explain.study import BASELINES, SANITY, Study, open_study, read_batch
@@ -98,6 +99,17 @@ def _drain(study: Study, pending: queue.SimpleQueue, device: Any, bar: tqdm, sto
     _measure_batch(study, number, device, bar)
 
 
+def _check_finite(logits: np.ndarray, number: int) -> None:
+  """Refuses a model of which there is nothing to measure."""
+  wrong = ~np.isfinite(logits)
+  if wrong.any():
+    images = plural(int(wrong.any(axis=1).sum()), 'image')
+    raise UserError(
+      f'{wrong.sum()} of {plural(wrong.size, "logit")} that the model gives in batch {number + 1} '
+      f'are not finite ({images}), so there are no decisions to measure; check its weights'
+    )
+
+
 def _measure_batch(study: Study, number: int, device: Any, bar: tqdm) -> None:
   """Runs what is missing for a batch on one device and records it."""
   missing = list(_missing(study, number))
@@ -107,6 +119,7 @@ def _measure_batch(study: Study, number: int, device: Any, bar: tqdm) -> None:
     classifier = jax.device_put(study.classifier, device)
     batch = read_batch(study, number)
     logits = np.asarray(measuring.logits_of(classifier, batch.images))
+    _check_finite(logits[: batch.count], number)
     for name in missing:
       if name.endswith(':sanity'):
         method = name.removesuffix(':sanity')
