@@ -25,17 +25,19 @@ def quiet_threads() -> Iterator[None]:
   Raises:
     Exception: what the body raised.
   """
-  filters = {name: _Nothing() for name in _LOGGERS}
+  silence, forgotten = _Nothing(), _Forgotten()
   before = sys.excepthook, threading.excepthook, sys.unraisablehook
-  for name, silence in filters.items():
+  for name in _LOGGERS:
     logging.getLogger(name).addFilter(silence)
+  logging.getLogger('asyncio').addFilter(forgotten)
   _silence_late_threads()
   try:
     yield
     # Not after a failure: late threads come until the process ends.
     sys.excepthook, threading.excepthook, sys.unraisablehook = before
+    logging.getLogger('asyncio').removeFilter(forgotten)
   finally:
-    for name, silence in filters.items():
+    for name in _LOGGERS:
       logging.getLogger(name).removeFilter(silence)
 
 
@@ -44,6 +46,13 @@ class _Nothing(logging.Filter):
 
   def filter(self, record: logging.LogRecord) -> bool:
     return False
+
+
+class _Forgotten(logging.Filter):
+  """Lets through all but errors of writes that nobody waited for, because another had failed."""
+
+  def filter(self, record: logging.LogRecord) -> bool:
+    return 'never retrieved' not in record.getMessage()
 
 
 def _silence_late_threads() -> None:
