@@ -93,9 +93,11 @@ def checkpoint(name: str | os.PathLike[str]) -> Path | None:
   path = local(name, 'the model')
   if path.is_dir() or (path.name == WEIGHTS and (path.parent / CONFIG).is_file()):
     return None
-  if path.suffix.lower() in CHECKPOINTS and not path.is_file():
+  if path.suffix.lower() not in CHECKPOINTS:
+    return None
+  if not path.is_file():
     raise UserError(f'there is no checkpoint {path}: check the path')
-  return path if path.is_file() else None
+  return path
 
 
 def resolve(name: str | os.PathLike[str]) -> Path:
