@@ -15,6 +15,7 @@ from rest_jax.data.source import ImageSource
 from rest_jax.data.sources import JudgedData, load, load_judged
 from rest_jax.errors import UserError
 from rest_jax.models.classifier import Classifier
+from rest_jax.models.convert import JUDGING_ADVICE
 from rest_jax.models.part import take_part
 
 _CHECKPOINTS = ('.pth', '.pt', '.bin', '.safetensors')
@@ -46,7 +47,7 @@ def _from_checkpoint(path: Path, architecture: str | None) -> Classifier:
   if not path.is_file():
     raise UserError(f'no checkpoint {path}: check --model')
   try:
-    return Classifier.from_pytorch(path, model=architecture)
+    return Classifier.from_pytorch(path, model=architecture, head_advice=JUDGING_ADVICE)
   except UserError as error:
     if architecture is None and 'Say model' in str(error):
       text = str(error).replace('Say model (--model)', 'Say --architecture')

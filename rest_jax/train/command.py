@@ -16,7 +16,14 @@ from absl import flags
 from ml_collections import config_flags
 
 from rest_jax.errors import UserError
-from rest_jax.train.config import Config, check_config, check_key, default_config, describe
+from rest_jax.train.config import (
+  Config,
+  check_config,
+  check_key,
+  default_config,
+  describe,
+  without_effect,
+)
 
 _DEFAULT_CONFIG = 'configs/digit_scenes.py'
 # Flags that stand for one config key.
@@ -90,6 +97,7 @@ def parse(argv: list[str], usage: str) -> Command | None:
   if extra:
     raise UserError(f'unexpected argument {extra[0]!r}; values go to flags, see --help')
   config = _resolve(values)
+  _check_effects(config, rest)
   name = f'{file.stem}_{variant}' if variant else file.stem
   output = Path(values['output'].value or Path('work') / name)
   return Command(config, output, *processes(values))
@@ -200,6 +208,17 @@ def _check_override_keys(config: Config, arguments: list[str]) -> None:
         )
 
 
+def _check_effects(config: Config, arguments: list[str]) -> None:
+  """Refuses keys on the command line that this config does not look at."""
+  given = [m[1] for a in arguments if (m := re.match(r'--?(?:no)?config\.([^=]+)', a))]
+  idle = without_effect(config, given)
+  if idle:
+    name, needs = next(iter(idle.items()))
+    raise UserError(
+      f'--config.{name} has no effect here: it is for {needs}; leave it out or set that'
+    )
+
+
 def _resolve(values: flags.FlagValues) -> Config:
   config: Config = values['config'].value
   if values['seed'].value is not None:
@@ -207,5 +226,7 @@ def _resolve(values: flags.FlagValues) -> Config:
   for name, (group, key) in _SHORT.items():
     if values[name].value is not None:
       config[group][key] = values[name].value
+  if config.data.dir in ('None', ''):  # what the command line makes of None
+    config.data.dir = None
   check_config(config)
   return config

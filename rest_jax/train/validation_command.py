@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +69,26 @@ def _judge(options: dict[str, Any]) -> None:
   view = test_view(classifier, options)
   classifier, source, batches = _open_data(classifier, options, view, mesh)
   output = Path(options['output'] or _default_output(options))
-  with memory_advice(), end_with_the_others():
+  with memory_advice(), end_with_the_others(), _naming(options['model'], source):
     result = validate(
       classifier, batches, mesh, num_classes=classifier.num_classes, progress=_progress(is_main())
     )
   if is_main():
     print(write_report(output, result, classifier, options['model'], source, view))
+
+
+@contextlib.contextmanager
+def _naming(model: str, source: str) -> Iterator[None]:
+  """Says of which model and data it was that outputs are not finite, and what to do."""
+  from rest_jax.train.totals import NotFiniteError
+
+  try:
+    yield
+  except NotFiniteError as error:
+    raise UserError(
+      f'{model} on {source}: {error}; it diverged in training or was damaged, so give --model '
+      'another checkpoint'
+    ) from error
 
 
 def load_classifier(name: str, model_name: str | None = None, ema: bool = False) -> Any:
@@ -87,9 +103,10 @@ def load_classifier(name: str, model_name: str | None = None, ema: bool = False)
     UserError: nothing of that name, or it does not fit.
   """
   from rest_jax.models.classifier import Classifier
+  from rest_jax.models.convert import JUDGING_ADVICE
 
   if Path(name).is_file():
-    return Classifier.from_pytorch(name, model=model_name, ema=ema)
+    return Classifier.from_pytorch(name, model=model_name, ema=ema, head_advice=JUDGING_ADVICE)
   if model_name is not None or ema:
     raise UserError(f'--model_name and --ema are for checkpoint files; {name} is none')
   return Classifier.load(name)
