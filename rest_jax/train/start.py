@@ -47,8 +47,9 @@ def check_start(config: Config, mesh: Mesh) -> None:
 def _check_model(config: Config) -> None:
   """Traces the model once, with two classes: those of the data are not known yet."""
   overrides = dict(config.model.overrides.to_dict())
-  if 'num_classes' in overrides:
-    raise UserError("model.overrides: 'num_classes' is the data's; leave it out")
+  for name, whose in (('num_classes', "the data's"), ('bn_axis_name', 'train.sync_bn')):
+    if name in overrides:
+      raise UserError(f'model.overrides: {name!r} is {whose}; leave it out')
   if config.train.sync_bn:
     overrides['bn_axis_name'] = None  # whether the model knows it
   try:
@@ -57,16 +58,20 @@ def _check_model(config: Config) -> None:
     init = functools.partial(model.init, train=False)
     params = jax.eval_shape(init, {'params': jax.random.key(0)}, image)['params']
   except UserError as error:
-    raise UserError(f'model.name={config.model.name!r}: {error}') from error
+    raise UserError(f'{_described(config)}: {error}') from error
   except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
-    raise UserError(
-      f'model.overrides={overrides} make no model {config.model.name} of images of '
-      f'{config.data.image_size} px: {reason}'
-    ) from error
+    raise UserError(f'{_described(config)} make no model: {reason}') from error
   freezing.check_pattern(params, config.optim.freeze)
   if config.optim.layer_decay != 1.0:
     depths_of(params)
+
+
+def _described(config: Config) -> str:
+  return (
+    f'model.name={config.model.name!r}, model.overrides={config.model.overrides.to_dict()} and '
+    f'data.image_size={config.data.image_size}'
+  )
 
 
 def _check_release(config: Config) -> None:

@@ -90,6 +90,7 @@ def _markdown(result: Validation, names, model: str, source: str, view: dict[str
     for count, confidence, accuracy in result.bins
     if count
   ]
+  top5 = f'{result.top5:.2%}' if len(names) > 5 else '–'
   shown = ', '.join(f'{key} {value}' for key, value in view.items())
   speed = (
     'one batch only' if math.isnan(result.images_per_second) else f'{result.images_per_second:.0f}'
@@ -98,7 +99,7 @@ def _markdown(result: Validation, names, model: str, source: str, view: dict[str
     f'# {model} on {source}', '',
     f'{result.count} images; {shown}.', '',
     '| top-1 | top-5 | loss (nats) | ECE, 15 bins | images/s |', '| --- | --- | --- | --- | --- |',
-    f'| {result.top1:.2%} | {f"{result.top5:.2%}" if len(names) > 5 else "–"} | {result.loss:.4f} | {result.ece:.2%} | {speed} |',
+    f'| {result.top1:.2%} | {top5} | {result.loss:.4f} | {result.ece:.2%} | {speed} |',
     '',
     '![Rows: true class; columns: predicted; right: calibration](confusion.png)', '',
     '## Accuracy of each class', '', '| class | top-1 | images |', '| --- | --- | --- |', *classes,

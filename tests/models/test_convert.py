@@ -200,6 +200,32 @@ def test_other_floats_become_float32(tiny):
     np.testing.assert_array_equal(np.asarray(head), bias.astype(np.float32))
 
 
+@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf, 1e300])
+def test_numbers_that_are_none_are_named(tiny, bad):
+  """Half precision of 70000 is infinity already; 1e300 is none of float32's."""
+  model, state_dict = tiny
+  broken = state_dict | {'norm.bias': np.array([bad] + [0.0] * 31)}
+  with pytest.raises(UserError, match=r'1 of \d+ arrays hold NaN or infinity: norm.bias \(1 of 32'):
+    from_pytorch(broken, model)
+  from_pytorch(broken | {'norm.bias': np.zeros(32, np.float16)}, model)
+
+
+def test_wrapped_state_dicts_are_taken_as_they_are(tiny):
+  model, state_dict = tiny
+  names = {f'module._orig_mod.{name}': array for name, array in state_dict.items()}
+  counted = names | {'module.total_ops': np.zeros(1), 'module.stem.total_params': np.zeros(1)}
+  back = to_pytorch(from_pytorch({'state_dict': {'model': counted}}, model), model)
+  assert_same_bytes(state_dict, back)
+
+
+def test_a_missing_head_is_told_with_the_way_out(tiny):
+  model, state_dict = tiny
+  headless = {n: a for n, a in state_dict.items() if not n.startswith('head.')}
+  with pytest.raises(UserError, match=r'has no head \(head.bias, head.weight\).*drop_head=True'):
+    from_pytorch(headless, model)
+  assert from_pytorch(headless, model, drop_head=True)['params']['head']['kernel'].shape == (32, 10)
+
+
 def test_variables_of_another_model_are_refused(tiny):
   variables = from_pytorch(tiny[1], tiny[0])
   with pytest.raises(UserError, match=r'variables do not fit ResT: .*params/head/bias'):
