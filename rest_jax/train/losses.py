@@ -79,6 +79,8 @@ def predictions(logits: Float[Array, 'B K'], labels: Int[Array, ' B']) -> Int[Ar
   """
   own = jnp.arange(logits.shape[-1])[None] == labels[:, None]
   rival = jnp.argmax(jnp.where(own, -jnp.inf, logits), axis=-1)
+  # Where nothing is higher than -inf argmax gives the first class, which may be the label itself.
+  rival = jnp.where(rival == labels, (labels + 1) % logits.shape[-1], rival)
   return jnp.where(hits_at(logits, labels, 1), labels, rival).astype(jnp.int32)
 
 

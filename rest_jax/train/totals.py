@@ -46,21 +46,25 @@ def zeros(counts: Iterable[str], floats: Iterable[str]) -> dict[str, np.ndarray]
 
 
 def add(total: jax.Array, value: jax.Array) -> jax.Array:
-  """Adds to a total: to a sum of floats with the error that is made, to a count plainly.
+  """Adds to a total: to a sum of floats what it lost before too, to a count plainly.
 
   Args:
     total: of the kind that `zeros` gives, float32 (2,) or int32; float32 (2, ...) for several.
     value: float32 (...) or int32.
 
   Returns:
-    The new total. References: Knuth, The Art of Computer Programming 2, 4.2.2, theorem B.
+    The new total: (sum, what rounding took from it).
+
+  References:
+    Kahan, Further remarks on reducing truncation errors, 1965; the error of a sum as in Knuth, The
+    Art of Computer Programming 2, section 4.2.2, theorem B.
   """
   if not jnp.issubdtype(total.dtype, jnp.floating):
     return total + value
+  value = value + total[1]
   new = total[0] + value
   theirs = new - total[0]
-  error = (total[0] - (new - theirs)) + (value - theirs)
-  return jnp.stack([new, total[1] + error])
+  return jnp.stack([new, (total[0] - (new - theirs)) + (value - theirs)])
 
 
 def value_of(total: Any) -> np.ndarray:

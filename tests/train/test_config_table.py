@@ -251,7 +251,9 @@ def consequences(config, opened):
 
 
 def program(function, *args):
-  return re.sub(r'0x[0-9a-f]+', '', str(jax.make_jaxpr(function)(*args)))
+  traced = jax.make_jaxpr(function)(*args)
+  constants = [np.asarray(value).tolist() for value in traced.consts]
+  return re.sub(r'0x[0-9a-f]+', '', f'{traced} {constants}')
 
 
 @pytest.mark.parametrize('name', [n for n in known_keys() if not n.startswith(ELSEWHERE)])
