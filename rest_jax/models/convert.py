@@ -41,7 +41,7 @@ class HeadAdvice(NamedTuple):
 
 _HEAD = 'params/head/'
 _ADVICE = HeadAdvice(
-  'num_classes has to be the same, or drop_head=True (--drop_head) leaves it out',
+  'drop_head=True leaves it out and starts a new one',
   'num_classes=0 makes a model without one, drop_head=True starts a new one',
 )
 _COMMAND_ADVICE = HeadAdvice(

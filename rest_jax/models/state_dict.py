@@ -6,7 +6,6 @@ import argparse
 import importlib
 import os
 import pickle
-import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +23,7 @@ _EMA = ('model_ema', 'state_dict_ema', 'ema')
 # What wrappers put before all names, in any order and number.
 _PREFIXES = ('module.', 'model.', 'backbone.', 'net.')
 # What compilers and sharders put anywhere into a name, and what profilers count beside the weights.
-_INFIXES = ('_orig_mod.', '_fsdp_wrapped_module.', '_checkpoint_wrapped_module.')
+_WRAPPERS = ('_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module')
 _COUNTERS = ('total_ops', 'total_params')
 
 
@@ -79,8 +78,7 @@ def plain_names(tensors: Mapping[str, Any]) -> dict[str, Any]:
   for name, tensor in tensors.items():
     if name.rpartition('.')[2] in _COUNTERS:
       continue
-    for infix in _INFIXES:
-      name = re.sub(rf'(^|\.){re.escape(infix)}', r'\1', name)
+    name = '.'.join(part for part in name.split('.') if part not in _WRAPPERS)
     if name in named:
       raise UserError(f'the state dict holds {name} twice, by itself and inside of a wrapper')
     named[name] = tensor

@@ -77,6 +77,7 @@ def compiled(monkeypatch):
   function = jax.jit(
     classifier_module._forward, static_argnames=('module', 'config', 'method', 'form')
   )
+  function.clear_cache()  # shared by all that compile the same function
   monkeypatch.setattr(classifier_module, '_compiled', function)
   return function
 
