@@ -6,8 +6,9 @@ import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
 
+from rest_jax import paths
 from rest_jax.errors import UserError, did_you_mean
 
 
@@ -18,11 +19,40 @@ class Flag(NamedTuple):
     name: without dashes.
     options: what argparse gets.
     text: what it does.
+    place: 'path' for one on this machine, 'name' for a name that may be a path; both may begin with
+      '~', and 'None' is none where that is the default.
+    also: other names that are understood.
   """
 
   name: str
   options: dict[str, Any]
   text: str
+  place: Literal['', 'path', 'name'] = ''
+  also: tuple[str, ...] = ()
+
+
+# What every script says of a model in the same words.
+MODEL_FLAGS = (
+  Flag(
+    'model',
+    dict(default='digit_scenes'),
+    'work directory, model directory, name of the zoo, or a checkpoint (.pth, .safetensors)',
+    'name',
+  ),
+  Flag(
+    'architecture',
+    {},
+    'model name of a checkpoint that is not called after it, such as rest_small',
+    also=('model_name',),
+  ),
+  Flag('ema', dict(action='store_true'), 'of a checkpoint: take its averaged weights'),
+)
+DATA_DIR_FLAG = Flag(
+  'data_dir',
+  {},
+  'where TFDS data sets are; $TFDS_DATA_DIR or ~/tensorflow_datasets if unset',
+  'path',
+)
 
 
 def parse_flags(
@@ -45,13 +75,25 @@ def parse_flags(
   if any(arg in ('-h', '--help', '-help') for arg in argv[1:]):
     print(_help(usage, flags))
     return None
-  parser = _Parser(Path(argv[0]).name, add_help=False, allow_abbrev=False, argument_default=None)
-  for name, options, _ in flags:
-    parser.add_argument(f'--{name}', f'-{name}', dest=name, **options)
-  values, unknown = parser.parse_known_args(list(argv[1:]))
+  parser = Parser(Path(argv[0]).name, add_help=False, allow_abbrev=False, argument_default=None)
+  for flag in flags:
+    spelt = [f'{dashes}{name}' for name in (flag.name, *flag.also) for dashes in ('--', '-')]
+    parser.add_argument(*spelt, dest=flag.name, **flag.options)
+  parsed, unknown = parser.parse_known_args(list(argv[1:]))
   if unknown:
     raise UserError(_unknown(unknown[0], flags, stray))
-  return vars(values)
+  values = vars(parsed)
+  return values | {flag.name: _placed(flag, values[flag.name]) for flag in flags if flag.place}
+
+
+def _placed(flag: Flag, value: Any) -> Any:
+  """The value of a flag that names places: expanded, and refused where it cannot be one."""
+  if isinstance(value, list):
+    return [_placed(flag, one) for one in value]
+  if value is None or (value == 'None' and flag.options.get('default') is None):
+    return None
+  expand = paths.local if flag.place == 'path' else paths.expanded
+  return str(expand(value, f'--{flag.name}'))
 
 
 def split_list(texts: Sequence[str]) -> tuple[str, ...]:
@@ -72,11 +114,11 @@ def check_seed(seed: int) -> None:
     raise UserError(f'--seed is {seed}; it takes a whole number from 0 to 2**32 - 1')
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
   """An argument parser whose errors are ours."""
 
   def error(self, message: str) -> NoReturn:
-    text = re.sub(r'argument (--\w+)(/-\w+)?:', r'\1:', message)
+    text = re.sub(r'argument (--\w+)(/--?\w+)*:', r'\1:', message)
     raise UserError(f'{text}; {self.prog} --help lists the flags')
 
 
@@ -84,13 +126,13 @@ def _unknown(argument: str, flags: Sequence[Flag], stray: str) -> str:
   if not argument.startswith('-'):
     return f'unexpected argument {argument!r}; {stray or "values go to flags"}, see --help'
   name = argument.lstrip('-').split('=')[0]
-  known = (flag.name for flag in flags)
+  known = (spelt for flag in flags for spelt in (flag.name, *flag.also))
   return f'unknown flag --{name}; {did_you_mean(name, known, "see --help", shown="--{}".format)}'
 
 
 def _help(usage: str, flags: Sequence[Flag]) -> str:
   lines = [usage.strip(), '', 'Flags:']
-  for name, options, text in flags:
+  for name, options, text, *_ in flags:
     default = options.get('default', False if 'action' in options else None)
     shown = ' '.join(map(str, default)) or 'none' if isinstance(default, list) else default
     lines.append(f'  --{name}\n      {text} (default: {shown})')

@@ -17,14 +17,32 @@ from typing import Any
 
 import numpy as np
 
-from rest_jax.errors import UserError
+from rest_jax.errors import FULL, UserError
 
 ADVICE = 'free some space or give another --output'
+_STEM = 120  # bytes of a name in its temporary one, which has to stay under 255
 
 
-def write_error(place: object, reason: object, advice: str = ADVICE) -> UserError:
-  """The error about a place that cannot be written to."""
-  return UserError(f'cannot write to {place}: {reason}; {advice}')
+class WriteError(UserError):
+  """A place that cannot be written to; `full` where nothing else there can be either."""
+
+  def __init__(self, message: str, full: bool = False):
+    """Keeps the line and whether the disk is the reason."""
+    super().__init__(message)
+    self.full = full
+
+
+def write_error(place: object, reason: object, advice: str = ADVICE) -> WriteError:
+  """The error about a place that cannot be written to.
+
+  Args:
+    place: a path or words.
+    reason: an `OSError`, or words.
+    advice: what to do about it.
+  """
+  full = isinstance(reason, OSError) and reason.errno in FULL
+  words = (reason.strerror or reason) if isinstance(reason, OSError) else reason
+  return WriteError(f'cannot write to {place}: {words}; {advice}', full)
 
 
 @contextlib.contextmanager
@@ -32,18 +50,21 @@ def writing(place: object, advice: str = ADVICE) -> Iterator[None]:
   """Turns a failed write into one line about `place`, a path or words.
 
   Raises:
-    UserError: the disk is full, the place is read-only, or no directory.
+    WriteError: the disk is full, the place is read-only, or no directory.
   """
   try:
     yield
+  except BrokenPipeError:  # of the terminal: whoever read the output has left
+    raise
   except OSError as error:
-    raise write_error(place, error.strerror or error, advice) from error
+    raise write_error(place, error, advice) from error
 
 
 def temporary_path(path: Path) -> Path:
   """The name beside `path` that this thread writes to first; the ending stays, writers go by it."""
   writer = f'{os.getpid()}-{threading.get_ident()}'
-  return path.with_name(f'.{path.stem}.{writer}{path.suffix}')
+  stem = os.fsdecode(os.fsencode(path.stem)[:_STEM])
+  return path.with_name(f'.{stem}.{writer}{path.suffix}')
 
 
 @contextlib.contextmanager
@@ -56,7 +77,7 @@ def replacing(path: Path, place: object = None, advice: str = ADVICE) -> Iterato
     advice: what to do about an error.
 
   Raises:
-    UserError: the folder or the file cannot be written.
+    WriteError: the folder or the file cannot be written.
   """
   temporary = temporary_path(path)
   with writing(path if place is None else place, advice):
@@ -70,9 +91,13 @@ def replacing(path: Path, place: object = None, advice: str = ADVICE) -> Iterato
 
 
 def write_text(path: Path, text: str, place: object = None, advice: str = ADVICE) -> None:
-  """Writes UTF-8 text; arguments and errors as `replacing`."""
+  """Writes UTF-8 text; arguments and errors as `replacing`.
+
+  Bytes of file names that are no UTF-8 (lone surrogates) are written as '\\udcff', which in JSON is
+  the very character.
+  """
   with replacing(path, place, advice) as temporary:
-    temporary.write_text(text, encoding='utf-8')
+    temporary.write_text(text, encoding='utf-8', errors='backslashreplace')
 
 
 def write_json(path: Path, value: Any, place: object = None, advice: str = ADVICE) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,41 +16,17 @@ from rest_jax.errors import UserError
 from rest_jax.models.classifier import Classifier
 from rest_jax.models.part import take_part
 
-_CHECKPOINTS = ('.pth', '.pt', '.bin', '.safetensors')
 
-
-def open_classifier(name: str, architecture: str | None = None) -> Classifier:
-  """Loads the model of `--model`.
-
-  Args:
-    name: model directory, zoo name, or a PyTorch checkpoint.
-    architecture: model name of a checkpoint; by default what its file is called.
-
-  Returns:
-    The classifier.
+def open_classifier(name: str, architecture: str | None = None, ema: bool = False) -> Classifier:
+  """Loads the model of `--model`, which has to have classes; see `Classifier.load`.
 
   Raises:
     UserError: there is none, it is damaged, or it has no classes.
   """
-  if Path(name).suffix in _CHECKPOINTS and not Path(name).is_dir():
-    classifier = _from_checkpoint(Path(name), architecture)
-  else:
-    classifier = Classifier.load(name)
+  classifier = Classifier.load(name, architecture, ema=ema)
   if not classifier.num_classes:
     raise UserError(f'the model {name} has no classes, so it decides nothing')
   return classifier
-
-
-def _from_checkpoint(path: Path, architecture: str | None) -> Classifier:
-  if not path.is_file():
-    raise UserError(f'no checkpoint {path}: check --model')
-  try:
-    return Classifier.from_pytorch(path, model=architecture)
-  except UserError as error:
-    if architecture is None and 'Say model' in str(error):
-      text = str(error).replace('Say model (--model)', 'Say --architecture')
-      raise UserError(text) from error
-    raise
 
 
 class Judged(NamedTuple):
@@ -84,6 +59,7 @@ def open_judged(
   seed: int = 0,
 ) -> Judged:
   """Opens the split of `--data` that a model is judged on, and matches their classes.
+
 
   Args:
     data: TFDS name, folder or list of labels.

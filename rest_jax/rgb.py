@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from rest_jax.errors import UserError
+from rest_jax.profiles import to_srgb
 
 Box = tuple[float, float, float, float]
 # What undoes each EXIF orientation (EXIF 2.32, tag 0x0112); 1 and whatever is no orientation: none.
@@ -143,8 +144,9 @@ def converted(image: Image.Image) -> Image.Image:
   """As `to_rgb`, of an opened picture; what Pillow raises of damaged files passes."""
   wide = _stores_16_bits(image)  # known before decoding alone
   image.load()
+  profile = image.info.get('icc_profile')
   if image.mode == 'RGB' and not wide:
-    return image
+    return to_srgb(image, profile)
   if image.mode in _WIDE_GREY:
     image = _from_wide_grey(image)
   elif image.mode == 'F':
@@ -153,10 +155,7 @@ def converted(image: Image.Image) -> Image.Image:
     _check_bits(int(np.asarray(image).max()) * 256)
   if image.mode in ('P', 'PA', 'LA', 'La', 'RGBa') or 'transparency' in image.info:
     image = image.convert('RGBA')  # the direct way warns, or does not exist
-  result = image.convert('RGB')
-  if image.mode != 'RGB':
-    result.info.pop('icc_profile', None)  # it described other channels
-  return result
+  return to_srgb(image if image.mode in ('L', 'CMYK') else image.convert('RGB'), profile)
 
 
 def _stores_16_bits(image: Image.Image) -> bool:

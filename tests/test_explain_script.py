@@ -11,7 +11,9 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from tqdm import tqdm
 
+from rest_jax.explain import run
 from rest_jax.models.classifier import Classifier
 from rest_jax.models.registry import create_model
 
@@ -70,13 +72,16 @@ def test_everything_for_one_picture(model, photo, tmp_path, capsys):
   flags = ('--curves', '--animate', '--sanity', '--layer', 'stage1', '--target', 'dog')
   methods = ('--method', 'grad_cam', 'gradient', '--query_batch', 8)
   explain('--image', photo, '--model', model, *methods, *flags, '--output', tmp_path)
-  assert '-> ' in capsys.readouterr().out
+  said = capsys.readouterr().out
+  assert '-> ' in said and ': dog (' in said and (' predicted ' in said or 'as predicted' in said)
   folder = tmp_path / 'photo'
   summary = json.loads((folder / 'explanation.json').read_text())
   assert [e['method'] for e in summary['explanations']] == ['grad_cam', 'gradient']
   assert all(e['target']['class'] == 'dog' for e in summary['explanations'])
-  assert summary['explanations'][0]['queries'] == 2 and len(summary['top5']) == 3
-  probabilities = [entry['probability'] for entry in summary['top5']]
+  assert [e['layer'] for e in summary['explanations']] == ['stage1', None]
+  assert summary['layer'] == 'stage1' and summary['target'] == 'dog'
+  assert summary['explanations'][0]['queries'] == 2 and len(summary['most_probable']) == 3
+  probabilities = [entry['probability'] for entry in summary['most_probable']]
   assert probabilities == sorted(probabilities, reverse=True) and abs(sum(probabilities) - 1) < 1e-6
   assert summary['seen_by_the_model']['input_size'] == 32
   saliency = np.load(folder / 'grad_cam.npy')
@@ -99,7 +104,7 @@ def test_the_three_most_probable_classes(model, photo, tmp_path):
   )
   summary = json.loads((tmp_path / 'photo' / 'explanation.json').read_text())
   explained = [e['target']['index'] for e in summary['explanations']]
-  assert explained == [entry['index'] for entry in summary['top5'][:3]]
+  assert explained == [entry['index'] for entry in summary['most_probable'][:3]]
   assert (tmp_path / 'photo' / 'gradient_top3.png').exists()
   maps = [np.load(tmp_path / 'photo' / e['map']) for e in summary['explanations']]
   assert not np.array_equal(maps[0], maps[1])
@@ -164,6 +169,82 @@ def test_bad_input_is_one_line_and_status_2(model, photo, tmp_path, capsys, args
   lines = captured.err.splitlines()
   assert len(lines) == 1 and lines[0].startswith('error: '), captured.err
   assert all(word in lines[0] for word in words), lines[0]
+
+
+# Formulas, line breaks, letters that no font here has, bytes that are no UTF-8, names of folders.
+ODD = (
+  '$5 and $6.png',
+  '$.png',
+  'a\nb.png',
+  '狗🐶.png',
+  'caf\udce9.png',
+  '...png',
+  '.. .png',
+  'CON.png',
+)
+
+
+def test_odd_names(model, photo, tmp_path, capsys):
+  files = [tmp_path / name for name in ODD]
+  for file in files:
+    file.write_bytes(photo.read_bytes())
+  arguments = ('--model', model, '--method', 'gradient', 'grad_cam', '--output', tmp_path / 'out')
+  explain('--image', *files, *arguments)
+  said = capsys.readouterr().out.splitlines()
+  assert len(said) == len(ODD) and any('caf\\xe9.png: ' in line for line in said)
+  made = {
+    path.parent.relative_to(tmp_path / 'out') for path in tmp_path.glob('out/*/comparison.png')
+  }
+  assert len(made) == len(ODD) and all(len(place.parts) == 1 for place in made)
+  pictures = [
+    json.loads(path.read_text(encoding='utf-8'))['picture']
+    for path in tmp_path.glob('out/*/explanation.json')
+  ]
+  assert sorted(pictures) == sorted(map(str, files))
+  assert {path.name for path in (tmp_path / 'out').iterdir()} == {str(place) for place in made}
+
+
+def test_one_picture_that_fails_anyhow_does_not_stop_the_others(
+  model, photo, tmp_path, capsys, monkeypatch
+):
+  files = [tmp_path / f'{name}.png' for name in 'abc']
+  for file in files:
+    file.write_bytes(photo.read_bytes())
+  (tmp_path / 'out').mkdir()
+  (tmp_path / 'out' / 'b').touch()  # where the results of b.png would go
+  actual = run.read_picture
+
+  def read(path):
+    if path.name == 'a.png':
+      raise MemoryError('of a decoder')
+    return actual(path)
+
+  monkeypatch.setattr(run, 'read_picture', read)
+  arguments = ('--model', model, '--method', 'gradient', '--output', tmp_path / 'out')
+  explain('--image', *files, *arguments, status=2)
+  captured = capsys.readouterr()
+  lines = captured.err.splitlines()
+  assert len(lines) == 3 and lines[-1] == '2 of 3 pictures failed'
+  assert 'a.png: MemoryError: of a decoder' in lines[0] and 'cannot write' in lines[1]
+  assert 'c.png: ' in captured.out and (tmp_path / 'out' / 'c' / 'gradient.png').exists()
+
+
+def test_a_model_whose_logits_are_no_numbers(photo, tmp_path, capsys, monkeypatch):
+  class Broken:
+    class_names = ('cat', 'dog')
+
+  item = run.Item(photo, tmp_path, None, None, np.zeros((4, 4, 3), np.float32))
+  logits = np.array([[0, 1], [np.nan, 0], [2, 3], [np.inf, 0]], np.float32)
+  monkeypatch.setattr(run, '_logits', lambda *_: logits)
+  setup = run.Setup(None, Broken(), (), None, 4, 1)
+  progress = run.Progress(tqdm(disable=True))
+  items = [item._replace(file=Path(f'{name}.png')) for name in 'abc']
+  kept, pixels, found = run._decided(items, setup, progress)
+  assert [i.file.name for i in kept] == ['a.png', 'c.png'] and pixels.shape == (4, 4, 4, 3)
+  np.testing.assert_array_equal(found, [[0, 1], [2, 3], [2, 3], [2, 3]])
+  said = capsys.readouterr().err
+  assert said.startswith('error: b.png: 1 of 2 logits that the model gives for it are not finite')
+  assert progress.failed == 1 and said.count('\n') == 1
 
 
 def test_one_missing_file_is_an_error(model, capsys, tmp_path):

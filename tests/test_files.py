@@ -1,6 +1,7 @@
 """Results on disk: a kill or an error leaves the old file, and an error is one line with advice."""
 
 import concurrent.futures
+import errno
 import json
 import threading
 
@@ -22,6 +23,26 @@ def test_a_file_is_replaced_at_the_end(tmp_path):
     raise RuntimeError
   assert json.loads(path.read_text(encoding='utf-8'))['b'] == 'ρ'
   assert [found.name for found in path.parent.iterdir()] == ['x.json']
+
+
+def test_names_that_are_no_utf8_and_long_ones(tmp_path):
+  path = tmp_path / f'{"x" * 250}.json'
+  files.write_json(path, {'picture': 'caf\udce9', 'class': '狗'})
+  assert json.loads(path.read_text(encoding='utf-8')) == {'picture': 'caf\udce9', 'class': '狗'}
+  files.write_text(tmp_path / 'a.md', 'caf\udce9')
+  assert (tmp_path / 'a.md').read_text(encoding='utf-8') == 'caf\\udce9'
+
+
+def test_a_full_disk_is_told_from_a_bad_place(tmp_path):
+  full = pytest.raises(files.WriteError, match='No space left')
+  with full as caught, files.writing('x'):
+    raise OSError(errno.ENOSPC, 'No space left on device')
+  assert caught.value.full
+  with pytest.raises(files.WriteError) as caught, files.writing('x'):
+    raise OSError(errno.ENOTDIR, 'Not a directory')
+  assert not caught.value.full
+  with pytest.raises(BrokenPipeError), files.writing('x'):  # of whoever read the output
+    raise BrokenPipeError
 
 
 def test_arrays_keep_their_ending(tmp_path):

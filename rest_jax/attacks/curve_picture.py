@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from rest_jax.attacks.files import replacing
+from rest_jax.attacks.files import save_figure
 from rest_jax.attacks.results import Record, RunName
 from rest_jax.attacks.summary import WORST_CASE, Row, robust_accuracy_curve
 from rest_jax.attacks.threat import Norm
+from rest_jax.drawing import literal, new_figure
 
 _POINTS = 400
 
@@ -35,10 +36,6 @@ def draw_curves(
   Raises:
     UserError: it cannot be written.
   """
-  # Without pyplot there is no global state and no window system to ask for.
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
-  from matplotlib.figure import Figure
-
   rows = [row for row in rows if row.norm == norm]
   free = {
     run.attack: list(r.values()) for run, r in records.items() if run[1:] == (norm, None) and r
@@ -46,8 +43,7 @@ def draw_curves(
   largest = max((row.eps for row in rows), default=0.0)
   if largest == 0 or (len({row.eps for row in rows}) < 2 and not free):
     return False
-  figure = Figure(figsize=(6.4, 4.2), layout='constrained')
-  FigureCanvasAgg(figure)
+  figure = new_figure(6.4, 4.2)
   axes = figure.subplots()
   for attack in dict.fromkeys(row.attack for row in rows if row.attack not in free):
     _points(axes, [row for row in rows if row.attack == attack])
@@ -57,8 +53,7 @@ def draw_curves(
   axes.set_xlim(0, 1.05 * largest)
   axes.grid(alpha=0.3)
   axes.legend()
-  with replacing(path) as temporary:
-    figure.savefig(temporary, dpi=130)
+  save_figure(path, figure)
   return True
 
 
@@ -72,7 +67,7 @@ def _points(axes, rows: Sequence[Row]) -> None:
   worst = {'color': '0.8', 'linewidth': 8, 'elinewidth': 2, 'zorder': 0}
   style = worst if rows[0].attack == WORST_CASE else {}
   spread = np.stack([value - low, high - value])
-  axes.errorbar(radii, value, spread, marker='o', capsize=3, label=rows[0].attack, **style)
+  axes.errorbar(radii, value, spread, marker='o', capsize=3, label=literal(rows[0].attack), **style)
 
 
 def _line(axes, attack: str, records: Sequence[Record], largest: float) -> None:
@@ -80,4 +75,4 @@ def _line(axes, attack: str, records: Sequence[Record], largest: float) -> None:
   distances = np.asarray([r.distance if r.success else np.inf for r in records])
   radii = np.linspace(0, largest, _POINTS)
   curve = robust_accuracy_curve(distances, np.asarray([r.correct for r in records]), radii)
-  axes.step(radii, curve, where='post', linestyle='--', label=attack)
+  axes.step(radii, curve, where='post', linestyle='--', label=literal(attack))

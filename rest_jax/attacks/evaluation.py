@@ -23,6 +23,7 @@ from rest_jax.attacks.summary import Row, markdown, robust_accuracy_curve, summa
 from rest_jax.attacks.threat import Norm, Threat
 from rest_jax.callables import as_function
 from rest_jax.errors import UserError
+from rest_jax.paths import local
 
 DEFAULT_ATTACKS = ('apgd_ce', 'apgd_t', 'square')
 
@@ -143,7 +144,7 @@ def evaluate(
     targeted=_targeted(threats),
     key=_one_key(key),
     batch_size=_batch_size(batch_size, labels),
-    output_dir=None if output_dir is None else Path(output_dir),
+    output_dir=None if output_dir is None else local(output_dir, 'output_dir'),
     class_names=class_names if class_names is not None else getattr(logits_fn, 'class_names', None),
     model_id=model_id,
     save_images=save_images,

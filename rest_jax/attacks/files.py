@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rest_jax import files
+from rest_jax import drawing, files
 
 _ADVICE = 'free some space or give another output_dir, then run the same again'
 
@@ -28,6 +28,15 @@ def replacing(path: Path) -> contextlib.AbstractContextManager[Path]:
   A kill leaves the old file or the new one, whole. The ending stays, writers go by it.
   """
   return files.replacing(path, path.parent, _ADVICE)
+
+
+def save_figure(path: Path, figure: Any, dpi: int = 130) -> None:
+  """Writes a Matplotlib figure as PNG.
+
+  Raises:
+    UserError: it cannot be written.
+  """
+  drawing.save_figure(path, figure, path.parent, _ADVICE, dpi=dpi)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rest_jax.attacks.files import replacing
+from rest_jax.attacks.files import save_figure
+from rest_jax.drawing import literal, new_figure
 from rest_jax.errors import UserError
+from rest_jax.paths import local
 
 _NAME_LENGTH = 18
 _ROWS = ('clean', 'perturbation', 'adversarial')
@@ -59,24 +61,18 @@ def draw_attacks(
   names = [[_name(c, class_names) for c in each] for each in (clean_classes, adversarial_classes)]
   captions = (names[0], [f'× {f:.3g}' for f in factor], names[1])
   figure = _figure((images, perturbation, adversarial), captions, title)
-  with replacing(Path(path)) as temporary:
-    figure.savefig(temporary, dpi=130)
+  save_figure(local(path, 'path'), figure)
 
 
 def _figure(rows: Sequence[np.ndarray], captions: Sequence[Sequence[str]], title: str):
   """Three rows of pictures with a caption each."""
-  # Without pyplot there is no global state and no window system to ask for.
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
-  from matplotlib.figure import Figure
-
-  figure = Figure(figsize=(1.35 * len(rows[0]) + 0.5, 5.2 if title else 4.9), layout='constrained')
-  FigureCanvasAgg(figure)
+  figure = new_figure(1.35 * len(rows[0]) + 0.5, 5.2 if title else 4.9)
   grid = figure.subplots(3, len(rows[0]), squeeze=False)
   for row, shown in enumerate(rows):
     for axes, picture, caption in zip(grid[row], shown, captions[row], strict=True):
       _show(axes, picture, caption)
     grid[row][0].set_ylabel(_ROWS[row], fontsize=9)
-  figure.suptitle(title, fontsize=10, wrap=True)
+  figure.suptitle(literal(title, 200), fontsize=10, wrap=True)
   return figure
 
 
@@ -91,9 +87,7 @@ def _show(axes, picture: np.ndarray, caption: str) -> None:
 
 def _name(number: int, class_names: Sequence[str] | None) -> str:
   name = class_names[number] if class_names and 0 <= number < len(class_names) else str(number)
-  # Text between dollars would be set as a formula.
-  name = name.replace('$', r'\$')
-  return name if len(name) <= _NAME_LENGTH else name[: _NAME_LENGTH - 1] + '…'
+  return literal(name, _NAME_LENGTH)
 
 
 def _check(images: np.ndarray, adversarial: np.ndarray, clean: int, attacked: int) -> None:

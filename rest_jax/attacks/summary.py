@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
+from rest_jax import text
 from rest_jax.attacks.results import Record, RunName
 from rest_jax.attacks.threat import Norm
 from rest_jax.errors import UserError
@@ -201,7 +202,7 @@ def markdown(rows: Sequence[Row], confidence: float = 0.95) -> str:
     cells = [
       row.norm,
       f'{row.eps:.6g}',
-      row.attack,
+      text.markdown(row.attack),
       str(row.images),
       f'{row.clean_accuracy.value:.2%}',
       f'{robust.value:.2%}',

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.tree_util import Partial
 
+from rest_jax import text
 from rest_jax.attacks.attack_list import as_attacks
 from rest_jax.attacks.checks import check_count, check_inputs, check_key
 from rest_jax.attacks.evaluation_sample import keys_of
@@ -139,9 +140,10 @@ class TransferMatrix(NamedTuple):
 
   def markdown(self) -> str:
     """Success by source (row) and target (column)."""
-    lines = ['| made on \\ evaluated on | ' + ' | '.join(self.names) + ' |']
+    names = [text.markdown(name) for name in self.names]
+    lines = ['| made on \\ evaluated on | ' + ' | '.join(names) + ' |']
     lines.append('|---' * (len(self.names) + 1) + '|')
-    for name, row in zip(self.names, self.success, strict=True):
+    for name, row in zip(names, self.success, strict=True):
       lines.append(f'| {name} | ' + ' | '.join(f'{value:.2%}' for value in row) + ' |')
     return '\n'.join(lines) + '\n'
 

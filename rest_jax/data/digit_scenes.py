@@ -11,7 +11,6 @@ the digit's own pixels and 0 elsewhere.
 
 from __future__ import annotations
 
-import argparse
 import collections
 import contextlib
 import fcntl
@@ -26,10 +25,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image, ImageDraw
 
+from rest_jax.command_line import Parser
 from rest_jax.data.digit_scene_material import SPLITS, load_material
 from rest_jax.data.digit_scene_synthesis import SIZE, Scene, synthesize
 from rest_jax.data.tfds_source import default_data_dir
 from rest_jax.errors import UserError, run_script
+from rest_jax.paths import local
 
 SEED = 2021
 _AHEAD = 32  # scenes that may wait for their encoding
@@ -182,18 +183,19 @@ def contact_sheet(split: str = 'train', columns: int = 10, rows: int = 3) -> Ima
 
 def main() -> None:
   """Prepares the data set, or draws a contact sheet of it."""
-  parser = argparse.ArgumentParser(description='Prepare or draw the embedded data set.')
+  parser = Parser(description='Prepare or draw the embedded data set.')
   parser.add_argument('--data_dir', default=None, help='TFDS data directory (default: as TFDS)')
   parser.add_argument('--contact_sheet', metavar='FILE', help='write a picture of 30 scenes')
   arguments = parser.parse_args()
   if arguments.contact_sheet:
     picture = contact_sheet()
     try:
-      picture.save(arguments.contact_sheet, optimize=True)
+      picture.save(local(arguments.contact_sheet, '--contact_sheet'), optimize=True)
     except (OSError, ValueError) as error:
       raise UserError(f'cannot write {arguments.contact_sheet}: {error}') from error
     return
-  print(prepare(arguments.data_dir or default_data_dir()))
+  given = arguments.data_dir
+  print(prepare(default_data_dir() if given is None else local(given, '--data_dir')))
 
 
 if __name__ == '__main__':

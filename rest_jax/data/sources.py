@@ -20,6 +20,7 @@ from rest_jax.data.source import ImageSource, digest_of
 from rest_jax.data.source import open_example as open_example
 from rest_jax.data.tfds_source import TfdsSet, default_data_dir, open_tfds
 from rest_jax.errors import UserError
+from rest_jax.paths import expanded, local
 
 CACHE_LIMIT = 4 * 2**30  # bytes of pixels that one cached split may take
 _EMBEDDED = 'digit_scenes'
@@ -192,7 +193,7 @@ def load(
     UserError: unknown or unprepared data set, unusable folder, no such split (those that exist are
       named), images that cannot be cached.
   """
-  name = os.fspath(name)
+  name = expanded(os.fspath(name), 'the data set')
   if cache and extras:
     raise UserError(f'cache=True holds images and labels only, without {", ".join(extras)}')
   opened = _open(name, data_dir, extras)
@@ -224,7 +225,7 @@ def load_judged(
   Raises:
     UserError: as `load`.
   """
-  name = os.fspath(name)
+  name = expanded(os.fspath(name), 'the data set')
   opened = _open(name, data_dir, extras)
   if isinstance(opened, Folder):
     judged = _judged_folder(opened, name, split)
@@ -236,20 +237,17 @@ def load_judged(
 def _open(
   name: str, data_dir: str | os.PathLike | None, extras: tuple[str, ...]
 ) -> Folder | TfdsSet:
-  place = os.path.expanduser(name)
-  is_list = place.lower().endswith('.csv') and os.path.isfile(place)
-  if name != _EMBEDDED and (os.path.isdir(place) or is_list):
+  is_list = name.lower().endswith('.csv') and os.path.isfile(name)
+  if name != _EMBEDDED and (os.path.isdir(name) or is_list):
     missing = [extra for extra in extras if extra not in _FOLDER_EXTRAS]
     if missing:
       raise UserError(f'the folder {name} has images and labels only, no {", ".join(missing)}')
     if data_dir is not None:
       raise UserError(f'{name} is a place by itself: leave data_dir out, it is for TFDS data sets')
-    return open_folder(place)
-  if name != _EMBEDDED and os.path.isfile(place):
+    return open_folder(name)
+  if name != _EMBEDDED and os.path.isfile(name):
     raise UserError(f'{name} is a file: a data set is a folder, a CSV with labels or a TFDS name')
-  root = os.fspath(data_dir or default_data_dir())
-  if '://' in root:
-    raise UserError(f'data_dir {root} is no local folder: copy the data set to one, or mount it')
+  root = local(default_data_dir() if data_dir is None else data_dir, 'the data directory')
   if name == _EMBEDDED:
     from rest_jax.data.digit_scenes import prepare
 

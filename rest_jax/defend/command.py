@@ -11,10 +11,19 @@ from typing import Any
 
 from rest_jax.attacks.attack_list import list_attacks, named_attack
 from rest_jax.attacks.threat import NORMS, check_norm
-from rest_jax.command_line import Flag, check_seed, check_whole, parse_flags, split_list
+from rest_jax.command_line import (
+  DATA_DIR_FLAG,
+  MODEL_FLAGS,
+  Flag,
+  check_seed,
+  check_whole,
+  parse_flags,
+  split_list,
+)
 from rest_jax.defend.denoise.registry import DENOISERS, list_denoisers
 from rest_jax.defend.protect import DRAWS
 from rest_jax.errors import UserError, did_you_mean
+from rest_jax.paths import check_folder, safe_name
 
 # One of each family, none of them slow.
 DEFAULT_DEFENCES = ('gaussian', 'jpeg', 'pca')
@@ -39,16 +48,9 @@ _FLAGS = (
     dict(type=int),
     f"gradient steps of the attacks that have such; {PGD_STEPS} of pgd, the others' own if unset",
   ),
-  Flag(
-    'model',
-    dict(default='digit_scenes'),
-    'model directory, name of the zoo, or an official PyTorch checkpoint (.pth, needs torch)',
-  ),
-  Flag('architecture', {}, 'model name of a .pth that is not called after it, such as rest_small'),
-  Flag('data', dict(default='digit_scenes'), 'TFDS name, folder, or CSV of labels'),
-  Flag(
-    'data_dir', {}, 'where TFDS data sets are; $TFDS_DATA_DIR or ~/tensorflow_datasets if unset'
-  ),
+  *MODEL_FLAGS,
+  Flag('data', dict(default='digit_scenes'), 'TFDS name, folder, or CSV of labels', 'name'),
+  DATA_DIR_FLAG,
   Flag('split', {}, 'of the data; test, else validation, all of a folder without splits, if unset'),
   Flag(
     'limit', dict(type=int, default=DEFAULT_LIMIT), 'a sample of so many images, balanced by class'
@@ -76,7 +78,7 @@ _FLAGS = (
     dict(choices=('noise',)),
     'noise: what denoisers leave of the perturbation alone, and the harm that this still does',
   ),
-  Flag('output', {}, 'folder of the results; work/defend_DATA if unset'),
+  Flag('output', {}, 'folder of the results; work/defend_DATA if unset', 'path'),
   Flag('seed', dict(type=int, default=0), 'of the attacks, of random defences and of the sample'),
   Flag('batch_size', dict(type=int, default=50), 'images attacked together'),
 )
@@ -95,6 +97,7 @@ class Command:
   steps: int | None
   model: str
   architecture: str | None
+  ema: bool
   data: str
   data_dir: str | None
   split: str | None
@@ -136,7 +139,8 @@ def _check(values: dict[str, Any]) -> Command:
   values['defense'] = _defences(split_list(values['defense']))
   strengths = (_strength(text) for text in split_list(values['strength']))
   values['strength'] = tuple(dict.fromkeys(strengths))
-  values['output'] = Path(values['output'] or f'work/defend_{Path(values["data"]).name}')
+  data = safe_name(Path(values['data']).resolve().name, 'data')
+  values['output'] = check_folder(Path(values['output'] or f'work/defend_{data}'))
   return Command(**values)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rest_jax.defend.evaluation_table import blocks, radius, title_of
 from rest_jax.defend.rows import LEVEL, UNDEFENDED, DefenceRow
+from rest_jax.text import plural
 
 
 def percent(share: float) -> str:
@@ -33,7 +34,7 @@ def verdict(rows: Sequence[DefenceRow]) -> str:
   if not helped:
     return (
       'No defence makes the model significantly more robust against an attacker who knows it '
-      f'({defended[0].images} images).'
+      f'({plural(defended[0].images, "image")}).'
     )
   best = max(helped, key=lambda row: (row.gain, row.worst.value))
   names = len({row.defence for row in helped})

@@ -1,13 +1,20 @@
-"""A small document of headings, paragraphs, tables and figures, as Markdown and as HTML."""
+"""A small document of headings, paragraphs, tables and figures, as Markdown and as HTML.
+
+All texts are Markdown, of which code between backquotes and escapes are understood in HTML too.
+Names of others pass through `rest_jax.text.markdown` or `markdown_code` on their way in.
+"""
 
 from __future__ import annotations
 
 import base64
 import html
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from rest_jax.text import legible, markdown, markdown_cell, unmarked
 
 
 class Heading(NamedTuple):
@@ -60,11 +67,13 @@ def to_markdown(title: str, blocks: Sequence[Block], folder: Path) -> str:
   """The document as Markdown.
 
   Args:
-    title: of the document.
+    title: of the document, plain text.
     blocks: what it holds.
     folder: where it will lie; figures are linked relative to it.
   """
-  return '\n'.join([f'# {title}', '', *(_markdown(block, folder) + '\n' for block in blocks)])
+  return '\n'.join(
+    [f'# {markdown(title)}', '', *(_markdown(block, folder) + '\n' for block in blocks)]
+  )
 
 
 def _markdown(block: Block, folder: Path) -> str:
@@ -76,14 +85,17 @@ def _markdown(block: Block, folder: Path) -> str:
     return '\n'.join(f'- {item}' for item in block.items)
   if isinstance(block, Figure):
     return f'![{block.caption}]({os.path.relpath(block.path, folder)})\n\n*{block.caption}*'
-  lines = ['| ' + ' | '.join(block.head) + ' |', '|---' + '|---:' * (len(block.head) - 1) + '|']
+  lines = [
+    '| ' + ' | '.join(map(markdown_cell, block.head)) + ' |',
+    '|---' + '|---:' * (len(block.head) - 1) + '|',
+  ]
   lines += ['| ' + ' | '.join(map(_markdown_cell, row)) + ' |' for row in block.rows]
   return '\n'.join([f'{block.caption}\n', *lines])
 
 
 def _markdown_cell(cell: Cell) -> str:
   sign = {'best': '**', 'worst': '*'}.get(cell.mark, '')
-  return f'{sign}{cell.text}{sign}'
+  return f'{sign}{markdown_cell(cell.text)}{sign}'
 
 
 # ---- HTML ---------------------------------------------------------------------------------------
@@ -121,7 +133,7 @@ def to_html(title: str, blocks: Sequence[Block]) -> str:
   """The document as one HTML file without anything outside it; figures are part of it.
 
   Args:
-    title: of the document.
+    title: of the document, plain text.
     blocks: what it holds.
 
   Returns:
@@ -134,8 +146,8 @@ def to_html(title: str, blocks: Sequence[Block]) -> str:
   return (
     '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
     '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-    f'<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n'
-    f'<h1>{html.escape(title)}</h1>\n{body}\n</body>\n</html>\n'
+    f'<title>{html.escape(legible(title))}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n'
+    f'<h1>{html.escape(legible(title))}</h1>\n{body}\n</body>\n</html>\n'
   )
 
 
@@ -148,7 +160,7 @@ def _html(block: Block) -> str:
     return '<ul>\n' + '\n'.join(f'<li>{_inline(item)}</li>' for item in block.items) + '\n</ul>'
   if isinstance(block, Figure):
     data = base64.b64encode(block.path.read_bytes()).decode('ascii')
-    words = html.escape(block.caption.replace('`', ''))
+    words = re.sub('<[^>]*>', '', _inline(block.caption))
     image = f'<img src="data:image/png;base64,{data}" alt="{words}">'
     return f'<figure>{image}<figcaption>{_inline(block.caption)}</figcaption></figure>'
   return _html_table(block)
@@ -168,9 +180,16 @@ def _html_cell(cell: Cell) -> str:
   return f'<td{mark}>{_inline(cell.text)}</td>'
 
 
+_CODE = re.compile(r'(?<![\\`])(`+)(?!`)(.+?)(?<!`)\1(?!`)')
+
+
 def _inline(text: str) -> str:
-  """Escaped text; what stands between backquotes is code."""
-  parts = html.escape(text).split('`')
-  if len(parts) % 2 == 0:  # an odd backquote is a character
-    return '`'.join(parts)
-  return ''.join(f'<code>{p}</code>' if i % 2 else p for i, p in enumerate(parts))
+  """Markdown within a line as HTML: code, escaped characters."""
+  parts, end = [], 0
+  for span in _CODE.finditer(text):
+    code = span[2]
+    if code.strip(' ') and code[0] == code[-1] == ' ':
+      code = code[1:-1]
+    parts += [html.escape(unmarked(text[end : span.start()])), f'<code>{html.escape(code)}</code>']
+    end = span.end()
+  return ''.join(parts) + html.escape(unmarked(text[end:]))

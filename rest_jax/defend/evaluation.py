@@ -27,6 +27,7 @@ from rest_jax.defend.protect import DRAWS, as_defences, attackable, is_random, p
 from rest_jax.defend.rows import UNDEFENDED, Cell, DefenceRow, make_row
 from rest_jax.defend.transferred import Tick, Transferred, through
 from rest_jax.errors import UserError
+from rest_jax.paths import local
 from rest_jax.programs import in_use, release_programs
 
 
@@ -150,7 +151,7 @@ def evaluate_defences(
   first = check_inputs(model, np.asarray(images)[:1], np.asarray(labels)[:1])
   check_inputs(model, images, labels)
   check_count('batch_size', batch_size)
-  root = None if output_dir is None else Path(output_dir)
+  root = None if output_dir is None else local(output_dir, 'output_dir')
   work = _Work(
     model=first.model,
     images=np.asarray(images, np.float32),

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 from rest_jax.attacks.summary import Interval
 from rest_jax.defend.rows import UNDEFENDED, DefenceRow
+from rest_jax.text import csv_text, radius
+from rest_jax.text import markdown as as_text
 
 SHARES = ('clean_undefended', 'clean', 'non_adaptive', 'adaptive', 'worst')
 FLAG = '⚠'
@@ -26,14 +28,6 @@ _TITLES = {
   'square': 'Square',
   'auto_attack': 'AutoAttack',
 }
-
-
-def radius(norm: str, eps: float) -> str:
-  """A radius as people write it: 8/255 where it is a whole number of grey levels."""
-  levels = eps * 255
-  if norm == 'linf' and eps and abs(levels - round(levels)) < 1e-6 * max(levels, 1):
-    return f'{round(levels)}/255'
-  return f'{eps:.4g}'
 
 
 def title_of(attack: str) -> str:
@@ -65,7 +59,7 @@ def markdown(rows: Sequence[DefenceRow], confidence: float) -> str:
   for block in blocks(rows):
     best = {kind: best_rows(block, kind) for kind in SHARES}
     for row in block:
-      cells = [row.attack, f'{row.norm} {radius(row.norm, row.eps)}', row.defence]
+      cells = [as_text(row.attack), f'{row.norm} {radius(row.norm, row.eps)}', as_text(row.defence)]
       for kind in ('clean', 'non_adaptive', 'adaptive', 'worst'):
         cells.append(_percent(getattr(row, kind), row in best[kind]))
       cells += [f'{100 * row.worst.low:.1f} to {100 * row.worst.high:.1f}', gain(row)]
@@ -99,8 +93,11 @@ def _flags(rows: Sequence[DefenceRow]) -> list[str]:
   lines = []
   for row in rows:
     if row.masked_gradients:
-      place = f'{row.defence} under {row.attack}, {row.norm} {radius(row.norm, row.eps)}'
-      lines.append(f'- {FLAG} {place}: signs of masked gradients. {"; ".join(row.reasons)}.')
+      place = f'{as_text(row.defence)} under {as_text(row.attack)}'
+      where = f'{row.norm} {radius(row.norm, row.eps)}'
+      lines.append(
+        f'- {FLAG} {place}, {where}: signs of masked gradients. {"; ".join(row.reasons)}.'
+      )
   return lines
 
 
@@ -114,6 +111,7 @@ def to_csv(rows: Sequence[DefenceRow]) -> str:
   writer.writerow([*plain, *heads, *ends])
   for row in rows:
     values = dataclasses.asdict(row)
+    values |= {name: csv_text(values[name]) for name in ('defence', 'attack', 'norm')}
     shares = [n for kind in SHARES for n in (values[kind] or ('', '', ''))]
     flags = [int(row.masked_gradients), '; '.join(row.reasons), ' '.join(row.raised)]
     p = '' if row.gain_p is None else row.gain_p

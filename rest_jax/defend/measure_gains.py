@@ -13,6 +13,7 @@ import argparse
 import fractions
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,20 +21,28 @@ import numpy as np
 
 from rest_jax import attacks
 from rest_jax.attacks.threat import NORMS, Threat
-from rest_jax.command_line import Flag, check_seed, check_whole, parse_flags
+from rest_jax.command_line import (
+  DATA_DIR_FLAG,
+  MODEL_FLAGS,
+  Flag,
+  check_seed,
+  check_whole,
+  parse_flags,
+)
 from rest_jax.data.sample import take_sample
 from rest_jax.defend.compression import add_compression, with_wiener_gains
 from rest_jax.errors import UserError, run_script
 from rest_jax.models.classifier import Classifier
 from rest_jax.models.compression import Compression
 from rest_jax.opening import open_classifier, open_training, read_examples
+from rest_jax.paths import check_folder
+from rest_jax.text import markdown_code, plural
 
 _FLAGS = (
-  Flag('model', dict(default='digit_scenes'), 'model directory, zoo name or PyTorch checkpoint'),
-  Flag('architecture', {}, 'model name of a .pth that is not called after it'),
-  Flag('data', dict(default='digit_scenes'), 'TFDS name or folder, its training split'),
-  Flag('data_dir', {}, 'where TFDS data sets are; the usual place if unset'),
-  Flag('output', dict(required=True), 'model directory to write'),
+  *MODEL_FLAGS,
+  Flag('data', dict(default='digit_scenes'), 'TFDS name or folder, its training split', 'name'),
+  DATA_DIR_FLAG,
+  Flag('output', dict(required=True), 'model directory to write', 'path'),
   Flag('limit', dict(type=int, default=512), 'so many images'),
   Flag('norm', dict(default='linf'), f'of the perturbation: {", ".join(NORMS)}'),
   Flag('eps', dict(default='8/255'), 'its radius, in units of [0, 1]'),
@@ -61,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   if values is None:
     return
   args = argparse.Namespace(**values)
+  check_folder(Path(args.output))
   check_whole(values, ('limit', 'steps', 'batch_size'))
   check_seed(args.seed)
   try:
@@ -69,11 +79,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     reason = error if isinstance(error, UserError) else 'no number such as 0.03 or 8/255'
     raise UserError(f'--eps {args.eps}: {reason}') from error
   options = Compression('wiener', tuple(args.stages), args.transform, args.bands, args.soft)
-  classifier = open_classifier(args.model, args.architecture)
+  classifier = open_classifier(args.model, args.architecture, args.ema)
   images, labels = _examples(classifier, args)
   measured = _measured(add_compression(classifier, options), images, labels, threat, args)
   measured.save(args.output, card=_card(measured, args, len(images)))
-  print(f'wrote {args.output}: {args.model} with Wiener gains from {len(images)} images')
+  print(f'wrote {args.output}: {args.model} with Wiener gains from {plural(len(images), "image")}')
 
 
 def _examples(classifier: Classifier, args: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -103,10 +113,11 @@ def _measured(
 
 def _card(classifier: Classifier, args: Any, count: int) -> str:
   return (
-    f'# {classifier.config.model} with band compression\n\n`{args.model}` with Wiener gains after '
-    f'stage {", ".join(map(str, args.stages))}, measured on {count} training images of '
-    f'`{args.data}` under {args.steps} steps of PGD within {args.norm} {args.eps} (seed '
-    f'{args.seed}). Accuracy not measured here.\n'
+    f'# {classifier.config.model} with band compression\n\n{markdown_code(args.model)} with Wiener '
+    f'gains after stage {", ".join(map(str, args.stages))}, measured on '
+    f'{plural(count, "training image")} of {markdown_code(args.data)} under '
+    f'{plural(args.steps, "step")} of PGD within {args.norm} {args.eps} (seed {args.seed}). '
+    'Accuracy not measured here.\n'
   )
 
 

@@ -31,6 +31,7 @@ from rest_jax.defend.found import Found
 from rest_jax.defend.report_figures import draw_bars, draw_radii, draw_strips
 from rest_jax.defend.report_study import study_blocks
 from rest_jax.defend.rows import GRADIENT_CHECKS, UNDEFENDED, DefenceRow
+from rest_jax.text import markdown, markdown_code, plural
 from rest_jax.train.progress import clock
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'numpy')
@@ -75,12 +76,12 @@ def write_report(found: Found) -> str:
 
 def _lead(found: Found) -> list[Block]:
   rows = found.evaluation.rows
-  classes = len(found.classifier.class_names)
+  classes = plural(len(found.classifier.class_names), 'class')
   asked = (
     f'Can a defence in front of a classifier keep an attacker from changing its answer? The '
-    f'classifier is `{found.model_name}` ({found.classifier.config.model}, {classes} classes, '
+    f'classifier is {markdown_code(found.model_name)} ({found.classifier.config.model}, {classes}, '
     f'{found.classifier.input_size} pixels a side), the images are '
-    f'{found.data_line or len(found.labels)}.'
+    f'{markdown(found.data_line or len(found.labels))}.'
   )
   return [Text(asked), Text(verdict(rows), strong=True), Bullets(findings(rows))]
 
@@ -112,7 +113,9 @@ def _tables(found: Found) -> list[Block]:
   for block in blocks(found.evaluation.rows):
     parts.append(_table(block, found.evaluation.confidence))
   reasons = {
-    f'{r.defence}: {"; ".join(r.reasons)}.': None for r in found.evaluation.rows if r.reasons
+    f'{markdown(r.defence)}: {"; ".join(r.reasons)}.': None
+    for r in found.evaluation.rows
+    if r.reasons
   }
   if reasons:
     parts += [Text(f'{FLAG} marks signs of masked gradients:'), Bullets(list(reasons))]
@@ -123,7 +126,7 @@ def _table(block: Sequence[DefenceRow], confidence: float) -> Table:
   first = block[0]
   caption = (
     f'Images classified correctly, in %: {title_of(first.attack)} within '
-    f'{radius(first.norm, first.eps)} ({first.norm}), {first.images} images. '
+    f'{radius(first.norm, first.eps)} ({first.norm}), {plural(first.images, "image")}. '
     'Green: best defence of the column; red: its worst.'
   )
   head = ['defence', 'no attack', 'non-adaptive attack', 'adaptive attack', 'worst of both']
@@ -132,7 +135,8 @@ def _table(block: Sequence[DefenceRow], confidence: float) -> Table:
 
 
 def _row(row: DefenceRow, block: Sequence[DefenceRow]) -> list[Cell]:
-  cells = [Cell(f'{row.defence} {FLAG}' if row.masked_gradients else row.defence)]
+  name = markdown(row.defence)
+  cells = [Cell(f'{name} {FLAG}' if row.masked_gradients else name)]
   for kind in ('clean', 'non_adaptive', 'adaptive', 'worst'):
     share = getattr(row, kind)
     text = '–' if share is None else f'{100 * share.value:.1f}'
@@ -206,7 +210,8 @@ def _meaning(found: Found) -> list[Block]:
     'Adaptive attack: the same attack through the defence; what a defence has to withstand.',
     'Worst of both: images that withstand both attacks. An upper bound, as with any attack: a '
     'stronger one may find more.',
-    f'Interval: exact (Clopper-Pearson), of the worst of both, over {len(found.labels)} images.',
+    'Interval: exact (Clopper-Pearson), of the worst of both, over '
+    f'{plural(len(found.labels), "image")}.',
     'Gain: points of the worst of both beyond the undefended model; * where an exact McNemar test '
     'on the same images finds p < 0.05 (each by itself, not corrected for their number).',
     f'{FLAG}: the adaptive attack is significantly weaker than the other one, or one of the '
@@ -223,19 +228,20 @@ def _meaning(found: Found) -> list[Block]:
 
 
 def _describe(name: str, defence: Any) -> str:
+  shown = markdown_code(name)
   if isinstance(defence, Denoiser) and name in DENOISERS:
     info = DENOISERS[name]
     extras = ['random'] * info.random + ['not differentiable'] * (not info.differentiable)
     kind = ', '.join([f'{info.family} domain', *extras])
-    return f'`{name}` ({kind}). Strength from 0 to 1: {info.strength}. After {info.source}.'
-  return f'`{name}` (features of the model). Strength from 0 to 1: share of the filtered map.'
+    return f'{shown} ({kind}). Strength from 0 to 1: {info.strength}. After {info.source}.'
+  return f'{shown} (features of the model). Strength from 0 to 1: share of the filtered map.'
 
 
 def _how(found: Found) -> list[Block]:
   device = jax.devices()[0]
   versions = ', '.join(f'{name} {version}' for name, version in _versions().items())
   text = (
-    f'`{_command_line(found)}`, seed {found.command.seed}, '
+    f'{markdown_code(_command_line(found))}, seed {found.command.seed}, '
     f'{jax.local_device_count()} x {device.device_kind} ({device.platform}), {versions}. This run '
     f'took {clock(found.seconds)}; what earlier runs left in the folder was not done again.'
   )

@@ -7,18 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from rest_jax.attacks.files import replacing
+from rest_jax.attacks.files import save_figure
 from rest_jax.attacks.summary import Interval
 from rest_jax.defend.evaluation_table import radius
 from rest_jax.defend.rows import UNDEFENDED, DefenceRow
 from rest_jax.defend.study_figures import COLOURS
-
-if TYPE_CHECKING:
-  from matplotlib.figure import Figure
+from rest_jax.drawing import literal, new_figure
 
 _KINDS = (
   ('clean', 'no attack', '#B8BEC6'),
@@ -60,14 +58,14 @@ def draw_bars(path: Path, rows: Sequence[DefenceRow]) -> None:
     axes.errorbar(values, where, xerr=spread, fmt='none', ecolor='0.25', elinewidth=1, capsize=2)
     for y, share in zip(where, shares, strict=True):
       axes.text(share.high + 0.012, y, f'{share.value:.0%}', va='center', fontsize=8)
-  axes.set_yticks(range(len(rows)), [row.defence for row in rows])
+  axes.set_yticks(range(len(rows)), [literal(row.defence) for row in rows])
   axes.invert_yaxis()
   axes.set(xlim=(0, 1.1), xlabel='images classified correctly')
   axes.xaxis.set_major_formatter(lambda value, _: f'{value:.0%}' if value <= 1 else '')
   axes.grid(axis='x', alpha=0.25)
   axes.set_axisbelow(True)
   figure.legend(loc='outside upper left', ncols=1 if len(kinds) < 2 else 3, frameon=False)
-  save(path, figure)
+  save_figure(path, figure, dpi=120)
 
 
 def _shares(rows: Sequence[DefenceRow], kind: str) -> tuple[list[int], list[Interval]]:
@@ -108,7 +106,7 @@ def draw_radii(path: Path, rows: Sequence[DefenceRow]) -> None:
   grid[0].set_ylabel('images classified correctly')
   handles, labels = grid[0].get_legend_handles_labels()
   figure.legend(handles, labels, loc='outside right upper', frameon=False, fontsize=9)
-  save(path, figure)
+  save_figure(path, figure, dpi=120)
 
 
 def _line(axes: Any, rows: Sequence[DefenceRow], kind: str, number: int) -> None:
@@ -125,9 +123,8 @@ def _line(axes: Any, rows: Sequence[DefenceRow], kind: str, number: int) -> None
     }
   )
   marker = 'none' if plain else _MARKERS[(number - 1) % len(_MARKERS)]
-  axes.plot(
-    [0.0, *(row.eps for row in rows)], values, marker=marker, label=rows[0].defence, **style
-  )
+  radii, label = [0.0, *(row.eps for row in rows)], literal(rows[0].defence)
+  axes.plot(radii, values, marker=marker, label=label, **style)
 
 
 def draw_strips(path: Path, strips: Sequence[Strip]) -> None:
@@ -149,25 +146,9 @@ def draw_strips(path: Path, strips: Sequence[Strip]) -> None:
       grey = {'cmap': 'gray'} if picture.shape[-1] == 1 else {}
       axes.imshow(np.clip(picture.squeeze(), 0, 1), vmin=0, vmax=1, **grey)
       sign, colour = _SIGNS[right]
-      axes.set_xlabel(caption.replace('$', r'\$') + sign, fontsize=8, color=colour, labelpad=2)
+      axes.set_xlabel(literal(caption) + sign, fontsize=8, color=colour, labelpad=2)
       axes.set_xticks([])
       axes.set_yticks([])
-    row[0].set_ylabel(strip.title, fontsize=9, rotation=0, ha='right', va='center', labelpad=6)
-  save(path, figure)
-
-
-def new_figure(width: float, height: float) -> Figure:
-  """An empty figure of that many inches, laid out without overlaps."""
-  # Without pyplot there is no global state and no window system to ask for.
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
-  from matplotlib.figure import Figure
-
-  figure = Figure(figsize=(width, height), layout='constrained')
-  FigureCanvasAgg(figure)
-  return figure
-
-
-def save(path: Path, figure: Figure) -> None:
-  """Writes a figure through a temporary name."""
-  with replacing(path) as temporary:
-    figure.savefig(temporary, dpi=120, facecolor='white')
+    title = '\n'.join(map(literal, strip.title.split('\n')))
+    row[0].set_ylabel(title, fontsize=9, rotation=0, ha='right', va='center', labelpad=6)
+  save_figure(path, figure, dpi=120)

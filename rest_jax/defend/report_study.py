@@ -8,6 +8,7 @@ from rest_jax.defend.document import Block, Cell, Figure, Heading, Table, Text
 from rest_jax.defend.evaluation_table import radius, title_of
 from rest_jax.defend.found import Found
 from rest_jax.defend.study_results import DenoiserResult, ModelResult
+from rest_jax.text import markdown, plural
 
 
 def study_blocks(found: Found, folder: Path) -> list[Block]:
@@ -58,7 +59,7 @@ def study_blocks(found: Found, folder: Path) -> list[Block]:
 
 def _table(model: ModelResult, rows: list[DenoiserResult]) -> Table:
   caption = (
-    f'Noise alone, {model.images} images: {model.clean.value:.1%} are right without a '
+    f'Noise alone, {plural(model.images, "image")}: {model.clean.value:.1%} are right without a '
     f'perturbation, {model.attacked.value:.1%} with all of it.'
   )
   head = ['denoiser', 'strength', 'energy removed %', 'accuracy %', '95% interval']
@@ -68,7 +69,7 @@ def _table(model: ModelResult, rows: list[DenoiserResult]) -> Table:
 def _row(row: DenoiserResult) -> list[Cell]:
   accuracy = row.alone.accuracy
   return [
-    Cell(row.denoiser),
+    Cell(markdown(row.denoiser)),
     Cell(f'{row.strength:g}'),
     Cell(f'{100 * row.alone.removed:.1f}'),
     Cell(f'{100 * accuracy.value:.1f}'),

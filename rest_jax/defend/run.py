@@ -33,6 +33,7 @@ from rest_jax.defend.transferred import Transferred
 from rest_jax.errors import UserError
 from rest_jax.models.classifier import Classifier
 from rest_jax.opening import Judged, open_classifier, open_judged, open_training, read_examples
+from rest_jax.text import legible, plural
 
 PATCH_IMAGES = 200  # of the training split, which the principal components are fitted to
 SETTINGS = 'settings.json'
@@ -52,7 +53,7 @@ def run(command: Command) -> int:
       image, or an output folder of another model or other settings.
   """
   began = time.monotonic()
-  classifier = open_classifier(command.model, command.architecture)
+  classifier = open_classifier(command.model, command.architecture, command.ema)
   judged = open_judged(
     command.data,
     command.data_dir,
@@ -68,9 +69,9 @@ def run(command: Command) -> int:
   attacks = [_attack(name, command.steps) for name in command.attack]
   defences = _defences(command, judged, images)
   _pin(command, judged)
-  print(judged.line)
-  amounts = [_some(len(defences), 'defence'), _some(len(attacks), 'attack')]
-  print(f'{", ".join(amounts)}, {_some(count, "image")} of {command.data}')
+  print(legible(judged.line))
+  amounts = [plural(len(defences), 'defence'), plural(len(attacks), 'attack')]
+  print(f'{", ".join(amounts)}, {plural(count, "image")} of {legible(command.data)}')
   with _Bar(len(attacks), len(defences), command.adaptive) as bar:
     evaluation = evaluate_defences(
       classifier,
@@ -96,10 +97,6 @@ def run(command: Command) -> int:
   return 0
 
 
-def _some(count: int, what: str) -> str:
-  return f'{count} {what}' + ('' if count == 1 else 's')
-
-
 class _Bar:
   """A bar over the pieces of work; silent where nobody looks."""
 
@@ -122,7 +119,7 @@ class _Bar:
       self._bar.update(bool(self._text) and self._bar.n < (self._bar.total or 0))
       self._text, self._images = text, 0
     self._images += images
-    self._bar.set_description(f'{text}, {self._images} images' if self._images else text)
+    self._bar.set_description(f'{text}, {plural(self._images, "image")}' if self._images else text)
 
 
 def _attack(name: str, steps: int | None) -> Attack:

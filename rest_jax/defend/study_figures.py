@@ -9,16 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from rest_jax.attacks.files import replacing
+from rest_jax.attacks.files import save_figure
 from rest_jax.defend.spectra import INPUT, Spectrum
 from rest_jax.defend.study_results import REFERENCE, DenoiserResult, ModelResult, NoiseStudy
-
-if TYPE_CHECKING:
-  from matplotlib.figure import Figure
+from rest_jax.drawing import literal, new_figure
+from rest_jax.paths import local
+from rest_jax.text import plural
 
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#7F7F7F')
 _STYLES = {
@@ -37,6 +37,7 @@ _FAMILIES = {
   'feature': "on the model's features",
   '-': 'other',
 }
+_DPI = 120
 _LEAST = -0.3  # energy removed; a denoiser that adds more than this stands on the border
 
 
@@ -54,7 +55,7 @@ def draw_study(study: NoiseStudy, path: str | Path) -> None:
     UserError: it cannot be written.
   """
   panels = len(study.models)
-  figure = _new_figure(5.2 * panels + 2.6, 4.8)
+  figure = new_figure(5.2 * panels + 2.6, 4.8)
   looks = _looks(study.denoisers)
   grid = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
   for axes, model in zip(grid, study.models, strict=True):
@@ -67,7 +68,7 @@ def draw_study(study: NoiseStudy, path: str | Path) -> None:
   )
   # Beside the legend, not above it.
   figure.suptitle('Denoising the adversarial perturbation alone', fontsize=12, x=0.02, ha='left')
-  _save(path, figure)
+  save_figure(local(path, 'path'), figure, _DPI)
 
 
 def _curves(
@@ -87,14 +88,15 @@ def _curves(
       [0.0, *(row.alone.removed if row.alone.removed > _LEAST else np.nan for row in group)],
       [attacked, *(row.alone.accuracy.value for row in group)],
       markevery=slice(1, None),  # the start is no setting of it
-      label=f'{label} ({_FAMILIES[group[0].family]})',
+      label=f'{literal(label)} ({_FAMILIES[group[0].family]})',
       **look,
     )
     beyond = [row.alone.accuracy.value for row in group if row.alone.removed <= _LEAST]
     if beyond:  # on the border, with a marker that points out of the panel
       border = {'marker': '<', 'linestyle': 'none', 'clip_on': False, 'markersize': 6}
       axes.plot([_LEAST] * len(beyond), beyond, **look | border)
-  axes.set(title=f'{model.model}, {model.images} images', xlim=(_LEAST, 1.03), ylim=(-0.03, 1.1))
+  title = f'{literal(model.model)}, {plural(model.images, "image")}'
+  axes.set(title=title, xlim=(_LEAST, 1.03), ylim=(-0.03, 1.1))
   axes.set_xlabel("share of the perturbation's energy removed")
   axes.xaxis.set_major_formatter(_percent)
   axes.yaxis.set_major_formatter(_percent)
@@ -140,7 +142,7 @@ def draw_bands(study: NoiseStudy, path: str | Path) -> None:
   """
   bands = max((row.band for row in study.bands), default=-1) + 1
   panels = len(study.models)
-  figure = _new_figure(1.0 * bands + 3.2, 0.6 + 2.1 * panels)
+  figure = new_figure(1.0 * bands + 3.2, 0.6 + 2.1 * panels)
   grid = figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0]
   for axes, model in zip(grid, study.models, strict=True):
     rows = sorted((r for r in study.bands if r.model == model.model), key=lambda row: row.band)
@@ -151,7 +153,7 @@ def draw_bands(study: NoiseStudy, path: str | Path) -> None:
   grid[-1].set_xlabel('band of the perturbation: 0 is a constant, 1 the finest pattern')
   figure.colorbar(image, ax=grid, shrink=0.8, format=_percent)
   figure.suptitle('Which frequencies of the perturbation do the harm', fontsize=12)
-  _save(path, figure)
+  save_figure(local(path, 'path'), figure, _DPI)
 
 
 def _heat(axes: Any, values: np.ndarray, model: ModelResult) -> Any:
@@ -165,7 +167,9 @@ def _heat(axes: Any, values: np.ndarray, model: ModelResult) -> Any:
     colour = 'white' if not value > 0.5 else 'black'
     axes.text(column, row, shown, ha='center', va='center', fontsize=8, color=colour)
   axes.axhline(0.5, color='white', linewidth=3)
-  title = f'{model.model}: {model.clean.value:.0%} clean, {model.attacked.value:.0%} attacked'
+  title = (
+    f'{literal(model.model)}: {model.clean.value:.0%} clean, {model.attacked.value:.0%} attacked'
+  )
   axes.set_title(title, fontsize=10)
   return image
 
@@ -185,13 +189,15 @@ def draw_spectra(spectra: Sequence[Spectrum], path: str | Path) -> None:
   """
   places = list(dict.fromkeys(spectrum.place for spectrum in spectra))
   models = list(dict.fromkeys(spectrum.model for spectrum in spectra))
-  figure = _new_figure(2.5 * len(places) + 1.6, 5.6)
+  figure = new_figure(2.5 * len(places) + 1.6, 5.6)
   grid = figure.subplots(2, len(places), sharex=True, sharey='row', squeeze=False)
   for column, place in enumerate(places):
     for spectrum in spectra:
       if spectrum.place == place:
         _lines(grid[:, column], spectrum, models.index(spectrum.model))
-    title = 'input image' if place == INPUT else f'after {place.replace("stage", "stage ")}'
+    title = (
+      'input image' if place == INPUT else f'after {literal(place.replace("stage", "stage "))}'
+    )
     grid[0, column].set_title(title, fontsize=10)
     grid[1, column].set_xlabel('frequency', fontsize=9)
     for axes in grid[:, column]:
@@ -207,7 +213,7 @@ def draw_spectra(spectra: Sequence[Spectrum], path: str | Path) -> None:
     'Where the perturbation is: from low (0) to high (1) frequencies, through the model',
     fontsize=12,
   )
-  _save(path, figure)
+  save_figure(local(path, 'path'), figure, _DPI)
 
 
 def _lines(pair: Any, spectrum: Spectrum, index: int) -> None:
@@ -218,7 +224,7 @@ def _lines(pair: Any, spectrum: Spectrum, index: int) -> None:
     'marker': ('o', 's', '^', 'D')[index % 4],
     'linestyle': ('-', '--', ':', '-.')[index % 4],
     'markersize': 4,
-    'label': spectrum.model,
+    'label': literal(spectrum.model),
   }
   for axes, values in zip(pair, (spectrum.share, spectrum.relative), strict=True):
     # A band without energy has no place on a logarithmic axis, and no coefficient on a small map.
@@ -228,18 +234,3 @@ def _lines(pair: Any, spectrum: Spectrum, index: int) -> None:
 
 def _percent(value: float, _position: Any = None) -> str:
   return f'{value:.0%}'
-
-
-def _new_figure(width: float, height: float) -> Figure:
-  # Without pyplot there is no global state and no window system to ask for.
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
-  from matplotlib.figure import Figure
-
-  figure = Figure(figsize=(width, height), layout='constrained')
-  FigureCanvasAgg(figure)
-  return figure
-
-
-def _save(path: str | Path, figure: Figure) -> None:
-  with replacing(Path(path)) as temporary:
-    figure.savefig(temporary, dpi=120, facecolor='white')

@@ -15,6 +15,7 @@ from rest_jax.defend.study_results import (
   ModelResult,
   NoiseStudy,
 )
+from rest_jax.text import markdown, plural
 
 _OVER_HALF = 0.5
 # Far under clean accuracy: by more than this share of what the attack took away.
@@ -49,8 +50,8 @@ def _shown(interval: Interval | None) -> str:
 
 def _heading(model: ModelResult) -> str:
   return (
-    f'**{model.model}**, {model.images} images: accuracy {_shown(model.clean)} on clean images, '
-    f'{_shown(model.attacked)} under the attack.'
+    f'**{markdown(model.model)}**, {plural(model.images, "image")}: accuracy '
+    f'{_shown(model.clean)} on clean images, {_shown(model.attacked)} under the attack.'
   )
 
 
@@ -71,7 +72,7 @@ def _denoiser_table(rows: Sequence[DenoiserResult]) -> list[str]:
     ]
   lines = []
   for row in rows:
-    line = [row.denoiser, row.family, f'{row.strength:g}']
+    line = [markdown(row.denoiser), row.family, f'{row.strength:g}']
     line += [percent(row.alone.removed), _shown(row.alone.accuracy)]
     if context:
       effect = row.in_place
@@ -87,7 +88,7 @@ def _band_table(rows: Sequence[BandResult]) -> list[str]:
     head,
     [
       [
-        row.model,
+        markdown(row.model),
         f'{row.low:.2f}-{row.high:.2f}',
         percent(row.share),
         _shown(row.kept),
@@ -100,7 +101,7 @@ def _band_table(rows: Sequence[BandResult]) -> list[str]:
 
 def _concluded(model: ModelResult, rows: Sequence[DenoiserResult]) -> str:
   start = (
-    f'{model.model}: clean accuracy {percent(model.clean.value)}, '
+    f'{markdown(model.model)}: clean accuracy {percent(model.clean.value)}, '
     f'{percent(model.attacked.value)} under the attack. '
   )
   lost = model.clean.value - model.attacked.value
@@ -126,7 +127,7 @@ def _concluded(model: ModelResult, rows: Sequence[DenoiserResult]) -> str:
     + text
     + f'{len(far)} of them stayed more than a quarter of the loss below the clean accuracy, '
     + 'significantly; of these the one that removed most is '
-    + f'{worst.denoiser} at strength {worst.strength:g}: it removed '
+    + f'{markdown(worst.denoiser)} at strength {worst.strength:g}: it removed '
     + f'{percent(worst.alone.removed)} of the energy, and the accuracy was '
     + f'{_shown(worst.alone.accuracy)}.'
   )

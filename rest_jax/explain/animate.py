@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rest_jax.explain.figures import new_figure
+from rest_jax.drawing import new_figure, quiet_fonts, set_fonts
 from rest_jax.files import replacing
 
 _FRAME_MS, _LAST_MS = 120, 1800
@@ -45,12 +45,13 @@ def write_insertion(
     path: of the GIF.
     frames: the picture at each step, from the baseline to the whole picture.
     curve: (len(frames),) probability of the target at each.
-    heading: which method and class.
+    heading: which method and class; names went through `rest_jax.drawing.literal`.
 
   Raises:
     UserError: the place cannot be written.
   """
-  drawn = [drawing.quantize(128) for drawing in _draw(frames, curve, heading)]
+  with quiet_fonts():
+    drawn = [drawing.quantize(128) for drawing in _draw(frames, curve, heading)]
   times = [_FRAME_MS] * (len(drawn) - 1) + [_LAST_MS]
   with replacing(path) as temporary:
     drawn[0].save(
@@ -70,6 +71,7 @@ def _draw(frames: Sequence[Image.Image], curve: np.ndarray, heading: str) -> lis
   right.set(xlabel='pixels inserted (%)', ylabel='probability of the class')
   right.set(xlim=(-3, 103), ylim=(-0.03, 1.03))
   right.grid(alpha=0.3)
+  set_fonts(figure)
   drawings = []
   for number, frame in enumerate(frames):
     shown.set_data(np.asarray(frame))

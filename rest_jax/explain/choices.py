@@ -16,6 +16,7 @@ from rest_jax.explain.command import Command
 from rest_jax.explain.registry import METHODS, get_method
 from rest_jax.models.classifier import Classifier
 from rest_jax.opening import open_classifier as open_classifier
+from rest_jax.text import plural
 
 
 def choose_methods(names: Sequence[str]) -> tuple[str, ...]:
@@ -110,7 +111,7 @@ def choose_targets(target: str, class_names: Sequence[str], logits: np.ndarray) 
 def _top(wanted: int, target: str, ranked: np.ndarray) -> np.ndarray:
   if not 1 <= wanted <= ranked.shape[1]:
     raise UserError(
-      f'--target {target}: the model has {ranked.shape[1]} classes, take top1 to top'
+      f'--target {target}: the model has {plural(ranked.shape[1], "class")}, take top1 to top'
       f'{ranked.shape[1]}'
     )
   return ranked[:, :wanted].astype(np.int32)

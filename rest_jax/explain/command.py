@@ -6,19 +6,26 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from rest_jax.command_line import Flag, check_seed, check_whole, parse_flags, split_list
+from rest_jax.command_line import (
+  DATA_DIR_FLAG,
+  MODEL_FLAGS,
+  Flag,
+  check_seed,
+  check_whole,
+  parse_flags,
+  split_list,
+)
 from rest_jax.errors import UserError
+from rest_jax.paths import check_folder, safe_name
 
 _FLAGS = (
   Flag(
-    'image', dict(nargs='+', default=[]), 'pictures: files, folders, glob patterns; "**" goes down'
+    'image',
+    dict(nargs='+', default=[]),
+    'pictures: files, folders, glob patterns; "**" goes down',
+    'name',
   ),
-  Flag(
-    'model',
-    dict(default='digit_scenes'),
-    'model directory, name of the zoo, or an official PyTorch checkpoint (.pth, needs torch)',
-  ),
-  Flag('architecture', {}, 'model name of a .pth that is not called after it, such as rest_small'),
+  *MODEL_FLAGS,
   Flag('method', dict(nargs='+', default=['group_cam']), 'one method, several, or all'),
   Flag(
     'target',
@@ -38,13 +45,16 @@ _FLAGS = (
     'draw maps while layers are re-initialised, last first (model randomisation test)',
   ),
   Flag('evaluate', dict(action='store_true'), 'measure methods on a data set instead of --image'),
-  Flag('data', dict(default='digit_scenes'), 'for --evaluate: TFDS name, folder, or CSV of labels'),
   Flag(
-    'data_dir', {}, 'where TFDS data sets are; $TFDS_DATA_DIR or ~/tensorflow_datasets if unset'
+    'data',
+    dict(default='digit_scenes'),
+    'for --evaluate: TFDS name, folder, or CSV of labels',
+    'name',
   ),
+  DATA_DIR_FLAG,
   Flag('split', {}, 'for --evaluate: of the data; test, else validation, all of a plain folder'),
   Flag('limit', dict(type=int), 'for --evaluate: a sample of so many images, balanced by class'),
-  Flag('output', {}, 'folder of the results; work/explain, or work/explain_DATA, if unset'),
+  Flag('output', {}, 'folder of the results; work/explain, or work/explain_DATA, if unset', 'path'),
   Flag(
     'seed',
     dict(type=int, default=0),
@@ -65,6 +75,7 @@ class Command:
   image: tuple[str, ...]
   model: str
   architecture: str | None
+  ema: bool
   method: tuple[str, ...]
   target: str
   layer: str | None
@@ -111,7 +122,8 @@ def _check(values: dict) -> Command:
   values['image'] = tuple(values['image'])
   values['method'] = split_list(values['method'])
   evaluate = values['evaluate']
-  place = f'work/explain_{Path(values["data"]).name}' if evaluate else 'work/explain'
-  values['output'] = Path(values['output'] or place)
+  data = safe_name(Path(values['data']).resolve().name, 'data')
+  place = f'work/explain_{data}' if evaluate else 'work/explain'
+  values['output'] = check_folder(Path(values['output'] or place))
   values['batch_size'] = values['batch_size'] or (50 if evaluate else 8)
   return Command(**values)

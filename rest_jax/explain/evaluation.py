@@ -17,9 +17,11 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from rest_jax.errors import UserError
 from rest_jax.explain import evaluation_results, measuring
 from rest_jax.explain.command import Command
 from rest_jax.explain.study import BASELINES, SANITY, Study, open_study, read_batch
+from rest_jax.text import legible, plural
 from rest_jax.train.progress import clock
 
 
@@ -39,10 +41,11 @@ def evaluate(command: Command) -> int:
   study = open_study(command)
   todo = [n for n in range(study.batches) if any(_missing(study, n))]
   done = study.batches - len(todo)
-  state = f', {done} of {study.batches} batches done before' if done else ''
+  state = f', {done} of {plural(study.batches, "batch")} done before' if done else ''
   began = time.monotonic()
-  print(study.line)
-  print(f'{len(study.methods)} methods on {study.count} images of {command.data}{state}')
+  print(legible(study.line))
+  amounts = f'{plural(len(study.methods), "method")} on {plural(study.count, "image")}'
+  print(f'{amounts} of {legible(command.data)}{state}')
   steps = len(study.methods) + len(BASELINES)
   with tqdm(total=study.batches * steps, initial=done * steps, unit='batch', **_bar()) as bar:
     _over_devices(study, todo, bar)
@@ -97,6 +100,17 @@ def _drain(study: Study, pending: queue.SimpleQueue, device: Any, bar: tqdm, sto
     _measure_batch(study, number, device, bar)
 
 
+def _check_finite(logits: np.ndarray, number: int) -> None:
+  """Refuses a model of which there is nothing to measure."""
+  wrong = ~np.isfinite(logits)
+  if wrong.any():
+    images = plural(int(wrong.any(axis=1).sum()), 'image')
+    raise UserError(
+      f'{wrong.sum()} of {plural(wrong.size, "logit")} that the model gives in batch {number + 1} '
+      f'are not finite ({images}), so there are no decisions to measure; check its weights'
+    )
+
+
 def _measure_batch(study: Study, number: int, device: Any, bar: tqdm) -> None:
   """Runs what is missing for a batch on one device and records it."""
   missing = list(_missing(study, number))
@@ -106,6 +120,7 @@ def _measure_batch(study: Study, number: int, device: Any, bar: tqdm) -> None:
     classifier = jax.device_put(study.classifier, device)
     batch = read_batch(study, number)
     logits = np.asarray(measuring.logits_of(classifier, batch.images))
+    _check_finite(logits[: batch.count], number)
     for name in missing:
       if name.endswith(':sanity'):
         method = name.removesuffix(':sanity')

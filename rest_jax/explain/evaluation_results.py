@@ -18,6 +18,7 @@ from rest_jax.explain.metrics import bootstrap
 from rest_jax.explain.report import Estimate, Row, standing, write_report
 from rest_jax.explain.study import BASELINES, SANITY, Study
 from rest_jax.files import write_array
+from rest_jax.text import legible, markdown
 
 EXAMPLES = 6  # scenes of examples.png
 _NOT_SHOWN = ('correct',)
@@ -49,7 +50,7 @@ def write(study: Study) -> str:
   rows += [_row(study, name, baseline=True) for name in BASELINES]
   write_report(folder, rows, _notes(study, rows), _setup(study))
   _draw_examples(study, folder)
-  return f'table.md, table.csv, table.json and examples.png are in {folder}'
+  return f'table.md, table.csv, table.json and examples.png are in {legible(folder)}'
 
 
 def _order(method: str) -> int:
@@ -115,15 +116,17 @@ def _notes(study: Study, rows: Sequence[Row]) -> list[str]:
     if key not in ('layer', 'query_batch') and value is not None
   ]
   notes = [
-    f'{study.line}. Model '
-    f'{study.command.model} at {size} px ({_accuracy(study):.1%} of them right); the predicted '
-    'class is explained. In brackets: 95 % bootstrap intervals over the images. Bold: best.',
+    f'{markdown(study.line)}. Model {markdown(study.command.model)} at {size} px '
+    f'({_accuracy(study):.1%} of them right); the predicted class is explained. In brackets: 95 % '
+    'bootstrap intervals over the images. Bold: best.',
     'Insertion starts from the blurred image, deletion ends at the mean colour, a 28th of the '
     f'pixels a step; pointing is strict, {15 / 224 * size:.1f} px tolerance (15 px at 224); '
     'ROAD removes 20, 50 and 80 %.',
   ]
   if layer is not None:
-    notes.append(f'CAM methods look at layer {layer}. Options: {", ".join(budgets) or "defaults"}.')
+    notes.append(
+      f'CAM methods look at layer {markdown(layer)}. Options: {", ".join(budgets) or "defaults"}.'
+    )
   notes.append(
     'Times: the quickest batch but the first, which compiles; one query is one forward pass, '
     'a backward pass counts as one. Random weights: one draw of all layers, the first batch. '

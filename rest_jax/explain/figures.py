@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from rest_jax import drawing
+from rest_jax.drawing import literal, new_figure
 from rest_jax.explain.overlay import COLOURS, overlay
-from rest_jax.files import replacing
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
@@ -56,29 +57,21 @@ def title_of(method: str) -> str:
   return TITLES.get(method, method.replace('_', ' '))
 
 
-def new_figure(width: float, height: float) -> Figure:
-  """An empty figure of that many inches, laid out without overlaps."""
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
-  from matplotlib.figure import Figure
-
-  figure = Figure(figsize=(width, height), layout='constrained')
-  FigureCanvasAgg(figure)
-  return figure
-
-
 def save_figure(path: Path, figure: Figure, dpi: int = 110) -> None:
   """Writes a figure as PNG.
 
   Raises:
     UserError: the place cannot be written.
   """
-  with replacing(path) as temporary:
-    figure.savefig(temporary, dpi=dpi, facecolor='white', bbox_inches='tight', pad_inches=0.06)
+  drawing.save_figure(
+    path, figure, dpi=dpi, facecolor='white', bbox_inches='tight', pad_inches=0.06
+  )
 
 
 def as_image(figure: Figure, dpi: int = 90) -> Image.Image:
   """A figure as a picture, which a notebook shows."""
   file = io.BytesIO()
+  drawing.set_fonts(figure)
   figure.savefig(file, format='png', dpi=dpi, facecolor='white', bbox_inches='tight')
   return Image.open(file)
 
@@ -120,7 +113,8 @@ def comparison_figure(
     picture: mode RGB.
     panels: maps with their titles.
     place: the rectangle of the picture that the maps cover.
-    heading: what the picture is taken for.
+    heading: what the picture is taken for; names of others in it went through
+      `rest_jax.drawing.literal`, as they did in the titles of the panels.
   """
   rows = -(-(len(panels) + 1) // 6)
   columns = -(-(len(panels) + 1) // rows)  # evenly filled
@@ -157,7 +151,7 @@ def curves_figure(
   ):
     for number, (method, pair) in enumerate(curves.items()):
       share = np.linspace(0, 100, len(pair[column]))
-      label = f'{title_of(method)}  {aucs[method][column]:.3f}'
+      label = f'{literal(title_of(method))}  {aucs[method][column]:.3f}'
       axes.plot(share, pair[column], label=label, **_line(number))
     axes.set(xlabel=f'pixels {"inserted" if column == 0 else "deleted"} (%)', ylim=(-0.03, 1.03))
     better = 'higher' if column == 0 else 'lower'
@@ -188,7 +182,7 @@ def sanity_figure(
   figure.suptitle(heading, fontsize=11)
   axes = figure.subplots(len(strips), columns, squeeze=False)
   for row, (method, panels) in zip(axes, strips.items(), strict=True):
-    _show(row[0], thumbnail(picture), title_of(method), size=8)
+    _show(row[0], thumbnail(picture), literal(title_of(method)), size=8)
     for place_on, panel in zip(row[1:], panels, strict=True):
       _show(place_on, thumbnail(picture, panel.saliency, place), panel.title, size=8)
   _colour_bar(figure, axes)
@@ -211,9 +205,9 @@ def examples_figure(
   axes = figure.subplots(len(pictures), len(maps) + 1, squeeze=False)
   for number, (row, picture) in enumerate(zip(axes, pictures, strict=True)):
     _show(row[0], thumbnail(picture), '')
-    row[0].set_ylabel(names[number], fontsize=8)
+    row[0].set_ylabel(literal(names[number], 24), fontsize=8)
     for place_on, (method, values) in zip(row[1:], maps.items(), strict=True):
-      title = _wrapped(title_of(method)) if number == 0 else ''
+      title = _wrapped(literal(title_of(method))) if number == 0 else ''
       _show(place_on, thumbnail(picture, values[number]), title, size=8)
   _colour_bar(figure, axes)
   return figure

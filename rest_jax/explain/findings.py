@@ -12,13 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from rest_jax.drawing import literal
 from rest_jax.explain import animate, figures
 from rest_jax.explain.command import Command
 from rest_jax.explain.metrics import Curves, fill_images
 from rest_jax.explain.overlay import overlay
 from rest_jax.explain.pictures import Placement
+from rest_jax.explain.registry import METHODS
 from rest_jax.files import replacing, write_array, write_json
 from rest_jax.models.classifier import Classifier
+
+_LISTED = 5  # classes in explanation.json, fewer where a model has fewer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +81,11 @@ def paper_step(shape: Sequence[int]) -> int:
 
 
 def write_result(
-  result: PictureResult, findings: Sequence[Finding], command: Command, classifier: Classifier
+  result: PictureResult,
+  findings: Sequence[Finding],
+  command: Command,
+  classifier: Classifier,
+  layer: str | None = None,
 ) -> str:
   """Writes overlays, raw maps, figures and explanation.json.
 
@@ -86,32 +94,48 @@ def write_result(
     findings: of every method and class.
     command: what was asked for.
     classifier: for class names and the baseline of the animation.
+    layer: what the CAM methods looked at.
 
   Returns:
     A line for the terminal.
 
   Raises:
-    UserError: the folder cannot be written.
+    WriteError: the folder cannot be written.
   """
   names = classifier.class_names
   targets = list(dict.fromkeys(finding.target for finding in findings))
   entries = []
   for finding in findings:
     tag = f'_top{targets.index(finding.target) + 1}' if len(targets) > 1 else ''
-    entries.append(_write_finding(result, finding, f'{finding.method}{tag}', names))
+    entries.append(_write_finding(result, finding, f'{finding.method}{tag}', names, layer))
     if command.animate:
       _animate(result, finding, f'{finding.method}{tag}_insertion.gif', classifier)
   for number, target in enumerate(targets, 1):
     tag = f'_top{number}' if len(targets) > 1 else ''
     of_target = [finding for finding in findings if finding.target == target]
     _write_figures(result, of_target, tag, command, names)
-  write_json(result.folder / 'explanation.json', _summary(result, entries, command, names))
+  write_json(result.folder / 'explanation.json', _summary(result, entries, command, names, layer))
+  return f'{result.file}: {_decision(result, targets, command, names)} -> {result.folder}'
+
+
+def _decision(
+  result: PictureResult, targets: Sequence[int], command: Command, names: Sequence[str]
+) -> str:
+  """The classes that were explained, and the one that the model chose."""
+
+  def said(number: int) -> str:
+    return f'{names[number]} ({result.probabilities[number]:.1%})'
+
   best = int(np.argmax(result.logits))
-  return f'{result.file}: {names[best]} ({result.probabilities[best]:.1%}) -> {result.folder}'
+  text = ', '.join(map(said, targets))
+  if best not in targets:
+    return f'{text}, predicted {said(best)}'
+  asked = len(targets) == 1 and command.target != 'predicted'
+  return f'{text}, as predicted' if asked else text
 
 
 def _write_finding(
-  result: PictureResult, finding: Finding, stem: str, names: Sequence[str]
+  result: PictureResult, finding: Finding, stem: str, names: Sequence[str], layer: str | None
 ) -> dict[str, Any]:
   with replacing(result.folder / f'{stem}.png') as temporary:
     # Level 6 takes four times as long on a large picture and saves a few per cent.
@@ -121,6 +145,7 @@ def _write_finding(
   curves = finding.curves
   return {
     'method': finding.method,
+    'layer': layer if METHODS[finding.method].needs_layer else None,
     'target': _named(finding.target, result, names),
     'seconds': round(finding.seconds, 4),
     'queries': finding.queries,
@@ -138,25 +163,31 @@ def _named(number: int, result: PictureResult, names: Sequence[str]) -> dict[str
 
 
 def _summary(
-  result: PictureResult, entries: list[dict], command: Command, names: Sequence[str]
+  result: PictureResult,
+  entries: list[dict],
+  command: Command,
+  names: Sequence[str],
+  layer: str | None,
 ) -> dict[str, Any]:
-  best = np.argsort(-result.logits, kind='stable')[:5]
+  best = np.argsort(-result.logits, kind='stable')[:_LISTED]
   return {
     'picture': str(result.file),
     'width': result.picture.width,
     'height': result.picture.height,
     'model': command.model,
-    'layer': command.layer,
+    'layer': layer,
     'seed': command.seed,
     'seen_by_the_model': dict(result.place._asdict(), input_size=result.pixels.shape[0]),
-    'top5': [_named(int(number), result, names) for number in best],
+    'target': command.target,
+    'most_probable': [_named(int(number), result, names) for number in best],
     'explanations': entries,
   }
 
 
 def _heading(result: PictureResult, target: int, names: Sequence[str]) -> str:
   share = result.probabilities[target]
-  return f'{result.file.name}: class {names[target]}, probability {share:.3f}'
+  file, name = literal(result.file.name), literal(names[target])
+  return f'{file}: class {name}, probability {share:.3f}'
 
 
 def _write_figures(
@@ -182,7 +213,7 @@ def _write_figures(
 def _panel_title(finding: Finding, aucs: dict[str, tuple[float, float]]) -> str:
   insertion, deletion = aucs[finding.method]
   found = 'nothing found' if finding.constant else f'ins. {insertion:.3f}, del. {deletion:.3f}'
-  return f'{figures.title_of(finding.method)}\n{found}'
+  return f'{literal(figures.title_of(finding.method))}\n{found}'
 
 
 def _animate(result: PictureResult, finding: Finding, name: str, classifier: Classifier) -> None:
@@ -192,6 +223,7 @@ def _animate(result: PictureResult, finding: Finding, name: str, classifier: Cla
   step = paper_step(result.pixels.shape)
   baseline = np.asarray(fill_images(classifier, jnp.asarray(result.pixels)[None], 'blur'))[0]
   frames = animate.insertion_frames(result.pixels, baseline, finding.saliency, step)
-  title = f'{figures.title_of(finding.method)}, class {classifier.class_names[finding.target]}'
+  name = literal(classifier.class_names[finding.target])
+  title = f'{literal(figures.title_of(finding.method))}, class {name}'
   auc = float(finding.curves.insertion_auc)
   animate.write_insertion(result.folder / name, frames, curve, f'{title}: insertion AUC {auc:.3f}')

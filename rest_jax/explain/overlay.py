@@ -121,6 +121,7 @@ def overlay(
   place = place or (0.0, 0.0, float(picture.width), float(picture.height))
   inside = region(place, picture.size)
   marked = picture.copy()
+  marked.info = {}  # a profile or a transparent colour was of the file that this came from
   for top, values in lay_back(saliency, place, picture.size):
     box = (inside.left, top, inside.right, top + values.shape[0])
     below = _faded(np.asarray(picture.crop(box), np.float32))

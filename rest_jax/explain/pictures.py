@@ -5,6 +5,7 @@ Part of the script, not of the library: it imports `rest_jax.models`.
 
 from __future__ import annotations
 
+import collections
 import functools
 import glob
 import os
@@ -18,7 +19,10 @@ from PIL import Image
 
 from rest_jax.data import picture_files
 from rest_jax.errors import UserError
+from rest_jax.paths import local, safe_name, safe_names
 from rest_jax.rgb import upright
+
+_NAMELESS = 'picture'  # results of '...' and the like
 
 
 class Placement(NamedTuple):
@@ -56,7 +60,7 @@ def find_pictures(places: Sequence[str], say: Callable[[str], object] | None = N
 
 
 def _expand(place: str, say: Callable[[str], object]) -> list[Path]:
-  path = Path(place).expanduser()
+  path = local(place, 'a picture')
   if path.is_dir():
     there = picture_files.find(path, deep=False)
     folders = picture_files.sub_folders(path)
@@ -163,13 +167,13 @@ def placement(
 
 
 def output_names(files: Sequence[Path]) -> list[str]:
-  """A name for each file's results: its stem, with suffix or number where two share one."""
-  stems = [file.stem for file in files]
-  fuller = [f.name if stems.count(f.stem) > 1 else f.stem for f in files]
-  names: list[str] = []
-  for name in fuller:
-    count, taken = 2, name
-    while taken in names:
-      taken, count = f'{name}_{count}', count + 1
-    names.append(taken)
-  return names
+  """A name for each file's results: its stem, with suffix or number where two share one.
+
+  Every file system takes them, also one that ignores case; none is that of another folder, as '..'.
+  """
+  safe = collections.Counter(map(_stem, files))
+  return safe_names((f.name if safe[_stem(f)] > 1 else f.stem for f in files), _NAMELESS)
+
+
+def _stem(file: Path) -> str:
+  return safe_name(file.stem, _NAMELESS).casefold()

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from rest_jax.explain.figures import title_of
 from rest_jax.files import write_json, write_text
+from rest_jax.text import csv_text, markdown
 
 
 class Measure(NamedTuple):
@@ -99,7 +100,8 @@ def to_markdown(rows: Sequence[Row], notes: Sequence[str] = (), intervals: bool 
     cells = [
       _cell(row.values.get(key), MEASURES[key], row.method in best[key], intervals) for key in shown
     ]
-    name = f'*{title_of(row.method)}*' if row.baseline else title_of(row.method)
+    name = markdown(title_of(row.method))
+    name = f'*{name}*' if row.baseline else name
     lines.append(f'| {name} | ' + ' | '.join(cells) + ' |')
   return '\n'.join([*lines, *(f'\n{note}' for note in notes)]) + '\n'
 
@@ -146,7 +148,7 @@ def to_csv(rows: Sequence[Row]) -> str:
   for row in rows:
     numbers = [n for key in shown for n in row.values.get(key, Estimate(math.nan))]
     cells = ['' if math.isnan(n) else repr(float(n)) for n in numbers]
-    writer.writerow([row.method, int(row.baseline), *cells])
+    writer.writerow([csv_text(row.method), int(row.baseline), *cells])
   return file.getvalue()
 
 

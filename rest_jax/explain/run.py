@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from rest_jax import explain
-from rest_jax.errors import UserError
+from rest_jax.errors import UserError, as_line
 from rest_jax.explain import choices
 from rest_jax.explain.command import Command
 from rest_jax.explain.findings import Finding, PictureResult, paper_step, write_result
@@ -27,7 +28,9 @@ from rest_jax.explain.pictures import (
   read_picture,
 )
 from rest_jax.explain.strip import draw_strip
+from rest_jax.files import WriteError
 from rest_jax.models.classifier import Classifier
+from rest_jax.text import legible, plural
 
 _HELD_PIXELS = 64 * 2**20  # of pictures that wait for their maps; a batch ends beyond
 
@@ -48,6 +51,7 @@ class Setup(NamedTuple):
   command: Command
   classifier: Classifier
   methods: tuple[str, ...]
+  layer: str | None  # of the CAM methods
   pictures: int  # a batch
   targets: int  # a picture
 
@@ -66,55 +70,98 @@ def explain_pictures(command: Command) -> int:
   Raises:
     UserError: no such model, method, layer, class or picture, or nowhere to write.
   """
-  classifier = choices.open_classifier(command.model, command.architecture)
+  classifier = choices.open_classifier(command.model, command.architecture, command.ema)
   methods, left_out = choices.usable_methods(command.method, classifier)
   if left_out:
     print(left_out, file=sys.stderr)
   nothing = np.zeros((1, len(classifier.class_names)), np.float32)
   targets = choices.choose_targets(command.target, classifier.class_names, nothing).shape[1]
-  check_layer(classifier, methods, command.layer)
+  layer = check_layer(classifier, methods, command.layer)
   files = find_pictures(command.image)
   pictures = min(command.batch_size, len(files))
-  setup = Setup(command, classifier, methods, pictures, targets)
-  failed: list[str] = []
+  setup = Setup(command, classifier, methods, layer, pictures, targets)
   with tqdm(total=len(files), unit='picture', disable=len(files) < 2 or not _terminal()) as bar:
-    for batch in _batches(files, setup, failed, bar):
-      _explain_batch(batch, setup)
-      bar.update(len(batch))
-  if failed and len(files) > 1:
-    print(f'{len(failed)} of {len(files)} pictures failed', file=sys.stderr)
-  return 2 if failed else 0
+    progress = Progress(bar)
+    for batch in _batches(files, setup, progress):
+      _explain_batch(batch, setup, progress)
+  if progress.failed and len(files) > 1:
+    print(f'{progress.failed} of {plural(len(files), "picture")} failed', file=sys.stderr)
+  return 2 if progress.failed else 0
 
 
-def check_layer(classifier: Classifier, methods: Sequence[str], layer: str | None) -> None:
+class Progress:
+  """Says what became of each picture: a line on stdout, or one on stderr.
+
+  Attributes:
+    failed: pictures so far that could not be explained.
+  """
+
+  def __init__(self, bar: tqdm):
+    """Begins; `bar` counts pictures."""
+    self.failed = 0
+    self._bar = bar
+
+  def done(self, line: str) -> None:
+    """A picture was explained."""
+    with self._bar.external_write_mode():
+      print(legible(line), flush=True)
+    self._bar.update(1)
+
+  @contextlib.contextmanager
+  def guarding(self, file: Path) -> Iterator[None]:
+    """Whatever is wrong with one picture is reported, and the others go on.
+
+    Raises:
+      WriteError: the disk is full, which ends it for all of them.
+      BrokenPipeError: nobody reads the output any more.
+    """
+    try:
+      yield
+    except BrokenPipeError:
+      raise
+    except WriteError as error:
+      if error.full:
+        raise
+      self._fail(error)
+    except UserError as error:
+      self._fail(error)
+    except Exception as error:  # decoders and drawing know no common class of errors
+      self._fail(f'{file}: {type(error).__name__}: {error}')
+
+  def _fail(self, error: object) -> None:
+    self.failed += 1
+    self._bar.write(f'error: {as_line(error)}', file=sys.stderr)
+    self._bar.update(1)
+
+
+def check_layer(classifier: Classifier, methods: Sequence[str], layer: str | None) -> str | None:
   """Looks for the layer before any work is done.
+
+  Returns:
+    The layer that CAM methods look at, None where no method does.
 
   Raises:
     UserError: no such layer (the near ones are given), or no method that looks at one.
   """
   if any(explain.METHODS[method].needs_layer for method in methods):
-    size = classifier.input_size
-    explain.tap(classifier, layer).feature_shape(np.zeros((1, size, size, 3), np.float32))
-  elif layer is not None:
+    shape = (1, classifier.input_size, classifier.input_size, 3)
+    explain.tap(classifier, layer).feature_shape(np.zeros(shape, np.float32))
+    return explain.tap(classifier, layer).resolve(shape)
+  if layer is not None:
     raise UserError(f'--layer {layer}: {", ".join(methods)} looks at no layer; leave it out')
+  return None
 
 
 def _terminal() -> bool:
   return sys.stderr.isatty()
 
 
-def _batches(
-  files: Sequence[Path], setup: Setup, failed: list[str], bar: tqdm
-) -> Iterator[list[Item]]:
+def _batches(files: Sequence[Path], setup: Setup, progress: Progress) -> Iterator[list[Item]]:
   """Reads pictures until there are enough for a batch, or enough pixels."""
   batch: list[Item] = []
   for file, name in zip(files, output_names(files), strict=True):
-    try:
+    with progress.guarding(file):
       batch.append(_read(file, setup.command.output / name, setup.classifier))
-    except UserError as error:
-      failed.append(str(error))
-      bar.write(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-      bar.update(1)
     held = sum(item.picture.width * item.picture.height for item in batch)
     if len(batch) >= setup.command.batch_size or held > _HELD_PIXELS:
       yield batch
@@ -138,25 +185,61 @@ def _read(file: Path, folder: Path, classifier: Classifier) -> Item:
   return Item(file, folder, picture, place, pixels)
 
 
-def _explain_batch(batch: list[Item], setup: Setup) -> None:
+def _explain_batch(batch: list[Item], setup: Setup, progress: Progress) -> None:
   command, classifier = setup.command, setup.classifier
-  # The last picture is repeated, so that every batch has one shape and compiles once.
-  pixels = np.stack([item.pixels for item in batch])
-  pixels = np.concatenate([pixels, np.repeat(pixels[-1:], setup.pictures - len(batch), axis=0)])
-  logits = np.asarray(_logits(classifier, pixels))
+  batch, pixels, logits = _decided(batch, setup, progress)
+  if not batch:
+    return
   targets = choices.choose_targets(command.target, classifier.class_names, logits)
   of_row = np.repeat(np.arange(setup.pictures), setup.targets)
   found = {m: _apply(m, pixels[of_row], targets.reshape(-1), setup) for m in setup.methods}
   for number, item in enumerate(batch):
-    result = PictureResult(
-      item.file, item.folder, item.picture, item.place, item.pixels, logits[number]
-    )
+    result = PictureResult(*item, logits[number])
     rows = np.flatnonzero(of_row == number)
     findings = [_finding(method, found[method], int(r)) for r in rows for method in setup.methods]
-    if command.sanity:
-      options = {method: choices.method_options(method, command) for method in setup.methods}
-      draw_strip(result, findings[0].target, options, classifier, command.seed)
-    print(write_result(result, findings, command, classifier))
+    with progress.guarding(item.file):
+      _check_maps(result, findings)
+      if command.sanity:
+        options = {method: choices.method_options(method, command) for method in setup.methods}
+        draw_strip(result, findings[0].target, options, classifier, command.seed)
+      progress.done(write_result(result, findings, command, classifier, setup.layer))
+
+
+def _decided(
+  batch: list[Item], setup: Setup, progress: Progress
+) -> tuple[list[Item], np.ndarray, np.ndarray]:
+  """The pictures of which the model says anything, the padded batch of them, and its logits.
+
+  The last picture is repeated, so that every batch has one shape and compiles once.
+  """
+  pixels = np.stack([item.pixels for item in batch])
+  logits = np.asarray(_logits(setup.classifier, _padded(pixels, setup.pictures)))[: len(batch)]
+  finite = np.asarray(np.isfinite(logits))
+  for item, row in zip(batch, finite, strict=True):
+    with progress.guarding(item.file):
+      if not row.all():
+        raise UserError(
+          f'{item.file}: {np.sum(~row)} of {plural(len(row), "logit")} that the model gives for it '
+          'are not finite, so there is no decision to explain; its weights may have diverged'
+        )
+  good = np.asarray(finite.all(axis=1))
+  if not good.any():
+    return [], pixels, logits
+  kept = [item for item, is_good in zip(batch, good, strict=True) if is_good]
+  return kept, _padded(pixels[good], setup.pictures), _padded(logits[good], setup.pictures)
+
+
+def _padded(rows: np.ndarray, count: int) -> np.ndarray:
+  return np.concatenate([rows, np.repeat(rows[-1:], count - len(rows), axis=0)])
+
+
+def _check_maps(result: PictureResult, findings: Sequence[Finding]) -> None:
+  bad = dict.fromkeys(f.method for f in findings if not np.isfinite(f.saliency).all())
+  if bad:
+    raise UserError(
+      f'{result.file}: {", ".join(bad)} gave maps with values that are not finite: gradients or '
+      'features of the model overflow'
+    )
 
 
 _logits = jax.jit(lambda classifier, images: classifier(images))

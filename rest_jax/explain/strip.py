@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rest_jax.drawing import literal
 from rest_jax.explain import figures
 from rest_jax.explain.findings import PictureResult
 from rest_jax.explain.sanity import SanityCheck, sanity_check
@@ -40,7 +41,9 @@ def draw_strip(
     )
     for method, chosen in options.items()
   }
-  heading = f'{result.file.name}: layers re-initialised one after the other, the last one first'
+  heading = (
+    f'{literal(result.file.name)}: layers re-initialised one after the other, the last one first'
+  )
   figure = figures.sanity_figure(result.picture, strips, result.place, heading)
   figures.save_figure(result.folder / 'sanity.png', figure)
 
@@ -56,5 +59,5 @@ def panels(check: SanityCheck, row: int = 0) -> Sequence[figures.Panel]:
   for step in check.rows:
     likeness = f'ρ {step.rank_correlation[row]:.2f}, SSIM {step.ssim[row]:.2f}'
     likeness = 'constant map' if step.constant[row] else likeness
-    made.append(figures.Panel(np.asarray(step.maps[row]), f'{step.layer}\n{likeness}'))
+    made.append(figures.Panel(np.asarray(step.maps[row]), f'{literal(step.layer)}\n{likeness}'))
   return made

@@ -88,7 +88,7 @@ def open_study(command: Command) -> Study:
   """
   if command.target != 'predicted':
     raise UserError('--evaluate explains the predicted class; leave --target out')
-  classifier = choices.open_classifier(command.model, command.architecture)
+  classifier = choices.open_classifier(command.model, command.architecture, command.ema)
   methods, left_out = choices.usable_methods(command.method, classifier)
   if left_out:
     print(left_out, file=sys.stderr)

@@ -17,6 +17,7 @@ from PIL import Image
 from rest_jax.errors import UserError
 from rest_jax.models import model_dir, preprocess, registry
 from rest_jax.models.model_config import ModelConfig, freeze, freeze_overrides
+from rest_jax.text import plural
 
 # Options that say how a model runs, not which it is: a model directory does not keep them.
 _RUNTIME = ('dtype', 'bn_axis_name', 'remat')
@@ -79,19 +80,40 @@ class Classifier:
     return cls(module, variables, ModelConfig(model, num_classes, **frozen), names)
 
   @classmethod
-  def load(cls, name: str | os.PathLike[str]) -> Classifier:
-    """Reads a model directory.
+  def load(
+    cls,
+    name: str | os.PathLike[str],
+    architecture: str | None = None,
+    *,
+    ema: bool = False,
+  ) -> Classifier:
+    """Opens a model, whatever holds it; every script opens `--model` so.
 
     Args:
-      name: its path, or the name of a model of the zoo.
+      name: a model directory, the work directory of a training, the name of a model of the zoo, or
+        a PyTorch checkpoint (see `from_pytorch`).
+      architecture: of a checkpoint: name of the registry; by default what its file is called.
+      ema: of a checkpoint: take its averaged weights.
 
     Returns:
       The classifier, weights in float32.
 
     Raises:
-      UserError: there is none of that name, or a file of it is damaged or does not fit.
+      UserError: there is none of that name, a file of it is damaged or does not fit, or
+        `architecture` or `ema` for what is no checkpoint.
     """
+    if (file := model_dir.checkpoint(name)) is not None:
+      return cls.from_pytorch(file, model=architecture, ema=ema)
     directory = model_dir.resolve(name)
+    if architecture is not None or ema:
+      raise UserError(
+        f'architecture and ema are for checkpoints such as rest_small.pth; {name} is a model '
+        'directory, which says itself what it holds: leave them out'
+      )
+    return cls._from_directory(directory)
+
+  @classmethod
+  def _from_directory(cls, directory: Path) -> Classifier:
     config = model_dir.read_config(directory)
     try:
       module = registry.create_model(config.model, config.num_classes, **dict(config.overrides))
@@ -134,7 +156,9 @@ class Classifier:
 
     model = Path(path).name.split('.')[0] if model is None else model
     if model not in registry.list_models():
-      raise UserError(f'which model is {path}? Say model (--model); there are: {_models()}')
+      raise UserError(
+        f'which model is {path}? Say its architecture (--architecture), one of {_models()}'
+      )
     module = registry.create_model(model, num_classes)
     state_dict = convert.load_state_dict(path, ema=ema)
     try:
@@ -182,7 +206,7 @@ class Classifier:
       self.config,
       self.variables,
       self.class_names,
-      card=card or f'# {self.config.model}\n\n{self.config.num_classes} classes.\n',
+      card=card or f'# {self.config.model}\n\n{plural(self.config.num_classes, "class")}.\n',
       dtype=dtype,
       overwrite=overwrite,
     )
@@ -270,7 +294,7 @@ def _models() -> str:
 
 def _check_names(names: tuple[str, ...], num_classes: int) -> None:
   if len(names) != num_classes:
-    raise UserError(f'{len(names)} class names for {num_classes} classes')
+    raise UserError(f'{plural(len(names), "class name")} for {plural(num_classes, "class")}')
   broken = [name for name in names if len(name.splitlines()) != 1]
   if broken:
     raise UserError(f'a class name is one line of text, unlike {broken[0]!r}')

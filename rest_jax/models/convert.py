@@ -1,7 +1,7 @@
 """Official PyTorch weights in and out, exactly.
 
-`python -m rest_jax.models.convert rest_small.pth --model rest_small --out DIRECTORY` writes a model
-directory that `Classifier.load` and every script takes.
+`python -m rest_jax.models.convert rest_small.pth --architecture rest_small --output DIRECTORY`
+writes a model directory that `Classifier.load` and every script takes.
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from rest_jax.command_line import Parser
 from rest_jax.errors import UserError, run_script
 from rest_jax.models import model_dir, registry
 from rest_jax.models.classifier import Classifier
 from rest_jax.models.compression import is_compressor
 from rest_jax.models.convert_tables import Target, table_for, target
 from rest_jax.models.state_dict import load_state_dict
+from rest_jax.paths import check_folder, local
+from rest_jax.text import markdown_code, plural
 
 __all__ = ['from_pytorch', 'load_state_dict', 'main', 'to_pytorch']
 
@@ -165,13 +168,17 @@ def _fresh(model: nn.Module, paths: list[str], key: jax.Array) -> dict[str, jax.
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
+  parser = Parser(
     prog='python -m rest_jax.models.convert',
     description='Turns a PyTorch checkpoint into a model directory.',
   )
   parser.add_argument('checkpoint', help='.safetensors, or .pth/.pt/.bin (needs PyTorch)')
-  parser.add_argument('--model', required=True, help='name of the model, such as rest_small')
-  parser.add_argument('--out', required=True, help='model directory to write')
+  parser.add_argument(
+    *('--architecture', '--model_name', '--model'),
+    required=True,
+    help='name of the model, such as rest_small',
+  )
+  parser.add_argument('--output', '--out', required=True, help='model directory to write')
   parser.add_argument('--num_classes', type=int, default=1000, help='classes (default: 1000)')
   parser.add_argument(
     '--drop_head', action='store_true', help="leave the file's classifier out, start a new one"
@@ -193,23 +200,24 @@ def main(argv: list[str] | None = None) -> None:
   args = _parser().parse_args(argv)
   if args.num_classes < 0:
     raise UserError(f'--num_classes is 0 or more, not {args.num_classes}')
-  registry.create_model(args.model)
+  registry.create_model(args.architecture)
+  output = check_folder(local(args.output, '--output'))
   names = _labels(args.labels, args.num_classes) if args.labels else None
   classifier = Classifier.from_pytorch(
-    args.checkpoint,
-    model=args.model,
+    local(args.checkpoint, 'the checkpoint'),
+    model=args.architecture,
     num_classes=args.num_classes,
     drop_head=args.drop_head,
     ema=args.ema,
     class_names=names,
   )
-  classifier.save(args.out, card=_card(args))
-  print(f'wrote {args.out}: {args.model}, {args.num_classes} classes')
+  classifier.save(output, card=_card(args))
+  print(f'wrote {output}: {args.architecture}, {plural(args.num_classes, "class")}')
 
 
 def _labels(path: str, num_classes: int) -> tuple[str, ...]:
   try:
-    names = tuple(Path(path).read_text(encoding='utf-8').splitlines())
+    names = tuple(local(path, '--labels').read_text(encoding='utf-8').splitlines())
   except (OSError, UnicodeDecodeError) as error:
     raise UserError(f'the label file {path} cannot be read: {error}') from error
   if len(names) != num_classes:
@@ -219,10 +227,9 @@ def _labels(path: str, num_classes: int) -> tuple[str, ...]:
 
 def _card(args: argparse.Namespace) -> str:
   head = 'The head is newly initialised.' if args.drop_head else "The head is the checkpoint's."
-  return (
-    f'# {args.model}\n\nConverted from `{Path(args.checkpoint).name}`, every tensor exactly. '
-    f'{head} Not measured here.\n'
-  )
+  name = markdown_code(Path(args.checkpoint).name)
+  start = f'# {args.architecture}\n\nConverted from {name}, every tensor exactly.'
+  return f'{start} {head} Not measured here.\n'
 
 
 if __name__ == '__main__':

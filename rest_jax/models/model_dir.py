@@ -23,8 +23,11 @@ from flax import traverse_util
 
 from rest_jax.errors import UserError
 from rest_jax.models.model_config import ModelConfig
+from rest_jax.paths import local
+from rest_jax.text import plural
 
 CONFIG, WEIGHTS, LABELS, CARD = 'config.json', 'model.safetensors', 'labels.txt', 'README.md'
+CHECKPOINTS = ('.pth', '.pt', '.bin', '.tar', '.safetensors')
 DTYPES = ('float32', 'bfloat16')
 
 
@@ -79,13 +82,43 @@ def zoo_names() -> list[str]:
   return sorted(path.parent.name for path in zoo.glob(f'*/{CONFIG}'))
 
 
-def resolve(name: str | os.PathLike[str]) -> Path:
-  """The directory of a model: a path, or the name of a model of the zoo.
+def checkpoint(name: str | os.PathLike[str]) -> Path | None:
+  """The file that a name stands for where it is one of PyTorch's kinds, else None.
+
+  The weights of a model directory are no checkpoint: their directory is the model.
 
   Raises:
-    UserError: neither.
+    UserError: it ends as a checkpoint does, and there is none.
   """
-  path = Path(name)
+  path = local(name, 'the model')
+  if path.is_dir() or (path.name == WEIGHTS and (path.parent / CONFIG).is_file()):
+    return None
+  if path.suffix.lower() not in CHECKPOINTS:
+    return None
+  if not path.is_file():
+    raise UserError(f'there is no checkpoint {path}: check the path')
+  return path
+
+
+def resolve(name: str | os.PathLike[str]) -> Path:
+  """The directory of a model.
+
+  Args:
+    name: a model directory (or its model.safetensors), the work directory of a training, or the
+      name of a model of the zoo.
+
+  Raises:
+    UserError: none of these.
+  """
+  path = local(name, 'the model')
+  path = path.parent if path.name == WEIGHTS and path.is_file() else path
+  if (path / 'model' / WEIGHTS).is_file() and not (path / WEIGHTS).is_file():
+    return path / 'model'
+  if (path / 'checkpoints').is_dir() and not (path / WEIGHTS).is_file():
+    raise UserError(
+      f'{path} is the work directory of a training that has left no model yet: it writes model/ at '
+      'its first evaluation'
+    )
   if (path / CONFIG).is_file():
     return path
   if str(name) in zoo_names():
@@ -93,9 +126,12 @@ def resolve(name: str | os.PathLike[str]) -> Path:
   if path.is_dir():
     raise UserError(f'{path} is not a model directory: it has no {CONFIG}')
   if path.is_file():
-    raise UserError(f'{path} is a file: a model directory or a zoo name ({zoo_names()}) is needed')
+    raise UserError(
+      f'{path} is a file of another kind: a model directory, a checkpoint '
+      f'({", ".join(CHECKPOINTS)}) or a zoo name ({", ".join(zoo_names())}) is needed'
+    )
   raise UserError(
-    f'no model directory and no zoo model is called {name}; the zoo has {zoo_names()}'
+    f'no model directory and no zoo model is called {name}; the zoo has {", ".join(zoo_names())}'
   )
 
 
@@ -125,7 +161,7 @@ def write(
   """
   if dtype not in DTYPES:
     raise UserError(f'a model directory stores {" or ".join(DTYPES)}, not {dtype}')
-  place = Path(directory).resolve()
+  place = local(directory, 'the model directory').resolve()
   partial = place.with_name(f'.{place.name}.partial')
   try:
     _settle(place)
@@ -219,7 +255,9 @@ def read_labels(directory: Path, num_classes: int) -> tuple[str, ...]:
   except (OSError, UnicodeDecodeError) as error:
     raise UserError(f'{path}: {error}') from error
   if len(names) != num_classes:
-    raise UserError(f'{path} has {len(names)} lines, the model {num_classes} classes')
+    raise UserError(
+      f'{path} has {plural(len(names), "line")}, the model {plural(num_classes, "class")}'
+    )
   return names
 
 

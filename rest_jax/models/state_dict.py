@@ -16,6 +16,7 @@ import safetensors
 import safetensors.numpy
 
 from rest_jax.errors import UserError
+from rest_jax.paths import local
 
 _TORCH_SUFFIXES = ('.pth', '.pt', '.bin', '.tar')
 _PLAIN, _EMA = ('model', 'state_dict'), ('model_ema', 'state_dict_ema')
@@ -36,7 +37,7 @@ def load_state_dict(path: str | os.PathLike[str], *, ema: bool = False) -> dict[
   Raises:
     UserError: no such file, not a checkpoint, cut off, or PyTorch is missing.
   """
-  path = Path(path)
+  path = local(path, 'the checkpoint')
   if not path.is_file():
     raise UserError(f'there is no checkpoint {path}')
   if path.suffix == '.safetensors':

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from rest_jax.errors import UserError
 from rest_jax.train.parallel import state_sharding
+from rest_jax.train.quiet import quiet_threads
 from rest_jax.train.state import TrainState
 from rest_jax.train.workdir import writing
 
@@ -105,7 +106,7 @@ class Checkpoints:
 
   def _save(self, manager: ocp.CheckpointManager, state: TrainState, meta: dict[str, Any]):
     args = ocp.args.Composite(state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta))
-    with writing(self._root.parent):
+    with writing(self._root.parent), quiet_threads():
       manager.save(meta['step'], args=args, force=True)
 
   def _restore(self, manager: ocp.CheckpointManager, step: int, template: Any, mesh: Mesh):

@@ -16,7 +16,15 @@ from absl import flags
 from ml_collections import config_flags
 
 from rest_jax.errors import UserError
-from rest_jax.train.config import Config, check_config, check_key, default_config, describe
+from rest_jax.paths import check_folder, local, safe_name
+from rest_jax.train.config import (
+  Config,
+  check_config,
+  check_key,
+  default_config,
+  describe,
+  place_paths,
+)
 
 _DEFAULT_CONFIG = 'configs/digit_scenes.py'
 # Flags that stand for one config key.
@@ -91,7 +99,9 @@ def parse(argv: list[str], usage: str) -> Command | None:
     raise UserError(f'unexpected argument {extra[0]!r}; values go to flags, see --help')
   config = _resolve(values)
   name = f'{file.stem}_{variant}' if variant else file.stem
-  output = Path(values['output'].value or Path('work') / name)
+  given = values['output'].value
+  output = Path('work') / safe_name(name, 'run') if given is None else local(given, '--output')
+  check_folder(output)
   return Command(config, output, *processes(values))
 
 
@@ -207,5 +217,6 @@ def _resolve(values: flags.FlagValues) -> Config:
   for name, (group, key) in _SHORT.items():
     if values[name].value is not None:
       config[group][key] = values[name].value
+  place_paths(config)
   check_config(config)
   return config

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from ml_collections import config_dict
 
 from rest_jax.errors import UserError, did_you_mean
+from rest_jax.paths import expanded
 
 # A ConfigDict, or a group of one. Not its real type: a checker would take every value of it for any
 # of the types that a ConfigDict can hold.
@@ -168,6 +169,28 @@ def check_key(name: str) -> None:
     name, by_leaf or known, by_leaf or 'train.py --help lists all keys', cutoff=0.5
   )
   raise UserError(f'unknown config key {name!r}; {advice}')
+
+
+# Keys that are places on this machine, or names that may be such.
+_PLACES = ('data.dir', 'data.name', 'model.init')
+
+
+def place_paths(config: Config) -> None:
+  """Expands the paths of a config in place; the word None switches off what a text switches on.
+
+  Raises:
+    UserError: a path that is none, such as gs://bucket; the key is named.
+  """
+  for group, fields in FIELDS.items():
+    for key, (default, _) in fields.items():
+      if default in (str, '') and config[group][key] == 'None':
+        config[group][key] = None if default is str else ''
+  for name in _PLACES:
+    group, key = name.split('.')
+    value = config[group][key]
+    unset = '' if name == 'model.init' else None
+    if isinstance(value, str) and value != unset:
+      config[group][key] = expanded(value, f'config.{name}')
 
 
 def check_config(config: Config) -> None:

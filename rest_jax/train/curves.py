@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rest_jax.drawing import new_figure
 from rest_jax.train.metrics import read_metrics
-from rest_jax.train.workdir import replacing
+from rest_jax.train.workdir import save_figure
 
 _Panel = tuple[str, tuple[tuple[str, str], ...]]  # title, and name and label of each curve
 _PANELS: tuple[_Panel, ...] = (
@@ -52,14 +53,9 @@ def draw_curves(workdir: Path) -> None:
   Raises:
     UserError: the directory cannot be written.
   """
-  # Without pyplot there is no global state and no window system to ask for.
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
-  from matplotlib.figure import Figure
-
   source = workdir / 'metrics.jsonl'
   lines = read_metrics(source) if source.exists() else []
-  figure = Figure(figsize=(12, 3.4), layout='constrained')
-  FigureCanvasAgg(figure)
+  figure = new_figure(12, 3.4)
   panels = list(_PANELS)
   if any('train/psnr' in line for line in lines):
     panels[1] = _DENOISING
@@ -73,5 +69,4 @@ def draw_curves(workdir: Path) -> None:
     axes.grid(alpha=0.3)
     if len(names) > 1 and axes.lines:
       axes.legend()
-  with replacing(workdir / 'curves.png') as temporary:
-    figure.savefig(temporary, dpi=100)
+  save_figure(workdir / 'curves.png', figure)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import shlex
 import sys
 from typing import Any
 
@@ -25,7 +26,7 @@ def _version(package: str) -> str | None:
 
 def command_line() -> str:
   """Returns the command that started this process, as a user would type it."""
-  return ' '.join(['python', os.path.basename(sys.argv[0]), *sys.argv[1:]])
+  return shlex.join(['python', os.path.basename(sys.argv[0]), *sys.argv[1:]])
 
 
 def describe_devices() -> str:

@@ -15,10 +15,10 @@ from rest_jax.models.classifier import Classifier
 from rest_jax.models.compression import is_compressor
 from rest_jax.models.convert import from_pytorch, load_state_dict
 from rest_jax.models.convert_tables import table_for, target
+from rest_jax.text import plural
 from rest_jax.train.config import Config
 
 _HEAD = 'params/head/'
-_CHECKPOINTS = ('.pth', '.pt', '.bin', '.tar', '.safetensors')
 Tensors = dict[str, np.ndarray]
 
 
@@ -41,17 +41,17 @@ def load_initial(config: Config, num_classes: int) -> tuple[Tensors, str]:
   """
   name, overrides = config.model.name, config.model.overrides.to_dict()
   init = config.model.init
-  path = Path(init)
   model = create_model(name, num_classes, **overrides)
-  if path.suffix in _CHECKPOINTS and not path.is_dir():
-    tensors = _from_checkpoint(path, name, num_classes, overrides)
+  if (file := model_dir.checkpoint(init)) is not None:
+    tensors = _from_checkpoint(file, name, num_classes, overrides)
   else:
     tensors = _from_classifier(init, config, model)
   head = 'its head too' if any(n.startswith(_HEAD) for n in tensors) else 'but a new head'
   new = [n for n in model_dir.abstract_tensors(model) if is_compressor(n) and n not in tensors]
-  compression = f'; band compression starts new ({len(new)} arrays)' if new else ''
+  compression = f'; band compression starts new ({plural(len(new), "array")})' if new else ''
   return tensors, (
-    f'Starting from {init}: {len(tensors)} arrays, {head} for {num_classes} classes{compression}'
+    f'Starting from {init}: {plural(len(tensors), "array")}, {head} for '
+    f'{plural(num_classes, "class")}{compression}'
   )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from rest_jax.models.classifier import Classifier
+from rest_jax.text import markdown, markdown_code, plural, radius
 from rest_jax.train.config import Config
 from rest_jax.train.environment import command_line, describe_devices
 from rest_jax.train.progress import clock
@@ -75,29 +76,31 @@ def release(
     interpolation=config.augment.interpolation,
   )
   directory = workdir / 'model'
+  text = card(config, results, workdir.name, len(class_names))
   with writing(workdir):
-    classifier.save(directory, card=card(config, results, workdir.name), overwrite=True)
+    classifier.save(directory, card=text, overwrite=True)
   return directory
 
 
-def card(config: Config, results: Results, name: str) -> str:
+def card(config: Config, results: Results, name: str, classes: int = 5) -> str:
   """Returns the model card in Markdown: what was trained, how, and what was measured."""
   state = 'finished' if results.finished else 'still going on when this was written'
   weights = 'moving average of the weights' if config.train.ema else 'weights'
   model = f'{config.model.name} {config.model.overrides.to_dict() or ""}'.rstrip()
-  begun = f', starting from `{config.model.init}`,' if config.model.init else ''
+  begun = f', starting from {markdown_code(config.model.init)},' if config.model.init else ''
   return '\n'.join(
     [
-      f'# {name}',
+      f'# {markdown(name)}',
       '',
-      f'{model} trained{begun} on `{results.source}` at {config.data.image_size} px.',
+      f'{markdown(model)} trained{begun} on {markdown_code(results.source)} '
+      f'at {config.data.image_size} px.',
       '',
-      *_table(results),
+      *_table(results, classes),
       '',
       *_perturbed(config, results),
       _chosen(results),
       '',
-      f'- Command: `{command_line()}`',
+      f'- Command: {markdown_code(command_line())}',
       f'- Training: {config.train.epochs:g} epochs, batch {config.train.batch_size}, '
       f'seed {config.seed}, {weights}; {state}',
       f'- Time: {clock(results.seconds)} on {describe_devices()}',
@@ -132,9 +135,9 @@ def _values(result: dict[str, Any]) -> str:
   )
 
 
-def _table(results: Results) -> list[str]:
+def _table(results: Results, classes: int) -> list[str]:
   """The measured values of the best and of the last evaluation."""
-  columns = {'top-1': 'top1:.2%', 'top-5': 'top5:.2%', 'loss': 'loss:.4f'}
+  columns = {'top-1': 'top1:.2%', f'top-{min(5, classes)}': 'top5:.2%', 'loss': 'loss:.4f'}
   if 'psnr' in results.best:
     columns = {
       'PSNR before, dB': 'noisy_psnr:.2f',
@@ -142,7 +145,7 @@ def _table(results: Results) -> list[str]:
       'mean squared error': 'loss:.3g',
     }
   of = 'test' if results.chooser == 'test' else 'validation'
-  head = [f'{results.best["count"]} {of} images', *columns, 'epoch']
+  head = [plural(results.best['count'], f'{of} image'), *columns, 'epoch']
   lines = [head, ['---'] * len(head)]
   for title, result in (('best (these weights)', results.best), ('last', results.last)):
     pairs = (column.split(':') for column in columns.values())
@@ -165,7 +168,8 @@ def _perturbed(config: Config, results: Results) -> list[str]:
   training = f'trained with `{adversarial.kind}`' if adversarial.kind else 'trained on clean images'
   return [
     f'Right before and after {adversarial.eval_steps} steps of PGD within {adversarial.norm} '
-    f'{adversarial.eps:.4g}: {results.best["robust_top1"]:.2%} (best, chosen by it), '
+    f'{radius(adversarial.norm, adversarial.eps)}: {results.best["robust_top1"]:.2%} '
+    '(best, chosen by it), '
     f'{results.last["robust_top1"]:.2%} (last); {training}. PGD alone gives an upper bound; '
     'AutoAttack is the stronger judge.',
     '',

@@ -9,7 +9,9 @@ from typing import Any
 import jax
 from absl import flags
 
+from rest_jax.command_line import MODEL_FLAGS
 from rest_jax.errors import UserError
+from rest_jax.paths import check_folder, expanded, local, safe_name
 from rest_jax.train.command import define_processes, processes, wants_help
 
 USAGE = """Judges a trained model on a data set.
@@ -47,52 +49,49 @@ def main(argv: list[str]) -> int:
   if extra:
     raise UserError(f'unexpected argument {extra[0]!r}; values go to flags, see --help')
   if not values['model'].value:
-    raise UserError('--mode evaluate needs --model: a model directory, a zoo name or a .pth')
+    raise UserError(
+      '--mode evaluate needs --model: a work or model directory, a zoo name or a checkpoint'
+    )
 
   from rest_jax.train import distributed
 
   distributed.initialize(*processes(values))
-  _judge({name: values[name].value for name in values})
+  _judge(_placed({name: values[name].value for name in values}))
   return 0
 
 
+def _placed(options: dict[str, Any]) -> dict[str, Any]:
+  """The flags with places expanded, a place for the report among them; looks before any work."""
+  options = dict(options)
+  for name in ('model', 'data'):
+    options[name] = expanded(options[name], f'--{name}')
+  if options['data_dir'] == 'None':
+    options['data_dir'] = None
+  if options['data_dir'] is not None:
+    options['data_dir'] = str(local(options['data_dir'], '--data_dir'))
+  given = options['output']
+  output = _default_output(options) if given is None else local(given, '--output')
+  return options | {'output': check_folder(output)}
+
+
 def _judge(options: dict[str, Any]) -> None:
+  from rest_jax.opening import open_classifier
   from rest_jax.train.distributed import end_with_the_others, is_main
   from rest_jax.train.parallel import make_mesh, memory_advice
   from rest_jax.train.validation import validate
   from rest_jax.train.validation_report import write_report
 
-  classifier = load_classifier(options['model'], options['model_name'], options['ema'])
+  classifier = open_classifier(options['model'], options['architecture'], options['ema'])
   mesh = make_mesh()
   view = test_view(classifier, options)
   classifier, source, batches = _open_data(classifier, options, view, mesh)
-  output = Path(options['output'] or _default_output(options))
+  output = options['output']
   with memory_advice(), end_with_the_others():
     result = validate(
       classifier, batches, mesh, num_classes=classifier.num_classes, progress=_progress(is_main())
     )
   if is_main():
     print(write_report(output, result, classifier, options['model'], source, view))
-
-
-def load_classifier(name: str, model_name: str | None = None, ema: bool = False) -> Any:
-  """Loads what `--model` says.
-
-  Args:
-    name: a model directory, a zoo name, or an official `.pth` or `.safetensors`.
-    model_name: for a file: which model it holds, where its name does not tell.
-    ema: for a file: take the averaged weights.
-
-  Raises:
-    UserError: nothing of that name, or it does not fit.
-  """
-  from rest_jax.models.classifier import Classifier
-
-  if Path(name).is_file():
-    return Classifier.from_pytorch(name, model=model_name, ema=ema)
-  if model_name is not None or ema:
-    raise UserError(f'--model_name and --ema are for checkpoint files; {name} is none')
-  return Classifier.load(name)
 
 
 def test_view(classifier: Any, options: dict[str, Any]) -> dict[str, Any]:
@@ -160,17 +159,21 @@ def _progress(shown: bool) -> Any:
 
 def _default_output(options: dict[str, Any]) -> Path:
   name = Path(options['model'])
+  name = name.resolve() if name.exists() else name
   stem = name.parent.name if name.name == 'model' and name.parent.name else name.stem
-  return Path('work') / f'evaluate_{stem}_{Path(options["data"]).name}'
+  data = Path(options['data']).resolve().name
+  return Path('work') / f'evaluate_{safe_name(stem, "model")}_{safe_name(data, "data")}'
 
 
 def _define() -> flags.FlagValues:
   values = flags.FlagValues()
   use: Any = {'flag_values': values}
   flags.DEFINE_enum('mode', 'evaluate', ['train', 'evaluate'], 'what to do', **use)
-  flags.DEFINE_string('model', None, 'model directory, zoo name, or official .pth', **use)
-  flags.DEFINE_string('model_name', None, 'for a .pth: its model, for example rest_small', **use)
-  flags.DEFINE_bool('ema', False, 'for a .pth: take the averaged weights', **use)
+  named = {flag.name: flag.text for flag in MODEL_FLAGS}
+  flags.DEFINE_string('model', None, named['model'], **use)
+  flags.DEFINE_string('architecture', None, named['architecture'], **use)
+  flags.DEFINE_alias('model_name', 'architecture', **use)
+  flags.DEFINE_bool('ema', False, named['ema'], **use)
   flags.DEFINE_string('data', 'digit_scenes', 'TFDS name, folder, or CSV of labels', **use)
   flags.DEFINE_string('data_dir', None, 'where TFDS data sets are', **use)
   flags.DEFINE_string(
@@ -192,6 +195,6 @@ def _define() -> flags.FlagValues:
 
 def _help(values: flags.FlagValues) -> str:
   lines = [USAGE, '', 'Flags:']
-  for name in values:
+  for name in (name for name in values if name != 'model_name'):
     lines.append(f'  --{name}\n      {values[name].help} (default: {values[name].default})')
   return '\n'.join(lines)

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from rest_jax.drawing import literal, new_figure
+from rest_jax.text import markdown, markdown_code, plural
 from rest_jax.train.environment import command_line, describe_devices, environment
 from rest_jax.train.validation import Validation
-from rest_jax.train.workdir import replacing, write_json, write_text
+from rest_jax.train.workdir import save_figure, write_json, write_text
 
 _NAMED = 30  # classes that a picture can name on its axes
 
@@ -39,14 +41,14 @@ def write_report(
   Raises:
     UserError: the directory cannot be written.
   """
-  names = classifier.class_names
+  names, best = classifier.class_names, min(5, len(classifier.class_names))
   write_json(directory / 'results.json', _record(result, names, model, source, view))
   write_text(directory / 'report.md', _markdown(result, names, model, source, view))
   _draw(directory, result, names)
   speed = '' if math.isnan(result.images_per_second) else f', {result.images_per_second:.0f} img/s'
   return (
-    f'{model} on {result.count} images of {source}: top-1 {result.top1:.2%}, '
-    f'top-5 {result.top5:.2%}, loss {result.loss:.4f}, ECE {result.ece:.2%}{speed}; '
+    f'{model} on {plural(result.count, "image")} of {source}: top-1 {result.top1:.2%}, '
+    f'top-{best} {result.top5:.2%}, loss {result.loss:.4f}, ECE {result.ece:.2%}{speed}; '
     f'report in {directory}'
   )
 
@@ -77,12 +79,13 @@ def _number(value: float) -> float | None:
 def _markdown(result: Validation, names, model: str, source: str, view: dict[str, Any]) -> str:
   counts = result.confusion.sum(axis=1)
   classes = [
-    f'| {name} | {accuracy:.2%} | {count} |'
+    f'| {markdown(name)} | {accuracy:.2%} | {count} |'
     for name, accuracy, count in zip(names, result.class_top1, counts, strict=True)
     if count
   ]
   mistakes = [
-    f'| {names[true]} | {names[guess]} | {count} |' for true, guess, count in confusions(result)
+    f'| {markdown(names[true])} | {markdown(names[guess])} | {count} |'
+    for true, guess, count in confusions(result)
   ]
   bins = [
     f'| {count:.0f} | {confidence:.3f} | {accuracy:.3f} |'
@@ -94,9 +97,10 @@ def _markdown(result: Validation, names, model: str, source: str, view: dict[str
     'one batch only' if math.isnan(result.images_per_second) else f'{result.images_per_second:.0f}'
   )
   return '\n'.join([
-    f'# {model} on {source}', '',
-    f'{result.count} images; {shown}.', '',
-    '| top-1 | top-5 | loss (nats) | ECE, 15 bins | images/s |', '| --- | --- | --- | --- | --- |',
+    f'# {markdown(model)} on {markdown(source)}', '',
+    f'{plural(result.count, "image")}; {shown}.', '',
+    f'| top-1 | top-{min(5, len(names))} | loss (nats) | ECE, 15 bins | images/s |',
+    '| --- | --- | --- | --- | --- |',
     f'| {result.top1:.2%} | {result.top5:.2%} | {result.loss:.4f} | {result.ece:.2%} | {speed} |',
     '',
     '![Rows: true class; columns: predicted; right: calibration](confusion.png)', '',
@@ -104,8 +108,9 @@ def _markdown(result: Validation, names, model: str, source: str, view: dict[str
     '', '## Most frequent mistakes', '', '| true | predicted | images |', '| --- | --- | --- |',
     *mistakes, '',
     '## Calibration', '', '| images | mean confidence | accuracy |', '| --- | --- | --- |', *bins,
-    '', f'`{command_line()}` on {describe_devices()}. images/s is reading, decoding and computing',
-    'together, without the first batch, which compiles.', '',
+    '', f'{markdown_code(command_line())} on {describe_devices()}.',
+    'images/s is reading, decoding and computing together, without the first batch, which',
+    'compiles.', '',
   ])  # fmt: skip
 
 
@@ -119,17 +124,12 @@ def confusions(result: Validation, most: int = 20) -> list[tuple[int, int, int]]
 
 
 def _draw(directory: Path, result: Validation, names) -> None:
-  from matplotlib.backends.backend_agg import FigureCanvasAgg
-  from matplotlib.figure import Figure
-
-  figure = Figure(figsize=(13, 6), layout='constrained')
-  FigureCanvasAgg(figure)
+  figure = new_figure(13, 6)
   left, right = figure.subplots(1, 2, width_ratios=(1.35, 1))
   _draw_confusion(left, result, names)
   figure.colorbar(left.images[0], ax=left, label='share of the true class', shrink=0.8)
   _draw_calibration(right, result)
-  with replacing(directory / 'confusion.png') as temporary:
-    figure.savefig(temporary, dpi=100)
+  save_figure(directory / 'confusion.png', figure)
 
 
 def _draw_confusion(axes, result: Validation, names) -> None:
@@ -139,6 +139,7 @@ def _draw_confusion(axes, result: Validation, names) -> None:
   axes.set(title=f'top-1 {result.top1:.2%}', xlabel='predicted', ylabel='true')
   if len(names) > _NAMED:
     return
+  names = [literal(name, 24) for name in names]
   axes.set_xticks(range(len(names)), names, rotation=45, ha='right', rotation_mode='anchor')
   axes.set_yticks(range(len(names)), names)
   if len(names) > 12:

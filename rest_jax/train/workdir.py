@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rest_jax import files
+from rest_jax import drawing, files
 from rest_jax.errors import UserError
+from rest_jax.paths import local
 from rest_jax.train.config import differing_keys
 
 _DISK_SIGNS = ('No space left', 'Permission denied', 'Read-only file system', 'quota exceeded')
@@ -27,8 +28,10 @@ def writing(directory: Path) -> Iterator[None]:
   """
   try:
     yield
+  except BrokenPipeError:  # of the terminal: whoever read the output has left
+    raise
   except OSError as error:
-    raise _write_error(directory, error.strerror or error) from error
+    raise _write_error(directory, error) from error
   except Exception as error:
     # Tensor stores report the operating system's message inside errors of their own.
     sign = next((sign for sign in _DISK_SIGNS if sign in str(error)), None)
@@ -48,6 +51,11 @@ def _named(directory: Path) -> str:
 def replacing(path: Path) -> contextlib.AbstractContextManager[Path]:
   """Gives a temporary path that takes the place of `path`, see `rest_jax.files.replacing`."""
   return files.replacing(path, _named(path.parent), _ADVICE)
+
+
+def save_figure(path: Path, figure: Any) -> None:
+  """Writes a Matplotlib figure as PNG through a temporary name."""
+  drawing.save_figure(path, figure, _named(path.parent), _ADVICE, dpi=100)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -73,7 +81,7 @@ def open_workdir(directory: str | Path, config: dict[str, Any]) -> Path:
   Raises:
     UserError: not writable, or it holds checkpoints of another config (the keys are named).
   """
-  path = Path(directory).absolute()
+  path = local(directory, 'the work directory').absolute()
   with writing(path):
     path.mkdir(parents=True, exist_ok=True)
     probe = path / f'.write_test_{os.getpid()}'

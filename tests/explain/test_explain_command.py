@@ -60,6 +60,35 @@ def test_bad_command_lines(args, message):
   assert '\n' not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+  ('args', 'message'),
+  [
+    (('--output', ''), '--output is empty'),
+    (('--output', 'gs://bucket/x'), '--output is gs://bucket/x: places under gs://'),
+    (('--output', __file__), '--output is .*, a file'),
+    (('--output', f'{__file__}/x'), 'inside .*, which is a file'),
+    (('--model', 's3://bucket/x'), '--model is s3://'),
+    (('--model', ''), '--model is empty'),
+    (('--image', ''), '--image is empty'),
+    (('--data_dir', 'hf://x'), '--data_dir is hf://x'),
+  ],
+)
+def test_places_that_are_none(args, message):
+  with pytest.raises(UserError, match=message):
+    parse('--image', 'a.png', *args)
+
+
+def test_homes_and_other_names(monkeypatch, tmp_path):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  places = ('--output', '~/out', '--model', '~/m', '--data_dir', '~/d', '--image', '~/a.png')
+  parsed = parse(*places, '--model_name', 'rest_small', '--ema')
+  assert parsed.output == tmp_path / 'out' and parsed.model == str(tmp_path / 'm')
+  assert parsed.data_dir == str(tmp_path / 'd') and parsed.image == (str(tmp_path / 'a.png'),)
+  assert parsed.architecture == 'rest_small' and parsed.ema
+  assert parse('--image', 'a.png', '--data_dir', 'None').data_dir is None
+  assert parse('--evaluate', '--data', '..').output.name not in ('explain_', 'explain_..')
+
+
 def test_methods_by_name():
   assert choices.choose_methods(['all']) == tuple(list_methods())
   assert choices.choose_methods(['Grad-CAM', 'rise', 'grad_cam']) == ('grad_cam', 'rise')
@@ -121,7 +150,7 @@ def test_models_that_are_none(tmp_path):
   with pytest.raises(UserError, match=r'no checkpoint .*rest_small\.pth'):
     choices.open_classifier(str(tmp_path / 'rest_small.pth'))
   (tmp_path / 'mine.pth').write_bytes(b'x')
-  with pytest.raises(UserError, match='Say --architecture'):
+  with pytest.raises(UserError, match=r'\(--architecture\), one of'):
     choices.open_classifier(str(tmp_path / 'mine.pth'))
 
 

@@ -151,6 +151,10 @@ def test_a_file_called_like_a_pattern(tmp_path):
 def test_names_of_results_never_meet(tmp_path):
   files = [tmp_path / n for n in ('a.png', 'a.jpg', 'b.png', 'x/b.png', 'c.png')]
   assert output_names(files) == ['a.png', 'a.jpg', 'b.png', 'b.png_2', 'c']
+  files = [
+    tmp_path / n for n in ('....png', '.. .png', 'A.png', 'a.png', 'CON.png', 'caf\udce9.png')
+  ]
+  assert output_names(files) == ['png', 'png_2', 'A.png', 'a.png_2', '_CON', 'caf_']
 
 
 @pytest.mark.parametrize('size', [(120, 80), (80, 120), (100, 100), (317, 211), (40, 30)])

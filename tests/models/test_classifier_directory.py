@@ -1,6 +1,7 @@
 """The model directory: exact, replaced as a whole, and every damage named."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -220,12 +221,35 @@ def test_a_missing_file_is_named(name, directory):
     Classifier.load(directory)
 
 
+def test_every_place_that_holds_a_model(tmp_path, monkeypatch):
+  """A work directory, the file of weights, a home, a checkpoint: one function opens them all."""
+  classifier = make(seed=3)
+  classifier.save(tmp_path / 'run' / 'model')
+  (tmp_path / 'run' / 'config.json').write_text('{"seed": 0}')  # of the training
+  (tmp_path / 'run' / 'checkpoints').mkdir()
+  monkeypatch.setenv('HOME', str(tmp_path))
+  for place in (tmp_path / 'run', '~/run', tmp_path / 'run' / 'model' / 'model.safetensors'):
+    assert_same(classifier, Classifier.load(place))
+  seen = []
+  monkeypatch.setattr(Classifier, 'from_pytorch', lambda *a, **k: seen.append((a, k)))
+  (tmp_path / 'x.safetensors').touch()
+  Classifier.load('~/x.safetensors', 'rest_small', ema=True)
+  assert seen == [((tmp_path / 'x.safetensors',), {'model': 'rest_small', 'ema': True})]
+  shutil.rmtree(tmp_path / 'run' / 'model')
+  with pytest.raises(UserError, match='has left no model yet'):
+    Classifier.load(tmp_path / 'run')
+  with pytest.raises(UserError, match='there is no checkpoint'):
+    Classifier.load(tmp_path / 'none.pth')
+  with pytest.raises(UserError, match='are for checkpoints'):
+    Classifier.load('digit_scenes', 'rest_small')
+
+
 def test_unknown_names_list_the_zoo(tmp_path, monkeypatch):
   with pytest.raises(UserError, match='the zoo has'):
     Classifier.load('no_such_model')
-  (tmp_path / 'x.pth').touch()
-  with pytest.raises(UserError, match='is a file'):
-    Classifier.load(tmp_path / 'x.pth')
+  (tmp_path / 'x.txt').touch()
+  with pytest.raises(UserError, match='is a file of another kind'):
+    Classifier.load(tmp_path / 'x.txt')
   monkeypatch.setattr(model_dir.resources, 'files', lambda package: tmp_path)
   make().save(tmp_path / 'zoo' / 'little')
   assert model_dir.zoo_names() == ['little']

@@ -103,3 +103,17 @@ def test_the_384_recipe(monkeypatch):
   assert (config.optim.weight_decay, config.optim.warmup_epochs) == (1e-8, 0.0)
   assert (config.train.epochs, config.train.batch_size, config.optim.clip_norm) == (30.0, 512, 1.0)
   assert config.augment.mixup == config.augment.cutmix == 0.0
+
+
+def test_places_of_a_config(monkeypatch):
+  monkeypatch.setenv('HOME', '/home/somebody')
+  found = config_lib.default_config()
+  found.data.dir, found.data.name, found.model.init, found.log.wandb = 'None', '~/x', '~/m', 'None'
+  config_lib.place_paths(found)
+  assert found.data.dir is None and found.log.wandb == ''
+  assert (found.data.name, found.model.init) == ('/home/somebody/x', '/home/somebody/m')
+  for key, value in (('dir', 'gs://x'), ('dir', ''), ('name', '')):
+    wrong = config_lib.default_config()
+    wrong.data[key] = value
+    with pytest.raises(UserError, match=f'config.data.{key} is '):
+      config_lib.place_paths(wrong)

@@ -13,6 +13,7 @@ from rest_jax.errors import UserError
 from rest_jax.models import create_model, model_dir, registry
 from rest_jax.models.classifier import Classifier
 from rest_jax.models.convert import to_pytorch
+from rest_jax.text import plural
 from rest_jax.train import parallel
 from rest_jax.train.initial import load_initial
 from rest_jax.train.pipeline import Plan
@@ -51,9 +52,8 @@ def test_band_compression_starts_new(zoo_config):
     zoo_config.model.overrides.compression = strategy
     tensors, what = load_initial(zoo_config, 10)
     assert set(tensors) == set(plain)
-    assert what.endswith(
-      f'; band compression starts new ({arrays} arrays)' if arrays else 'classes'
-    )
+    new = f'; band compression starts new ({plural(arrays, "array")})'
+    assert what.endswith(new if arrays else 'classes')
 
 
 def test_measured_gains_are_kept(zoo_config, tmp_path):

@@ -1,0 +1,105 @@
+"""Text of others (names of files, classes, models) in terminals, Markdown, HTML, CSV.
+
+What somebody else called a thing may hold anything: line breaks, bytes that are no text, the marks
+of the language that it is written into. Each function here gives what reads as the name and as
+nothing else. For figures there is `rest_jax.drawing.literal`.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+_FORMULA = ('=', '+', '-', '@', '\t', '\r', '\n')
+_PUNCTUATION = re.compile(r'\\([!-/:-@\[-`{-~])')
+
+
+def escaped(char: str) -> str:
+  r"""A character as an escape in ASCII: '\n', '\u72d7', '\xff' for a byte that is no UTF-8."""
+  code = ord(char)
+  return f'\\x{code - 0xDC00:02x}' if 0xDC80 <= code <= 0xDCFF else ascii(char)[1:-1]
+
+
+def legible(text: object) -> str:
+  """One line that any terminal and any UTF-8 file takes: what cannot be printed is escaped.
+
+  Args:
+    text: anything; bytes of a file name that are no UTF-8 stand in it as lone surrogates, as
+      `os.fsdecode` makes them.
+  """
+  return ''.join(map(_printable, str(text)))
+
+
+def _printable(char: str) -> str:
+  if char.isprintable():
+    return char
+  return ' ' if unicodedata.category(char) == 'Zs' else escaped(char)
+
+
+def shortened(text: str, most: int) -> str:
+  """At most `most` characters: the middle of a longer text gives way to '…'."""
+  if len(text) <= most:
+    return text
+  end = most // 3
+  return f'{text[: most - 1 - end]}…{text[len(text) - end :]}'
+
+
+def plural(count: int, word: str, words: str | None = None) -> str:
+  """'1 image', '2 images'; `words` where the plural does not end as English words do."""
+  if count == 1:
+    return f'{count} {word}'
+  ending = 'es' if word.endswith(('s', 'x', 'z', 'ch', 'sh')) else 's'
+  return f'{count} {words or word + ending}'
+
+
+def radius(norm: str, eps: float) -> str:
+  """A radius as people write it: 8/255 where it is a whole number of grey levels."""
+  levels = eps * 255
+  if norm == 'linf' and eps and abs(levels - round(levels)) < 1e-6 * max(levels, 1):
+    return f'{round(levels)}/255'
+  return f'{eps:.4g}'
+
+
+# ---- Markdown -----------------------------------------------------------------------------------
+
+
+def markdown(text: object) -> str:
+  """Text that Markdown (CommonMark, GitHub's tables and formulas) shows as it is, on one line."""
+  marked = re.sub(r'([\\`*\[\]|~#$])', r'\\\1', legible(text))
+  marked = re.sub(r'(?<![^\W_])_|_(?![^\W_])', r'\\_', marked)  # within a word it is a character
+  marked = re.sub(r'&(?=#?\w+;)', '&amp;', marked).replace('<', '&lt;').replace('>', '&gt;')
+  marked = re.sub(r'^([-+=])', r'\\\1', marked)  # a list, a line under a heading
+  return re.sub(r'^(\d+)([.)])', r'\1\\\2', marked)
+
+
+def markdown_code(text: object) -> str:
+  """Text as code in Markdown, whatever backquotes it holds; see `markdown_cell` for tables."""
+  shown = legible(text)
+  longest = max(map(len, re.findall('`+', shown)), default=0)
+  fence = '`' * (longest + 1)
+  # One space at each end belongs to the fence: needed beside a backquote, and by a space.
+  space = ' ' if not shown.strip(' ') or shown[0] in ' `' or shown[-1] in ' `' else ''
+  return f'{fence}{space}{shown}{space}{fence}' if shown else ''
+
+
+def markdown_cell(marked: str) -> str:
+  """Markdown within a table, where a bar ends the cell even in code."""
+  return re.sub(r'(?<!\\)((?:\\\\)*)\|', r'\1\\|', marked)
+
+
+def unmarked(marked: str) -> str:
+  """The inverse of `markdown`, up to what `legible` escaped."""
+  plain = _PUNCTUATION.sub(r'\1', marked)
+  return plain.replace('&lt;', '<').replace('&gt;', '>').replace('&amp;', '&')
+
+
+# ---- CSV ----------------------------------------------------------------------------------------
+
+
+def csv_text(text: object) -> str:
+  """A text for a cell of a CSV file: no spreadsheet takes it for a formula.
+
+  Quotes and commas are the CSV writer's matter.
+  """
+  shown = legible(text)
+  return f"'{shown}" if str(text).startswith(_FORMULA) else shown
