@@ -99,7 +99,7 @@ class TrainBatches:
     labels = np.empty(rows, np.int32)
     views = _Views(self.source, self.image_size, self.config, self.repeats)
     skipped: dict[str, None] = {}
-    for row in np.argsort(own).tolist():  # copies one after the other
+    for row in np.argsort(own, kind='stable').tolist():  # copies one after the other
       images[row], labels[row] = self._example(int(places[own[row]]), views, skipped)
     batch: dict[str, Any] = {'image': images, 'label': labels}
     return {**batch, SKIPPED: tuple(skipped)} if skipped else batch
