@@ -3,7 +3,9 @@
 Source: layer decay as in the authors' optim_factory; the rates are our choice.
 Command: python train.py --config configs/finetune_folder.py[:variant] --config.data.name=FOLDER \\
   --config.model.init=rest_small.pth
-The folder holds train/CLASS/*.jpg and test/CLASS/*.jpg; the new head has as many classes.
+The folder holds train/CLASS/*.jpg and test/CLASS/*.jpg, and val/CLASS/*.jpg to choose the epoch
+by where there is one (or one sub-folder a class, or a CSV of labels); the new head has as many
+classes.
 `model.init` is an official .pth or .safetensors, or the model/ directory of an earlier run.
 Variants: default (all weights, lower rates further from the head); probe (the head alone).
 Not measured: the result is the data's.

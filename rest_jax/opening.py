@@ -1,15 +1,20 @@
-"""The model and the images that a script was asked for by name. For explain.py and defend.py."""
+"""The model and the images that a script was asked for by name: what judges a model begins here."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from rest_jax.data.sources import DataSources, ImageSource, load
+from rest_jax.data.class_match import match_classes
+from rest_jax.data.sample import Sample, take_sample
+from rest_jax.data.source import ImageSource
+from rest_jax.data.sources import JudgedData, load, load_judged
 from rest_jax.errors import UserError
 from rest_jax.models.classifier import Classifier
+from rest_jax.models.part import take_part
 
 
 def open_classifier(name: str, architecture: str | None = None, ema: bool = False) -> Classifier:
@@ -24,36 +29,106 @@ def open_classifier(name: str, architecture: str | None = None, ema: bool = Fals
   return classifier
 
 
-def open_sources(
-  data: str, data_dir: str | None, classifier: Classifier, model: str, extras: Sequence[str] = ()
-) -> DataSources:
-  """Opens the data set of `--data`, whose classes must be the model's.
+class Judged(NamedTuple):
+  """A model, and the images that it is judged on.
+
+  Attributes:
+    classifier: its classes are those of the data, in their order.
+    data: the split.
+    sample: the images that are taken.
+    line: what is judged, for the terminal and the report.
+    where: the same in short, to follow 'N images of'.
+  """
+
+  classifier: Classifier
+  data: JudgedData
+  sample: Sample
+  line: str
+  where: str
+
+
+def open_judged(
+  data: str,
+  data_dir: str | None,
+  classifier: Classifier,
+  model: str,
+  *,
+  split: str | None = None,
+  extras: Sequence[str] = (),
+  limit: int | None = None,
+  seed: int = 0,
+) -> Judged:
+  """Opens the split of `--data` that a model is judged on, and matches their classes.
 
   Args:
-    data: TFDS name or folder.
+    data: TFDS name, folder or list of labels.
     data_dir: where TFDS data sets are; None for the usual place.
     classifier: the model.
     model: what the user called it.
+    split: as in `data.load_judged`.
     extras: further features of an example, such as 'mask'.
+    limit: size of the balanced sample; None for all.
+    seed: of the sample.
 
   Returns:
-    Its splits.
+    What is judged; a model that knows more classes than the data decides between those of the data.
 
   Raises:
-    UserError: there is no such data set, or it has other classes.
+    UserError: there is no such data set or split, or its classes are not the model's.
   """
-  sources = load(data, data_dir, extras=tuple(extras))
-  if sources.class_names != classifier.class_names:
-    raise UserError(
-      f'{data} has classes {_some(sources.class_names)}, the model {model} '
-      f'{_some(classifier.class_names)}: choose a model of this data set'
-    )
-  return sources
+  judged = load_judged(data, data_dir, split, tuple(extras))
+  classifier, note = matched(classifier, judged.class_names, data, model, judged.numbered)
+  sample = take_sample(judged.images, len(judged.class_names), limit, seed)
+  line = '; '.join(filter(None, (judged.line(sample, classifier.class_names), note)))
+  where = ', '.join(filter(None, (f'{judged.name} ({judged.split})', sample.detail, note)))
+  return Judged(classifier, judged, sample, line, where)
 
 
-def _some(names: tuple[str, ...]) -> str:
-  shown = ', '.join(names[:3])
-  return f'{shown} and {len(names) - 3} more' if len(names) > 3 else shown
+def open_training(
+  data: str, data_dir: str | None, classifier: Classifier, model: str
+) -> tuple[Classifier, ImageSource]:
+  """Opens the training split of `--data`; arguments and errors as `open_judged`.
+
+  Returns:
+    The classifier as in `Judged`, and the images.
+  """
+  sources = load(data, data_dir)
+  part, _ = matched(classifier, sources.class_names, data, model, sources.numbered)
+  return part, sources.train
+
+
+def matched(
+  classifier: Classifier,
+  class_names: tuple[str, ...],
+  data: str,
+  model: str,
+  numbered: bool = False,
+) -> tuple[Classifier, str]:
+  """The classifier with the classes of a data set, by the rule of `data.class_match`.
+
+  Args:
+    classifier: the model.
+    class_names: of the data set.
+    data: what the user called it.
+    model: what the user called the model.
+    numbered: as in `match_classes`.
+
+  Returns:
+    The classifier, whose logits have the numbers of the data set's labels, and what to say of it.
+
+  Raises:
+    UserError: the classes do not belong together.
+  """
+  if not classifier.num_classes:
+    raise UserError(f'the model {model} has no classes, so it decides nothing')
+  found = match_classes(
+    class_names, classifier.class_names, data=data, model=model, numbered=numbered
+  )
+  if found.classes is None:
+    return dataclasses.replace(classifier, class_names=found.class_names), ''
+  note = f'judged on these of the {classifier.num_classes} classes that {model} knows'
+  part = take_part(classifier, found.classes, found.class_names)
+  return part, note if found.part else ''
 
 
 def read_examples(

@@ -70,8 +70,9 @@ def test_a_whole_run_and_the_same_again(model, folder, tmp_path, capsys):
   )
   defend(*arguments)
   printed = capsys.readouterr().out.splitlines()
-  assert printed[0] == f'1 defence, 1 attack, 8 images of {folder}'
-  assert 'robust' in printed[1] and 'report.html' in printed[-1]
+  assert printed[0] == f'8 images of 2 classes from {folder} (test): blue, red'
+  assert printed[1] == f'1 defence, 1 attack, 8 images of {folder}'
+  assert 'robust' in printed[2] and 'report.html' in printed[-1]
   results = json.loads((tmp_path / 'results.json').read_text())
   assert [r['defence'] for r in results['rows']] == 2 * ['undefended', 'bit_depth 0.5']
   for row in results['rows']:

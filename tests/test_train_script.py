@@ -121,7 +121,8 @@ def test_the_terminal_stays_clean(undisturbed):
   workdir, out, err = undisturbed
   assert err == ''
   lines = out.splitlines()
-  assert lines[0].startswith(f'Training for {STEPS} steps in {workdir}')
+  assert lines[0].startswith(f'Training for {STEPS} steps in {workdir} on 48 images of 2 classes')
+  assert lines[0].endswith('(train): 0, 1; test (16 images) chooses the best epoch')
   assert any('top-1' in line and 'img/s' in line for line in lines)
   assert all(line.startswith(('Training', 'step', 'epoch', 'Finished', 'IMP')) for line in lines)
 

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 from rest_jax.data.augment import AugmentConfig, eval_view
 from rest_jax.data.pipeline import TrainIterator, eval_batches, train_iterator
-from rest_jax.data.sources import CachedSource, DataSources, ImageSource, cached, load
+from rest_jax.data.sources import (
+  CachedSource,
+  DataSources,
+  ImageSource,
+  JudgedData,
+  cached,
+  load,
+  load_judged,
+)
 
 if TYPE_CHECKING:
   from rest_jax.data import device
@@ -17,12 +25,14 @@ __all__ = [
   'CachedSource',
   'DataSources',
   'ImageSource',
+  'JudgedData',
   'TrainIterator',
   'cached',
   'device',
   'eval_batches',
   'eval_view',
   'load',
+  'load_judged',
   'train_iterator',
 ]
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from rest_jax.data.augment import AugmentConfig, Interpolation, Resize, augment, eval_view
 from rest_jax.data.images import EncodedImage, ImageError
-from rest_jax.data.sources import ImageSource, open_example
+from rest_jax.data.source import ImageSource, open_example
 from rest_jax.errors import UserError
 
 ENDLESS = 2**40  # batches; more than anybody trains on

@@ -1,28 +1,17 @@
-"""A folder of images, one sub-folder a class.
-
-Either `ROOT/train/CLASS/*.jpg` with `ROOT/val/CLASS/...` (or `test`, `validation`), or
-`ROOT/CLASS/*.jpg`, from which a seeded tenth of every class is kept for testing.
-"""
+"""Image files with their labels: random access to what a folder or a list of labels names."""
 
 from __future__ import annotations
 
 import array
 import dataclasses
+import hashlib
 import os
-import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from rest_jax.data.images import open_image
-from rest_jax.errors import UserError
-
-IMAGE_SUFFIXES = frozenset(
-  ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.gif', '.tif', '.tiff', '.ppm', '.pgm')
-)
-_TEST_NAMES = ('test', 'val', 'validation')
-_TEST_SHARE = 10  # one image in so many, where the folder has no split of its own
-_SEED = 0
 
 
 class FileNames(Sequence[str]):
@@ -57,97 +46,40 @@ class FolderSource:
   Attributes:
     files: path of each image.
     labels: class number of each image.
+    digest: of the list of files and labels, whatever folder it stands in; '' where nobody asks.
+    extras: further features of each example by name, one value an image.
   """
 
   files: Sequence[str]
   labels: Sequence[int]
+  digest: str = ''
+  extras: dict[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
 
   def __len__(self) -> int:
     return len(self.files)
 
   def open(self, index: int) -> dict:
-    """Returns {'image': an `EncodedImage`, 'label': int}."""
-    return {'image': open_image(self.files[index]), 'label': self.labels[index]}
+    """Returns {'image': an `EncodedImage`, 'label': int} and the extras."""
+    extras = {name: values[index] for name, values in self.extras.items()}
+    return {'image': open_image(self.files[index]), 'label': self.labels[index], **extras}
 
   def __getitem__(self, index: int) -> dict:
     example = self.open(index)
     return {**example, 'image': np.asarray(example['image'].picture())}
 
 
-def load_folder(root: str | os.PathLike) -> tuple[FolderSource, FolderSource, tuple[str, ...]]:
-  """Finds the classes and images of a folder.
-
-  Files that are hidden or carry no image suffix are passed over. Classes and files are sorted by
-  name, so that a class keeps its number on every machine.
+def folder_source(
+  root: str, files: Sequence[str], labels: Sequence[int], **extras: Sequence[Any]
+) -> FolderSource:
+  """A source with its digest.
 
   Args:
-    root: the folder, in one of the two layouts above.
-
-  Returns:
-    (train, test, class names).
-
-  Raises:
-    UserError: no class, a class without images, a missing test folder, or one with classes that
-      the train folder lacks.
+    root: folder that the data set is; the digest does not depend on where it stands.
+    files: paths below it.
+    labels: class numbers.
+    **extras: further features, one value an image.
   """
-  root = pathlib.Path(root)
-  if (root / 'train').is_dir():
-    test_root = next((root / name for name in _TEST_NAMES if (root / name).is_dir()), None)
-    if test_root is None:
-      raise UserError(f'{root} has train/ but neither test/ nor val/: add one of them')
-    names = _class_names(root / 'train')
-    extra = sorted(set(_class_names(test_root)) - set(names))
-    if extra:
-      raise UserError(f'{test_root} has classes that {root / "train"} lacks: {", ".join(extra)}')
-    train = _files_by_class(root / 'train', names)
-    test = _files_by_class(test_root, names, may_lack=True)
-  else:
-    names = _class_names(root)
-    train, test = _split(_files_by_class(root, names))
-  if not any(test):
-    raise UserError(f'{root} leaves no image for testing: add images')
-  return _source(train), _source(test), names
-
-
-def _class_names(root: pathlib.Path) -> tuple[str, ...]:
-  names = sorted(d.name for d in root.iterdir() if d.is_dir() and not d.name.startswith('.'))
-  if not names:
-    raise UserError(f'{root} has no sub-folders: put the images of each class into one')
-  return tuple(names)
-
-
-def _files_by_class(
-  root: pathlib.Path, names: tuple[str, ...], may_lack: bool = False
-) -> list[list[str]]:
-  files = [_image_files(root / name) for name in names]
-  empty = [str(root / name) for name, found in zip(names, files, strict=True) if not found]
-  if empty and not may_lack:
-    raise UserError(f'no images in {", ".join(empty)}: add some or remove the folder')
-  return files
-
-
-def _image_files(folder: pathlib.Path) -> list[str]:
-  if not folder.is_dir():
-    return []
-  return sorted(
-    str(path)
-    for path in folder.rglob('*')
-    if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith('.')
-  )
-
-
-def _split(files: list[list[str]]) -> tuple[list[list[str]], list[list[str]]]:
-  """Keeps a random tenth of each class, at least one of two images, for testing."""
-  rng = np.random.default_rng(_SEED)
-  train, test = [], []
-  for found in files:
-    order = rng.permutation(len(found))
-    count = max(len(found) // _TEST_SHARE, 1 if len(found) > 1 else 0)
-    test.append([found[i] for i in sorted(order[:count])])
-    train.append([found[i] for i in sorted(order[count:])])
-  return train, test
-
-
-def _source(files: list[list[str]]) -> FolderSource:
-  labels = array.array('i', (label for label, found in enumerate(files) for _ in found))
-  return FolderSource(FileNames([path for found in files for path in found]), labels)
+  digest = hashlib.sha256()
+  for file, label in zip(files, labels, strict=True):
+    digest.update(os.fsencode(os.path.relpath(file, root)) + b'\0%d\0' % label)
+  return FolderSource(FileNames(files), array.array('i', labels), digest.hexdigest(), extras)

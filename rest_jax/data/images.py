@@ -11,7 +11,9 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image, ImageFile, JpegImagePlugin
 
+from rest_jax import rgb
 from rest_jax.errors import UserError
+from rest_jax.profiles import to_srgb
 
 Region = tuple[float, float, float, float]
 _SCALES = (8, 4, 2)  # by which libjpeg can decode smaller
@@ -25,7 +27,8 @@ class ImageError(UserError):
 class EncodedImage:
   """An image file in memory, decoded when pixels are asked for, and only once.
 
-  Grey, palette, alpha, CMYK and 16-bit images become 8-bit RGB; transparency is dropped.
+  Every kind becomes 8-bit RGB and is turned upright, see `rest_jax.rgb`; sizes, boxes and pictures
+  are those of the upright image.
 
   Attributes:
     size: (height, width), known without decoding.
@@ -45,8 +48,14 @@ class EncodedImage:
     self._content, self._where = content, where
     self._decoded: dict[int, Image.Image] = {}
     with self._reading():
-      self._fresh: Image.Image | None = Image.open(io.BytesIO(content))
-    self.size = (self._fresh.height, self._fresh.width)
+      image = Image.open(io.BytesIO(content))
+      self._fresh: Image.Image | None = image
+      if _orientation_comes_late(image, content):
+        self._decoded[1], self._fresh = rgb.upright(image), None
+      self._turn = rgb.orientation(image)
+    self._stored = image.size  # (width, height)
+    width, height = self._stored
+    self.size = (width, height) if self._turn >= 5 else (height, width)
     self.reused = False
 
   def picture(self) -> Image.Image:
@@ -76,7 +85,8 @@ class EncodedImage:
     # A bicubic filter reaches two pixels further, larger ones where the crop shrinks.
     rows = math.ceil(box[3] + 2 * max(1.0, (box[3] - box[1]) / size))
     worth_it = rows < _MOST_ROWS * self.size[0] and not self.reused and 1 not in self._decoded
-    return (self._upper_rows(rows) if worth_it else None) or self._decode(1)
+    early = worth_it and self._turn == 1
+    return (self._upper_rows(rows) if early else None) or self._decode(1)
 
   def region(self, box: Region, size: int) -> tuple[Image.Image, Region]:
     """Decodes for a crop that will be resized, at a smaller scale where that is enough.
@@ -100,10 +110,16 @@ class EncodedImage:
     side = min(box[2] - box[0], box[3] - box[1])
     wanted = next((scale for scale in _SCALES if side >= scale * size), 1)
     image = self._decode(wanted) if wanted > 1 else self.upper(box, size)
-    # Counted from the result: only JPEG has scales. Its last column may stand for fewer pixels.
-    scale = wanted if image.size != self.size[::-1] else 1
-    left, top, right, bottom = (edge / scale for edge in box)
-    return image, (left, top, right, bottom)
+    # Counted from the result: only JPEG has scales.
+    if image.size == self.size[::-1]:
+      return image, box
+    # In the stored image its last column and row may stand for fewer pixels, so we count there.
+    height, width = self.size
+    box = rgb.turn_box_back(box, (width, height), self._turn)
+    left, top, right, bottom = (edge / wanted for edge in box)
+    width, height = image.size
+    stored = (height, width) if self._turn >= 5 else (width, height)
+    return image, rgb.turn_box((left, top, right, bottom), stored, self._turn)
 
   def _decode(self, scale: int) -> Image.Image:
     if scale not in self._decoded:
@@ -111,11 +127,11 @@ class EncodedImage:
         image = self._fresh or Image.open(io.BytesIO(self._content))
         self._fresh = None  # it decodes but once
         if scale > 1:
-          height, width = self.size
+          width, height = self._stored
           image.draft(None, (width // scale, height // scale))
         if isinstance(image, ImageFile.ImageFile):
           image.decodermaxblock = len(self._content)  # in one go
-        self._decoded[scale] = _to_rgb(image)
+        self._decoded[scale] = rgb.turn(rgb.converted(image), self._turn)
     return self._decoded[scale]
 
   def _upper_rows(self, rows: int) -> Image.Image | None:
@@ -140,13 +156,15 @@ class EncodedImage:
         image.load()  # complains of the rows that are left
       # Rows come in order: the last one is there unless it is black, and then nobody knows.
       if image.crop((0, rows - 1, image.width, rows)).getbbox():
-        return image
+        return to_srgb(image, image.info.get('icc_profile'))
     return None
 
   @contextlib.contextmanager
   def _reading(self) -> Iterator[None]:
     try:
       yield
+    except UserError as error:
+      raise ImageError(f'cannot read the image {self._where}: {error}') from error
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
       reason = str(error) if self._content else 'it is empty'
       reason = 'it is not an image' if reason.startswith('cannot identify') else reason
@@ -206,13 +224,8 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
   return np.asarray(open_image(path).picture())
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-  if image.mode == 'RGB':
-    image.load()
-    return image
-  if image.mode.startswith(('I', 'F')):
-    # Pillow clips where it should scale: 16-bit grey would turn white.
-    return Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8)).convert('RGB')
-  if image.mode == 'P' and 'transparency' in image.info:
-    return image.convert('RGBA').convert('RGB')  # the direct way warns
-  return image.convert('RGB')
+def _orientation_comes_late(image: Image.Image, content: bytes) -> bool:
+  """Whether decoding alone tells how the image has to be turned: some PNGs, and turned TIFFs."""
+  if image.format == 'PNG':
+    return b'eXIf' in content or b'Raw profile type' in content or b'tiff:Orientation' in content
+  return image.format == 'TIFF' and image.getexif().get(0x0112, 1) != 1

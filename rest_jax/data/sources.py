@@ -1,66 +1,83 @@
 """Where images come from: TFDS data sets, folders, the embedded `digit_scenes`.
 
-A source gives random access: `len(source)` and `source[i] -> {'image': (H, W, 3) uint8 RGB,
-'label': int}`, and can be pickled for a worker process. Sources of image files have a method `open`
-beside it, which gives the image as an `EncodedImage`, not decoded yet.
+`load` opens what a training needs, `load_judged` the one split that a model is judged on.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
-from typing import Any, Protocol
 
 import numpy as np
 
-from rest_jax.data.folder import load_folder
+from rest_jax.data.box_files import find_boxes
+from rest_jax.data.folder import FolderSource
 from rest_jax.data.images import ImageError
-from rest_jax.data.tfds_source import default_data_dir, load_tfds
+from rest_jax.data.layout import ALL, Folder, Split, open_folder
+from rest_jax.data.sample import Sample, images
+from rest_jax.data.source import ImageSource, digest_of
+from rest_jax.data.source import open_example as open_example
+from rest_jax.data.tfds_source import TfdsSet, default_data_dir, open_tfds
 from rest_jax.errors import UserError
 from rest_jax.paths import expanded, local
 
 CACHE_LIMIT = 4 * 2**30  # bytes of pixels that one cached split may take
-
-
-class ImageSource(Protocol):
-  """Random access to labelled images."""
-
-  def __len__(self) -> int: ...
-
-  def __getitem__(self, index: int, /) -> dict: ...
-
-
-def open_example(source: ImageSource, index: int) -> dict[str, Any]:
-  """Reads an example without decoding it where the source can.
-
-  Args:
-    source: the images.
-    index: of the example.
-
-  Returns:
-    {'image': `EncodedImage` or (H, W, 3) uint8, 'label': int}.
-
-  Raises:
-    ImageError: the image cannot be read.
-  """
-  return getattr(source, 'open', source.__getitem__)(index)
+_EMBEDDED = 'digit_scenes'
+_FOLDER_EXTRAS = ('boxes',)
+_SHOWN = 10  # class names of a line
 
 
 @dataclasses.dataclass(frozen=True)
 class DataSources:
-  """A data set for classification.
+  """A data set to train a classifier on.
 
   Attributes:
     name: as it was asked for.
     train: images to learn from.
-    test: images to be judged by.
+    test: images to be judged by, once.
     class_names: the name of each label.
+    validation: images that choose the best epoch; None where the test images have to.
+    splits: what train, val and test are called in the data set.
+    note: what else there is to say about it.
+    numbered: as in `JudgedData`.
   """
 
   name: str
   train: ImageSource
   test: ImageSource
   class_names: tuple[str, ...]
+  validation: ImageSource | None = None
+  splits: tuple[str, str, str] = ('train', 'test', 'test')
+  note: str = ''
+  numbered: bool = False
+
+  @property
+  def val(self) -> ImageSource:
+    """The images that choose the best epoch."""
+    return self.test if self.validation is None else self.validation
+
+  @property
+  def digests(self) -> dict[str, str]:
+    """Of the files and labels of each split."""
+    found = {'train': self.train, 'val': self.val, 'test': self.test}
+    return {name: digest_of(source) for name, source in found.items()}
+
+  @property
+  def digest(self) -> str:
+    """Of class names, files and labels: another one is another data set."""
+    parts = [*self.class_names, '', *self.digests.values()]
+    return hashlib.sha256('\0'.join(parts).encode(errors='surrogateescape')).hexdigest()
+
+  @property
+  def line(self) -> str:
+    """What is trained on, in one line."""
+    train, val, test = self.splits
+    rest = f'{val} ({images(len(self.val))}) chooses the best epoch'
+    if self.validation is not None:
+      rest += f', {test} ({images(len(self.test))}) is judged once, at the end'
+    head = data_line(images(len(self.train)), self.class_names, self.name, train)
+    return '; '.join(filter(None, (head, rest, self.note)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +88,13 @@ class CachedSource:
     images: (N, H, W, 3) uint8.
     labels: (N,) int32.
     problems: what is wrong with an image that could not be read, by its number.
+    digest: of the source that was decoded.
   """
 
   images: np.ndarray
   labels: np.ndarray
   problems: dict[int, str] = dataclasses.field(default_factory=dict)
+  digest: str = ''
 
   def __len__(self) -> int:
     return len(self.labels)
@@ -86,6 +105,60 @@ class CachedSource:
     return {'image': self.images[index], 'label': int(self.labels[index])}
 
 
+@dataclasses.dataclass(frozen=True)
+class JudgedData:
+  """The split of a data set that a model is judged on.
+
+  Attributes:
+    name: as it was asked for.
+    split: what it is called.
+    images: the images.
+    class_names: the name of each label.
+    numbered: whether classes are known by number alone, and more may follow those that occur.
+    note: what else there is to say about it.
+  """
+
+  name: str
+  split: str
+  images: ImageSource
+  class_names: tuple[str, ...]
+  numbered: bool = False
+  note: str = ''
+
+  @property
+  def digest(self) -> str:
+    """Of class names, files and labels: another one is another data set."""
+    parts = [*self.class_names, '', digest_of(self.images)]
+    return hashlib.sha256('\0'.join(parts).encode(errors='surrogateescape')).hexdigest()
+
+  def line(self, sample: Sample | None = None, class_names: tuple[str, ...] | None = None) -> str:
+    """What is judged, in one line.
+
+    Args:
+      sample: of the images; None for all.
+      class_names: how the model calls the classes, where only it has names.
+    """
+    names = self.class_names if class_names is None else class_names
+    labels = getattr(self.images, 'labels', None)
+    if self.numbered and labels is not None:
+      names = tuple(names[label] for label in sorted(set(labels)))
+    amount = images(len(self.images)) if sample is None else sample.amount
+    detail = sample.detail if sample is not None else ''
+    where = f'{self.name} ({self.split})' + (f', {detail}' if detail else '')
+    return '; '.join(filter(None, (_line(amount, names, where), self.note)))
+
+
+def data_line(amount: str, class_names: tuple[str, ...], name: str, split: str) -> str:
+  """Such as '12 images of 2 classes from photos (val): cat, dog'."""
+  return _line(amount, class_names, f'{name} ({split})')
+
+
+def _line(amount: str, names: tuple[str, ...], where: str) -> str:
+  shown = list(names) if len(names) <= _SHOWN else [*names[: _SHOWN - 2], '...', names[-1]]
+  classes = f'{len(names)} class' + ('' if len(names) == 1 else 'es')
+  return f'{amount} of {classes} from {where}: {", ".join(shown)}'
+
+
 def load(
   name: str | os.PathLike,
   data_dir: str | os.PathLike | None = None,
@@ -94,44 +167,200 @@ def load(
   cache: bool = False,
   extras: tuple[str, ...] = (),
   on_error: str = 'fatal',
+  val_split: str | None = None,
 ) -> DataSources:
-  """Opens a data set; `digit_scenes` is prepared first where that has not been done.
+  """Opens a data set to train on; `digit_scenes` is prepared first where that has not been done.
 
   Args:
-    name: 'digit_scenes', the name of a TFDS data set, or a directory with one sub-folder a class.
+    name: 'digit_scenes', the name of a TFDS data set, or a folder or list of labels as `layout`
+      knows them.
     data_dir: where TFDS data sets stand; None for $TFDS_DATA_DIR or ~/tensorflow_datasets.
-    train_split: TFDS's name of the train split; a directory has its own.
-    test_split: of the test split; where a data set has no 'test', its 'validation' is taken.
+    train_split: name of the train split: TFDS's, or that of a folder.
+    test_split: of the test split; where a data set has no labelled 'test', its validation split is
+      taken.
     cache: decodes all images once into memory, for small data sets of one image size.
-    extras: further features of a TFDS data set, for digit_scenes 'bbox' ((4,) float32, TFDS's
-      order) and 'mask' ((H, W) bool).
+    extras: further features, for digit_scenes 'bbox' ((4,) float32, TFDS's order) and 'mask'
+      ((H, W) bool), for folders 'boxes' (`box_files.Boxes`, from the list of labels or XML files).
     on_error: what an image that cannot be read does to `cache`: 'fatal' ends it, with 'skip' the
       image is in error when it is asked for, as without a cache.
+    val_split: of the split that chooses the best epoch; by default the validation split where there
+      is one beside 'test', else the test split.
 
   Returns:
     The sources.
 
   Raises:
-    UserError: unknown or unprepared data set, unusable folder, images that cannot be cached.
+    UserError: unknown or unprepared data set, unusable folder, no such split (those that exist are
+      named), images that cannot be cached.
   """
-  name = expanded(os.fspath(name), 'the data set')
+  name = os.fspath(name)
   if cache and extras:
     raise UserError(f'cache=True holds images and labels only, without {", ".join(extras)}')
-  if name != 'digit_scenes' and os.path.isdir(name):
-    if extras:
-      raise UserError(f'the folder {name} has images and labels only, no {", ".join(extras)}')
-    train, test, class_names = load_folder(name)
+  opened = _open(name, data_dir, extras)
+  if isinstance(opened, Folder):
+    sources = _from_folder(opened, name, train_split, val_split or None, test_split)
   else:
-    root = local(default_data_dir() if data_dir is None else data_dir, 'the data directory')
-    if name == 'digit_scenes':
-      from rest_jax.data.digit_scenes import prepare
+    sources = _from_tfds(opened, train_split, val_split or None, test_split)
+  return _in_memory(sources, on_error) if cache else sources
 
-      prepare(root)
-    train, test, class_names = load_tfds(name, root, train_split, test_split, extras)
-  if cache:
-    train = cached(train, f'{name} train', on_error)
-    test = cached(test, f'{name} test', on_error)
-  return DataSources(name, train, test, class_names)
+
+def load_judged(
+  name: str | os.PathLike,
+  data_dir: str | os.PathLike | None = None,
+  split: str | None = None,
+  extras: tuple[str, ...] = (),
+) -> JudgedData:
+  """Opens what a model is judged on; a data set needs no other split for that.
+
+  Args:
+    name: as in `load`.
+    data_dir: as in `load`.
+    split: its name; by default 'test', else the validation split, else the only one, and all of a
+      folder without splits.
+    extras: as in `load`.
+
+  Returns:
+    The split.
+
+  Raises:
+    UserError: as `load`.
+  """
+  name = os.fspath(name)
+  opened = _open(name, data_dir, extras)
+  if isinstance(opened, Folder):
+    judged = _judged_folder(opened, name, split)
+    return _with_boxes(judged, opened.root) if 'boxes' in extras else judged
+  chosen, note = (split, '') if split is not None else _judged_split(opened)
+  return JudgedData(name, chosen, opened.split(chosen), opened.class_names, False, note)
+
+
+def _open(
+  name: str, data_dir: str | os.PathLike | None, extras: tuple[str, ...]
+) -> Folder | TfdsSet:
+  place = name = expanded(name, 'the data set')
+  is_list = place.lower().endswith('.csv') and os.path.isfile(place)
+  if name != _EMBEDDED and (os.path.isdir(place) or is_list):
+    missing = [extra for extra in extras if extra not in _FOLDER_EXTRAS]
+    if missing:
+      raise UserError(f'the folder {name} has images and labels only, no {", ".join(missing)}')
+    if data_dir is not None:
+      raise UserError(f'{name} is a place by itself: leave data_dir out, it is for TFDS data sets')
+    return open_folder(place)
+  if name != _EMBEDDED and os.path.isfile(place):
+    raise UserError(f'{name} is a file: a data set is a folder, a CSV with labels or a TFDS name')
+  given = default_data_dir() if data_dir is None else data_dir
+  root = os.fspath(local(given, 'the data directory'))
+  if name == _EMBEDDED:
+    from rest_jax.data.digit_scenes import prepare
+
+    prepare(root)
+  return open_tfds(name, root, extras)
+
+
+def _from_folder(
+  folder: Folder, name: str, train_split: str, val_split: str | None, test_split: str
+) -> DataSources:
+  train = folder.split(train_split)
+  test_name, val_name = _roles(folder, val_split, test_split)
+  test = folder.split(test_name)
+  val = None if val_name in (None, test_name) else folder.split(val_name)
+  read = [folder.find(name_) or '' for name_ in (train_split, val_name or test_name, test_name)]
+  for part, called in ((test, test_name), (val, val_name), (train, train_split)):
+    if part is not None and not len(part.source):
+      purpose = 'training' if part is train else 'testing'
+      raise UserError(f'{name} leaves no image for {purpose} ({called}): add images')
+  folder.check_classes()
+  notes = [f'{called}: {part.note}' for called, part in zip(read, (train, val), strict=False)
+           if part is not None and part.note]  # fmt: skip
+  notes += [f'{test_name}: {test.note}'] if test.note else []
+  return DataSources(
+    name,
+    train.source,
+    test.source,
+    folder.class_names,
+    None if val is None else val.source,
+    (read[0], read[1], read[2]),
+    '; '.join(filter(None, [folder.note, *notes])),
+    folder.numbered,
+  )
+
+
+def _roles(folder: Folder, val_split: str | None, test_split: str) -> tuple[str, str | None]:
+  """Names of the split to be judged by and, where it is another, of the one to choose by."""
+  if test_split != 'test':
+    return test_split, val_split
+  test, val = folder.roles.get('test'), folder.roles.get('val')
+  if test is None and val is None:
+    raise UserError(f'{folder.root} has train/ but neither test/ nor val/: add one of them')
+  for role in ('test', 'val'):
+    if folder.roles.get(role) is not None:
+      folder.find(role)  # refuses two of a kind
+  return test or val or '', val_split or val
+
+
+def _from_tfds(
+  opened: TfdsSet, train_split: str, val_split: str | None, test_split: str
+) -> DataSources:
+  train, note = opened.split(train_split), ''
+  if test_split == 'test':
+    test_split, note = _judged_split(opened)
+    if val_split is None and test_split == 'test' and opened.has_labels('validation'):
+      val_split = 'validation'
+  test = opened.split(test_split)
+  val = None if val_split in (None, test_split) else opened.split(val_split)
+  splits = (train_split, val_split or test_split, test_split)
+  return DataSources(opened.name, train, test, opened.class_names, val, splits, note)
+
+
+def _judged_split(opened: TfdsSet) -> tuple[str, str]:
+  """The split of a TFDS data set to be judged by, and what to say about that."""
+  if opened.has_labels('test'):
+    return 'test', ''
+  if 'validation' in opened.splits:
+    unlabelled = 'test has no labels and is passed over'
+    return 'validation', unlabelled if 'test' in opened.splits else ''
+  if len(opened.splits) == 1:
+    return opened.splits[0], ''
+  raise UserError(
+    f'{opened.name} has no labelled test or validation split; it has {", ".join(opened.splits)}'
+  )
+
+
+def _judged_folder(folder: Folder, name: str, split: str | None) -> JudgedData:
+  if split is None:
+    order = (folder.roles.get('test'), folder.roles.get('val'), *folder.splits)
+    split = ALL if folder.plain else next(filter(None, order))
+  part: Split = folder.split(split)
+  chosen = folder.find(split) or split
+  if not len(part.source):
+    raise UserError(f'{name} has no image in {chosen}: add some, or choose another split')
+  folder.check_classes()
+  note = folder.note
+  if chosen == ALL:
+    seen = 'test is the tenth of each class that a training on it leaves out'
+    note = '; '.join(filter(None, (note, seen)))
+  note = '; '.join(filter(None, (note, part.note)))
+  return JudgedData(name, chosen, part.source, folder.class_names, folder.numbered, note)
+
+
+def _with_boxes(judged: JudgedData, root: str) -> JudgedData:
+  """Adds the boxes of XML files, where the list of labels has none."""
+  source = judged.images
+  if not isinstance(source, FolderSource) or 'boxes' in source.extras:
+    return judged
+  boxes = find_boxes(root if os.path.isdir(root) else os.path.dirname(root) or '.', source.files)
+  if boxes is None:
+    return judged
+  return dataclasses.replace(judged, images=dataclasses.replace(source, extras={'boxes': boxes}))
+
+
+def _in_memory(sources: DataSources, on_error: str) -> DataSources:
+  name = sources.name
+  train = cached(sources.train, f'{name} train', on_error)
+  test = cached(sources.test, f'{name} test', on_error)
+  val = sources.validation
+  val = None if val is None else cached(val, f'{name} {sources.splits[1]}', on_error)
+  return dataclasses.replace(sources, train=train, test=test, validation=val)
 
 
 def cached(source: ImageSource, name: str = 'images', on_error: str = 'fatal') -> CachedSource:
@@ -171,7 +400,7 @@ def cached(source: ImageSource, name: str = 'images', on_error: str = 'fatal') -
         'use cache=False for images of several sizes'
       )
     images[index], labels[index] = example['image'], example['label']
-  return CachedSource(images, labels, problems)
+  return CachedSource(images, labels, problems, digest_of(source))
 
 
 def _room(count: int, shape: tuple[int, ...], name: str) -> np.ndarray:

@@ -6,6 +6,7 @@ Records are read at random from ArrayRecord files and decoded by Pillow.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 import pathlib
 from typing import Any
@@ -55,6 +56,16 @@ class TfdsSource:
     example = self.open(index)
     return {**example, 'image': np.asarray(example['image'].picture())}
 
+  def label(self, index: int) -> int:
+    """The label of an example, negative where it has none."""
+    return int(self._open()[index]['label'])
+
+  @property
+  def digest(self) -> str:
+    """Of the prepared version, the split and its size, wherever it stands."""
+    version = pathlib.Path(self.directory).parts[-3:]
+    return hashlib.sha256(f'{version} {self.split} {len(self)}'.encode()).hexdigest()
+
   def _open(self) -> Any:
     if self._records is None:
       import tensorflow_datasets as tfds
@@ -79,28 +90,53 @@ def default_data_dir() -> str:
   return os.environ.get('TFDS_DATA_DIR') or os.path.expanduser('~/tensorflow_datasets')
 
 
-def load_tfds(
-  name: str,
-  data_dir: str | os.PathLike,
-  train_split: str,
-  test_split: str,
-  extras: tuple[str, ...] = (),
-) -> tuple[TfdsSource, TfdsSource, tuple[str, ...]]:
+@dataclasses.dataclass(frozen=True)
+class TfdsSet:
+  """A prepared TFDS data set for image classification.
+
+  Attributes:
+    name: as it was asked for.
+    class_names: the name of each label.
+    splits: names of its splits, without those that are empty.
+  """
+
+  name: str
+  class_names: tuple[str, ...]
+  splits: tuple[str, ...]
+  _builder: Any
+  _extras: tuple[str, ...]
+
+  def split(self, name: str) -> TfdsSource:
+    """Opens a split.
+
+    Args:
+      name: TFDS's name of it, or of a part such as 'train[:90%]'.
+
+    Raises:
+      UserError: no such split, or an empty one.
+    """
+    _check_split(self._builder, self.name, name)
+    return TfdsSource(str(self._builder.data_path), name, self._extras)
+
+  def has_labels(self, name: str) -> bool:
+    """Whether a split is there and its first example has a label."""
+    return name in self.splits and self.split(name).label(0) >= 0
+
+
+def open_tfds(name: str, data_dir: str | os.PathLike, extras: tuple[str, ...] = ()) -> TfdsSet:
   """Opens a prepared TFDS image-classification data set.
 
   Args:
     name: as in `tfds.builder`, with a configuration and version where wanted.
     data_dir: TFDS data directory.
-    train_split: TFDS's name of the train split.
-    test_split: of the test split; where the data set has no 'test', its 'validation' is taken.
     extras: further features to return.
 
   Returns:
-    (train, test, class names).
+    The data set.
 
   Raises:
     UserError: unknown name, not prepared (with how to prepare it), prepared in a format without
-      random access, no such split, or not a data set of labelled images.
+      random access, or not a data set of labelled images.
   """
   root = pathlib.Path(data_dir).expanduser()
   builder = _prepared_builder(name, root)
@@ -110,13 +146,8 @@ def load_tfds(
       f'{name} in {root} is not in the format array_record, which random access needs; prepare it '
       f'again in another --data_dir: {_prepare_command(name, None)}'
     )
-  if test_split == 'test' and 'test' not in builder.info.splits:
-    test_split = 'validation'
-  for split in (train_split, test_split):
-    _check_split(builder, name, split)
-  directory = str(builder.data_path)
-  train = TfdsSource(directory, train_split, extras)
-  return train, TfdsSource(directory, test_split, extras), class_names
+  splits = tuple(split for split, info in builder.info.splits.items() if info.num_examples)
+  return TfdsSet(name, class_names, splits, builder, extras)
 
 
 def _prepared_builder(name: str, root: pathlib.Path) -> Any:

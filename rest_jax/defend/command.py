@@ -49,10 +49,11 @@ _FLAGS = (
     f"gradient steps of the attacks that have such; {PGD_STEPS} of pgd, the others' own if unset",
   ),
   *MODEL_FLAGS,
-  Flag('data', dict(default='digit_scenes'), 'TFDS name or folder, its test split', 'name'),
+  Flag('data', dict(default='digit_scenes'), 'TFDS name, folder, or CSV of labels', 'name'),
   DATA_DIR_FLAG,
+  Flag('split', {}, 'of the data; test, else validation, all of a folder without splits, if unset'),
   Flag(
-    'limit', dict(type=int, default=DEFAULT_LIMIT), 'so many images of the split, its first ones'
+    'limit', dict(type=int, default=DEFAULT_LIMIT), 'a sample of so many images, balanced by class'
   ),
   Flag(
     'defense',
@@ -78,7 +79,7 @@ _FLAGS = (
     'noise: what denoisers leave of the perturbation alone, and the harm that this still does',
   ),
   Flag('output', {}, 'folder of the results; work/defend_DATA if unset', 'path'),
-  Flag('seed', dict(type=int, default=0), 'of the attacks and of random defences'),
+  Flag('seed', dict(type=int, default=0), 'of the attacks, of random defences and of the sample'),
   Flag('batch_size', dict(type=int, default=50), 'images attacked together'),
 )
 
@@ -99,6 +100,7 @@ class Command:
   ema: bool
   data: str
   data_dir: str | None
+  split: str | None
   limit: int
   defense: tuple[str, ...]
   strength: tuple[float, ...]

@@ -33,6 +33,7 @@ class Found:
     command: the command line.
     classifier: the undefended model.
     data_name: of the data set.
+    data_line: which of its images these are.
     images: float32 (N, H, W, C) in [0, 1].
     labels: integers (N,).
     adversarial: as `images`: of the first attack at the largest radius on the undefended model.
@@ -53,6 +54,7 @@ class Found:
   attacks: Sequence[Attack]
   evaluation: DefenceEvaluation
   study: Study | None = None
+  data_line: str = ''
   seconds: float = 0.0
 
   @property

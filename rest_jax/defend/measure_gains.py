@@ -29,11 +29,12 @@ from rest_jax.command_line import (
   check_whole,
   parse_flags,
 )
+from rest_jax.data.sample import take_sample
 from rest_jax.defend.compression import add_compression, with_wiener_gains
 from rest_jax.errors import UserError, run_script
 from rest_jax.models.classifier import Classifier
 from rest_jax.models.compression import Compression
-from rest_jax.opening import open_classifier, open_sources, read_examples
+from rest_jax.opening import open_classifier, open_training, read_examples
 from rest_jax.paths import check_folder
 from rest_jax.text import markdown_code, plural
 
@@ -86,12 +87,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _examples(classifier: Classifier, args: Any) -> tuple[np.ndarray, np.ndarray]:
-  source = open_sources(args.data, args.data_dir, classifier, args.model).train
-  count = min(args.limit, len(source))
-  chosen = np.random.default_rng(args.seed).choice(len(source), count, replace=False)
-  found = [read_examples(source, classifier, int(index), 1)[:2] for index in np.sort(chosen)]
-  images, labels = zip(*found, strict=True)
-  return np.concatenate(images), np.concatenate(labels)
+  part, source = open_training(args.data, args.data_dir, classifier, args.model)
+  sample = take_sample(source, part.num_classes, args.limit, args.seed)
+  images, labels, _ = read_examples(sample, classifier, 0, len(sample))
+  # The data may number the classes differently, or know some of them only.
+  return images, np.asarray(getattr(part, 'classes', range(part.num_classes)))[labels]
 
 
 def _measured(

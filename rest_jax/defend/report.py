@@ -80,8 +80,8 @@ def _lead(found: Found) -> list[Block]:
   asked = (
     f'Can a defence in front of a classifier keep an attacker from changing its answer? The '
     f'classifier is {markdown_code(found.model_name)} ({found.classifier.config.model}, {classes}, '
-    f'{found.classifier.input_size} pixels a side), the images are the first '
-    f'{len(found.labels)} of the test split of {markdown(found.data_name)}.'
+    f'{found.classifier.input_size} pixels a side), the images are '
+    f'{markdown(found.data_line or str(len(found.labels)))}.'
   )
   return [Text(asked), Text(verdict(rows), strong=True), Bullets(findings(rows))]
 
@@ -256,7 +256,7 @@ def _command_line(found: Found) -> str:
   args += ['--model', command.model, '--data', command.data, '--limit', str(command.limit)]
   args += ['--defense', *(command.defense or ('none',))]
   args += ['--strength', *(f'{strength:g}' for strength in command.strength)]
-  optional = {'steps': command.steps, 'study': command.study}
+  optional = {'split': command.split, 'steps': command.steps, 'study': command.study}
   for name, value in optional.items():
     args += [] if value is None else [f'--{name}', str(value)]
   args += ['--draws', str(command.draws), '--seed', str(command.seed)]

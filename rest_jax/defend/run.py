@@ -20,7 +20,7 @@ from rest_jax.attacks.named import Attack
 from rest_jax.attacks.results import RunName
 from rest_jax.attacks.threat import Threat
 from rest_jax.callables import as_function
-from rest_jax.data.sources import DataSources
+from rest_jax.data.sample import take_sample
 from rest_jax.defend.command import PGD_STEPS, Command
 from rest_jax.defend.denoise.autoencoder import DEFAULT as AUTOENCODER
 from rest_jax.defend.denoise.registry import DENOISERS, denoiser
@@ -32,7 +32,7 @@ from rest_jax.defend.run_study import run_study
 from rest_jax.defend.transferred import Transferred
 from rest_jax.errors import UserError
 from rest_jax.models.classifier import Classifier
-from rest_jax.opening import open_classifier, open_sources, read_examples
+from rest_jax.opening import Judged, open_classifier, open_judged, open_training, read_examples
 from rest_jax.text import legible, plural
 
 PATCH_IMAGES = 200  # of the training split, which the principal components are fitted to
@@ -54,13 +54,22 @@ def run(command: Command) -> int:
   """
   began = time.monotonic()
   classifier = open_classifier(command.model, command.architecture, command.ema)
-  sources = open_sources(command.data, command.data_dir, classifier, command.model)
-  count = min(command.limit, len(sources.test))
-  images, labels, _ = read_examples(sources.test, classifier, 0, count)
+  judged = open_judged(
+    command.data,
+    command.data_dir,
+    classifier,
+    command.model,
+    split=command.split,
+    limit=command.limit,
+    seed=command.seed,
+  )
+  classifier, count = judged.classifier, len(judged.sample)
+  images, labels, _ = read_examples(judged.sample, classifier, 0, count)
   threats = check_threats([Threat(command.norm, eps) for eps in command.eps], images.shape)  # pyright: ignore
   attacks = [_attack(name, command.steps) for name in command.attack]
-  defences = _defences(command, classifier, sources, images)
-  _pin(command, classifier)
+  defences = _defences(command, judged, images)
+  _pin(command, judged)
+  print(legible(judged.line))
   amounts = [plural(len(defences), 'defence'), plural(len(attacks), 'attack')]
   print(f'{", ".join(amounts)}, {plural(count, "image")} of {legible(command.data)}')
   with _Bar(len(attacks), len(defences), command.adaptive) as bar:
@@ -78,7 +87,7 @@ def run(command: Command) -> int:
       batch_size=command.batch_size,
       progress=bar.say,
     )
-    found = _found(command, classifier, sources, (images, labels), defences, attacks, evaluation)
+    found = _found(command, judged, (images, labels), defences, attacks, evaluation)
     if command.study == 'noise':
       found = dataclasses.replace(found, study=run_study(found, bar.say))
     seconds = time.monotonic() - began
@@ -122,34 +131,41 @@ def _attack(name: str, steps: int | None) -> Attack:
   return attack if steps is None else named_attack(name, steps=steps)
 
 
-def _defences(
-  command: Command, classifier: Classifier, sources: DataSources, images: np.ndarray
-) -> dict[str, Any]:
+def _defences(command: Command, judged: Judged, images: np.ndarray) -> dict[str, Any]:
   """Label to defence, each at every strength; those that do not fit the images are refused."""
   found = {}
   for name in command.defense:
-    options = _options(name, command, classifier, sources)
+    options = _options(name, command, judged)
     for strength in command.strength:
       if '@' in name:
         kind, _, layer = name.partition('@')
         defence = at_layer(kind, layer, strength)
       else:
         defence = denoiser(name, strength, **options)
-      _check_fits(name, defence, classifier, images)
+      _check_fits(name, defence, judged.classifier, images)
       found[f'{name} {strength:g}'] = defence
   return found
 
 
-def _options(
-  name: str, command: Command, classifier: Classifier, sources: DataSources
-) -> dict[str, Any]:
+def _options(name: str, command: Command, judged: Judged) -> dict[str, Any]:
   needs = None if '@' in name else DENOISERS[name].needs
   if needs == 'patches':
-    count = min(PATCH_IMAGES, len(sources.train))
-    return {'basis': read_examples(sources.train, classifier, 0, count)[0]}
+    return {'basis': _patch_images(command, judged)}
   if needs == 'autoencoder' and command.data != 'digit_scenes':
     print(f'{name}: {AUTOENCODER} of the zoo was trained on digit_scenes', file=sys.stderr)
   return {}
+
+
+def _patch_images(command: Command, judged: Judged) -> np.ndarray:
+  """A balanced sample of the training split; where there is none, of the images themselves."""
+  classifier = judged.classifier
+  try:
+    _, source = open_training(command.data, command.data_dir, classifier, command.model)
+  except UserError as error:
+    print(f'pca is fitted to the images that are judged: {error}', file=sys.stderr)
+    source = judged.data.images
+  sample = take_sample(source, len(judged.data.class_names), PATCH_IMAGES)
+  return read_examples(sample, classifier, 0, len(sample))[0]
 
 
 def _check_fits(name: str, defence: Any, classifier: Classifier, images: np.ndarray) -> None:
@@ -165,16 +181,18 @@ def _check_fits(name: str, defence: Any, classifier: Classifier, images: np.ndar
     raise UserError(f'--defense {name}: {error}') from error
 
 
-def _pin(command: Command, classifier: Classifier) -> None:
+def _pin(command: Command, judged: Judged) -> None:
   """Keeps results of different models and settings apart.
 
   What may grow is not pinned: images, radii, attacks, defences, strengths.
   """
   path = command.output / SETTINGS
   now = {
-    'model': weights_hash(classifier),
+    'model': weights_hash(judged.classifier),
     'data': command.data,
-    'input_size': classifier.input_size,
+    'split': judged.data.split,
+    'files': judged.data.digest,
+    'input_size': judged.classifier.input_size,
     'steps': command.steps,
     'draws': command.draws,
     'seed': command.seed,
@@ -195,8 +213,7 @@ def _pin(command: Command, classifier: Classifier) -> None:
 
 def _found(
   command: Command,
-  classifier: Classifier,
-  sources: DataSources,
+  judged: Judged,
   data: tuple[np.ndarray, np.ndarray],
   defences: dict[str, Any],
   attacks: list[Attack],
@@ -205,7 +222,7 @@ def _found(
   """What the report is about, with the adversarial images of the first attack's largest radius."""
   attack, eps = attacks[0], max(command.eps)
   made = Transferred(
-    as_function(classifier),
+    as_function(judged.classifier),
     attack,
     *data,
     key=jax.random.key(command.seed),
@@ -215,8 +232,9 @@ def _found(
   run = RunName(attack.label, command.norm, None if attack.minimum_norm else eps)  # pyright: ignore
   return Found(
     command=command,
-    classifier=classifier,
-    data_name=sources.name,
+    classifier=judged.classifier,
+    data_name=judged.data.name,
+    data_line=judged.line,
     images=data[0],
     labels=data[1],
     adversarial=made.images(run),

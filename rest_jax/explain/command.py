@@ -48,13 +48,18 @@ _FLAGS = (
   Flag(
     'data',
     dict(default='digit_scenes'),
-    'for --evaluate: TFDS name or folder, its test split',
+    'for --evaluate: TFDS name, folder, or CSV of labels',
     'name',
   ),
   DATA_DIR_FLAG,
-  Flag('limit', dict(type=int), 'for --evaluate: so many images of the split, its first ones'),
+  Flag('split', {}, 'for --evaluate: of the data; test, else validation, all of a plain folder'),
+  Flag('limit', dict(type=int), 'for --evaluate: a sample of so many images, balanced by class'),
   Flag('output', {}, 'folder of the results; work/explain, or work/explain_DATA, if unset', 'path'),
-  Flag('seed', dict(type=int, default=0), 'of the methods with chance and of the intervals'),
+  Flag(
+    'seed',
+    dict(type=int, default=0),
+    'of the methods with chance, of the sample and of the intervals',
+  ),
   Flag('batch_size', dict(type=int), 'maps computed together; 8 pictures, 50 images of a data set'),
   Flag('query_batch', dict(type=int), "masked images run together; each method's own if unset"),
 )
@@ -82,6 +87,7 @@ class Command:
   evaluate: bool
   data: str
   data_dir: str | None
+  split: str | None
   limit: int | None
   output: Path
   seed: int

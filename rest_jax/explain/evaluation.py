@@ -43,6 +43,7 @@ def evaluate(command: Command) -> int:
   done = study.batches - len(todo)
   state = f', {done} of {plural(study.batches, "batch")} done before' if done else ''
   began = time.monotonic()
+  print(legible(study.line))
   amounts = f'{plural(len(study.methods), "method")} on {plural(study.count, "image")}'
   print(f'{amounts} of {legible(command.data)}{state}')
   steps = len(study.methods) + len(BASELINES)

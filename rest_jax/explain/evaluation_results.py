@@ -18,7 +18,7 @@ from rest_jax.explain.metrics import bootstrap
 from rest_jax.explain.report import Estimate, Row, standing, write_report
 from rest_jax.explain.study import BASELINES, SANITY, Study
 from rest_jax.files import write_array
-from rest_jax.text import legible, markdown, plural
+from rest_jax.text import legible, markdown
 
 EXAMPLES = 6  # scenes of examples.png
 _NOT_SHOWN = ('correct',)
@@ -63,9 +63,8 @@ def _row(study: Study, name: str, baseline: bool = False) -> Row:
   lines = [line for line in found if line is not None]
   keys = [key for key in lines[0]['values'] if key not in _NOT_SHOWN]
   seed = study.command.seed
-  values = {
-    key: _estimate([v for line in lines for v in line['values'][key]], seed) for key in keys
-  }
+  known = {key: [v for line in lines for v in line['values'][key] if v is not None] for key in keys}
+  values = {key: _estimate(some, seed) for key, some in known.items() if some}
   if baseline:
     return Row(name, values, baseline=True)
   sanity = study.records.get(name, SANITY)
@@ -117,10 +116,9 @@ def _notes(study: Study, rows: Sequence[Row]) -> list[str]:
     if key not in ('layer', 'query_batch') and value is not None
   ]
   notes = [
-    f'First {plural(study.count, "image")} of the test split of {markdown(study.command.data)}, '
-    f'model {markdown(study.command.model)} at {size} px ({_accuracy(study):.1%} of them right); '
-    'the predicted class is explained. In brackets: 95 % bootstrap intervals over the images. '
-    'Bold: best.',
+    f'{markdown(study.line)}. Model {markdown(study.command.model)} at {size} px '
+    f'({_accuracy(study):.1%} of them right); the predicted class is explained. In brackets: 95 % '
+    'bootstrap intervals over the images. Bold: best.',
     'Insertion starts from the blurred image, deletion ends at the mean colour, a 28th of the '
     f'pixels a step; pointing is strict, {15 / 224 * size:.1f} px tolerance (15 px at 224); '
     'ROAD removes 20, 50 and 80 %.',

@@ -39,8 +39,13 @@ def measure(
   if batch.number == 0:
     evaluation_results.keep_examples(study.command.output, name, maps)
   values = _values(classifier, batch, maps, targets)
-  kept = {key: np.asarray(v)[: batch.count].tolist() for key, v in values.items()}
+  kept = {key: _numbers(np.asarray(v)[: batch.count]) for key, v in values.items()}
   return {'count': batch.count, 'seconds': seconds, 'queries': queries, 'values': kept}
+
+
+def _numbers(values: np.ndarray) -> list[float | None]:
+  """For JSON, which has no NaN."""
+  return [None if np.isnan(value) else value for value in values.tolist()]
 
 
 _WARM: set[tuple[str, Any]] = set()
@@ -78,9 +83,12 @@ def _values(
     'correct': np.asarray(targets == batch.labels, np.float32),
   }
   if batch.masks is not None:
-    hits = metrics.pointing_game(maps, batch.masks)
-    values['pointing'] = np.asarray(hits, np.float32)
-    values['energy'] = metrics.energy_share(maps, batch.masks)
+    there = np.asarray(batch.masks.any((1, 2)))
+    masks = batch.masks | ~there[:, None, None]
+    hits = metrics.pointing_game(maps, masks)
+    # Nobody can point at what is not there.
+    values['pointing'] = np.where(there, hits, np.nan)
+    values['energy'] = np.where(there, metrics.energy_share(maps, masks), np.nan)
   return values
 
 

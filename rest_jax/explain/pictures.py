@@ -6,22 +6,21 @@ Part of the script, not of the library: it imports `rest_jax.models`.
 from __future__ import annotations
 
 import collections
+import functools
 import glob
 import os
+import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, ImageOps
+from PIL import Image
 
+from rest_jax.data import picture_files
 from rest_jax.errors import UserError
-from rest_jax.models.preprocess import to_rgb
 from rest_jax.paths import local, safe_name, safe_names
-
-SUFFIXES = frozenset(
-  ('.jpg', '.jpeg', '.png', '.bmp', '.webp', '.gif', '.tif', '.tiff', '.ppm', '.pgm', '.avif')
-)
+from rest_jax.rgb import upright
 
 _NAMELESS = 'picture'  # results of '...' and the like
 
@@ -38,13 +37,14 @@ class Placement(NamedTuple):
   bottom: float
 
 
-def find_pictures(places: Sequence[str]) -> list[Path]:
+def find_pictures(places: Sequence[str], say: Callable[[str], object] | None = None) -> list[Path]:
   """Turns what the user named into files.
 
   Args:
     places: files, folders (their picture files by suffix, hidden ones and sub-folders left out) and
       glob patterns ('**' goes down). A name that is none of these is kept as a file: reading it
       says what is wrong, and the other files are still explained.
+    say: told what of a folder is passed over and why; by default that goes to stderr.
 
   Returns:
     Every file once, in the order given; folders and patterns sorted by name.
@@ -53,33 +53,52 @@ def find_pictures(places: Sequence[str]) -> list[Path]:
     UserError: a folder without pictures, or a pattern that nothing matches.
   """
   found: dict[Path, None] = {}
+  say = say or functools.partial(print, file=sys.stderr)
   for place in places:
-    found |= dict.fromkeys(_expand(place))
+    found |= dict.fromkeys(_expand(place, say))
   return list(found)
 
 
-def _expand(place: str) -> list[Path]:
+def _expand(place: str, say: Callable[[str], object]) -> list[Path]:
   path = local(place, 'a picture')
   if path.is_dir():
-    files = [p for p in sorted(path.iterdir()) if p.suffix.lower() in SUFFIXES and p.is_file()]
-    files = [p for p in files if not p.name.startswith('.')]
-    if not files:
-      raise UserError(f'no pictures in the folder {place}: it has no {", ".join(sorted(SUFFIXES))}')
-    return files
+    there = picture_files.find(path, deep=False)
+    folders = picture_files.sub_folders(path)
+    notes = [picture_files.passed_over(there)]
+    if folders:
+      some = f'{len(folders)} sub-folder{"s" * (len(folders) != 1)}'
+      notes.append(f"{some} left out: '{path}/**' goes down")
+    note = '; '.join(filter(None, notes))
+    if not there.files:
+      suffixes = ', '.join(sorted(picture_files.readable_suffixes()))
+      raise UserError(
+        f'no pictures in the folder {place}{f" ({note})" * bool(note)}: it takes {suffixes}'
+      )
+    if note:
+      say(f'{place}: {note}')
+    return [Path(file) for file in there.files]
   if path.exists() or not glob.has_magic(place):
     return [path]
   matches = sorted(Path(name) for name in glob.glob(os.fspath(path), recursive=True))
-  files = [match for match in matches if match.is_file()]
+  # A link to a folder may lead to the same files again, for ever.
+  once = {match.resolve(): match for match in reversed(matches) if match.is_file()}
+  files = [match for match in matches if once.get(match.resolve()) == match]
   if not files:
     raise UserError(f'no file matches {place!r}: quote the pattern and check the folder')
-  return files
+  there = picture_files.sort_out(map(str, files))
+  if not there.files:
+    return files  # reading them says what they are
+  if note := picture_files.passed_over(there):
+    say(f'{place}: {note}')
+  return [Path(file) for file in there.files]
 
 
 def read_picture(path: str | os.PathLike[str]) -> Image.Image:
   """Reads a picture file as a person sees it.
 
-  The EXIF orientation is applied; grey, palette, CMYK and 16-bit pictures become 8-bit RGB,
-  transparency is dropped; of an animation the first frame is taken.
+  As training and evaluation read it (`rest_jax.rgb`): the EXIF orientation is applied; grey,
+  palette, CMYK and 16-bit pictures become 8-bit RGB, transparency is dropped; of an animation the
+  first frame is taken.
 
   Args:
     path: of the file.
@@ -99,7 +118,7 @@ def read_picture(path: str | os.PathLike[str]) -> Image.Image:
       # Large pictures are welcome up to Pillow's hard limit; damaged metadata is not our concern.
       warnings.simplefilter('ignore')
       with Image.open(path) as file:
-        picture = to_rgb(ImageOps.exif_transpose(file))
+        picture = upright(file)
   except UserError as error:
     raise error if str(path) in str(error) else UserError(f'{path}: {error}') from error
   except Exception as error:

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from rest_jax.data.sources import ImageSource
+from rest_jax.data.source import ImageSource
+from rest_jax.data.sources import JudgedData
 from rest_jax.errors import UserError
 from rest_jax.explain import choices
 from rest_jax.explain.command import Command
+from rest_jax.explain.metrics import box_masks
+from rest_jax.explain.pictures import placement
 from rest_jax.explain.records import Records
 from rest_jax.explain.run import check_layer
 from rest_jax.models.classifier import Classifier
-from rest_jax.opening import open_sources, read_examples
+from rest_jax.opening import open_judged, read_examples
 
 BASELINES = ('centre', 'random')
 SANITY = -1  # number of the "batch" that holds the sanity check
@@ -36,7 +40,8 @@ class Batch(NamedTuple):
     count: images before the padding.
     images: (B, H, W, 3) float32 in [0, 1].
     labels: int (B,).
-    masks: bool (B, H, W) of the objects, None where the data set has none.
+    masks: bool (B, H, W) of the objects, empty where one has none or is cropped away; None where
+      the data set has none.
   """
 
   number: int
@@ -54,9 +59,10 @@ class Study(NamedTuple):
     classifier: the model, on the host's default device.
     methods: what is measured: names of the registry, one with another variant as NAME:VARIANT.
     options: keyword arguments of each.
-    source: the split.
-    count: its first images that are taken.
+    source: the images that are taken, in an order in which a larger sample goes on.
+    count: how many.
     records: what has been found.
+    line: what they are, for people.
   """
 
   command: Command
@@ -66,6 +72,7 @@ class Study(NamedTuple):
   source: ImageSource
   count: int
   records: Records
+  line: str
 
   @property
   def batches(self) -> int:
@@ -87,23 +94,39 @@ def open_study(command: Command) -> Study:
     print(left_out, file=sys.stderr)
   check_layer(classifier, methods, command.layer)
   extras = ('mask',) if command.data == 'digit_scenes' else ()
-  sources = open_sources(command.data, command.data_dir, classifier, command.model, extras)
+  if os.path.exists(os.path.expanduser(command.data)):
+    extras = ('boxes',)
+  judged = open_judged(
+    command.data,
+    command.data_dir,
+    classifier,
+    command.model,
+    split=command.split,
+    extras=extras,
+    limit=command.limit or sys.maxsize,  # in an order that a smaller limit began
+    seed=command.seed,
+  )
+  classifier, sample = judged.classifier, judged.sample
   options = {
     name: {**BUDGETS.get(name, {}), **choices.method_options(name, command)} for name in methods
   }
   if 'group_cam' in methods and command.variant is None:
     options['group_cam:latest'] = options['group_cam'] | {'variant': 'latest'}
-  count = min(command.limit or len(sources.test), len(sources.test))
-  records = Records(command.output / 'results.jsonl', _settings(command, classifier))
-  return Study(command, classifier, tuple(options), options, sources.test, count, records)
+  settings = _settings(command, classifier, judged.data)
+  records = Records(command.output / 'results.jsonl', settings)
+  return Study(
+    command, classifier, tuple(options), options, sample, len(sample), records, judged.line
+  )
 
 
-def _settings(command: Command, classifier: Classifier) -> dict[str, Any]:
+def _settings(command: Command, classifier: Classifier, data: JudgedData) -> dict[str, Any]:
   """What the numbers depend on, but for the methods and how many images: those may grow."""
   names = ('data', 'layer', 'groups', 'variant', 'seed', 'batch_size')
   budgets = {name: dict(budget) for name, budget in BUDGETS.items()}
   return {
     **{name: getattr(command, name) for name in names},
+    'split': data.split,
+    'files': data.digest,
     'model': fingerprint(classifier),
     'budgets': budgets,
   }
@@ -124,6 +147,32 @@ def read_batch(study: Study, number: int) -> Batch:
   first = number * size
   count = min(size, study.count - first)
   images, labels, examples = read_examples(study.source, study.classifier, first, count)
-  masks = np.stack([e['mask'] for e in examples]) if 'mask' in examples[0] else None
+  masks = _masks(study.classifier, examples)
   rows = np.minimum(np.arange(size), count - 1)
   return Batch(number, count, images[rows], labels[rows], masks if masks is None else masks[rows])
+
+
+def _masks(classifier: Classifier, examples: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
+  """The pixels of the objects as the classifier sees them, from masks or boxes."""
+  if 'mask' in examples[0]:
+    return np.stack([example['mask'] for example in examples])
+  if 'boxes' not in examples[0]:
+    return None
+  return np.stack([_box_mask(classifier, example) for example in examples])
+
+
+def _box_mask(classifier: Classifier, example: Mapping[str, Any]) -> np.ndarray:
+  """bool (H, W): the pixels of the model's input whose centre lies in a box of the picture."""
+  config, (height, width) = classifier.config, example['image'].shape[:2]
+  size = config.input_size
+  place = placement(
+    (width, height), input_size=size, resize=config.resize, crop_pct=config.crop_pct
+  )
+  mask = np.zeros((size, size), bool)
+  for left, top, right, bottom in example['boxes'].fractions(width, height):
+    across = np.array([left, right]) * width - place.left
+    down = np.array([top, bottom]) * height - place.top
+    x0, x1 = across / (place.right - place.left)
+    y0, y1 = down / (place.bottom - place.top)
+    mask |= box_masks(np.array([[y0, x0, y1, x1]]), (size, size))[0]
+  return mask

@@ -124,8 +124,21 @@ RESNET = (
   Row(r'head', r'fc', _DENSE),
 )
 
+CIFAR_RESNET = (
+  Row(r'stem_conv', r'conv1', _CONV),
+  Row(r'stem_norm', r'bn1', _BATCH_NORM),
+  Row(r'stage(\d)/block(\d+)/conv(\d)', r'layer\1.\2.conv\3', _CONV),
+  Row(r'stage(\d)/block(\d+)/norm(\d)', r'layer\1.\2.bn\3', _BATCH_NORM),
+  Row(r'head', r'linear', _DENSE),
+)
+
 # By the class and, where it has several, the version of a model.
-TABLES = {('ResT', 1): REST, ('ResT', 2): REST_V2, ('ResNet', 1): RESNET}
+TABLES = {
+  ('ResT', 1): REST,
+  ('ResT', 2): REST_V2,
+  ('ResNet', 1): RESNET,
+  ('CifarResNet', 1): CIFAR_RESNET,
+}
 
 
 def table_for(model: nn.Module) -> tuple[Row, ...]:

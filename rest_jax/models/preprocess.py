@@ -6,52 +6,9 @@ import numpy as np
 from PIL import Image
 
 from rest_jax.errors import UserError
-from rest_jax.profiles import to_srgb
+from rest_jax.rgb import to_rgb as to_rgb
 
 _FILTERS = {'bicubic': Image.Resampling.BICUBIC, 'bilinear': Image.Resampling.BILINEAR}
-_WIDE_GREY = ('I;16', 'I;16L', 'I;16B', 'I;16N', 'I')
-
-
-def to_rgb(image: Image.Image | np.ndarray) -> Image.Image:
-  """An RGB picture of a picture in any mode.
-
-  Args:
-    image: a Pillow image, or a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4). Transparency
-      is dropped; 16 bits of grey become 8; 'I' is taken as 16 bits.
-
-  Returns:
-    A Pillow image in mode RGB.
-
-  Raises:
-    UserError: another kind of array, a float image, no pixels, or an unreadable file.
-  """
-  if not isinstance(image, Image.Image):
-    image = _from_array(np.asarray(image))
-  if not image.width or not image.height:
-    raise UserError('the image has no pixels')
-  profile = image.info.get('icc_profile')
-  try:
-    if image.mode in _WIDE_GREY:
-      grey = np.asarray(image).astype(np.int64).clip(0, 65535) // 256
-      image = Image.fromarray(grey.astype(np.uint8))
-    elif image.mode == 'F':
-      raise UserError("a picture in mode 'F' has no known range: scale it to 8 bits first")
-    elif image.mode in ('P', 'PA', 'LA', 'La') or 'transparency' in image.info:
-      image = image.convert('RGBA')
-    image = image.convert('RGB') if image.mode not in ('L', 'CMYK') else image
-    return to_srgb(image, profile)
-  except (OSError, SyntaxError) as error:
-    raise UserError(f'the picture cannot be read: {error}') from error
-
-
-def _from_array(array: np.ndarray) -> Image.Image:
-  channels = array.shape[2] if array.ndim == 3 else 1
-  if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4):
-    raise UserError(
-      'an image is a Pillow image or a uint8 array (H, W) or (H, W, 1|3|4), not '
-      f'{array.dtype} {array.shape}; floats in [0, 1] go to the classifier as they are'
-    )
-  return Image.fromarray(array[:, :, 0] if array.ndim == 3 and channels == 1 else array)
 
 
 def preprocess(

@@ -12,7 +12,12 @@ from rest_jax.errors import UserError, did_you_mean
 from rest_jax.models.compression import parse_compression
 
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {}
-_MODULES = ('rest_jax.models.rest', 'rest_jax.models.resnet', 'rest_jax.models.autoencoder')
+_MODULES = (
+  'rest_jax.models.rest',
+  'rest_jax.models.resnet',
+  'rest_jax.models.resnet_cifar',
+  'rest_jax.models.autoencoder',
+)
 
 
 def register(name: str) -> Callable[[Callable[..., nn.Module]], Callable[..., nn.Module]]:

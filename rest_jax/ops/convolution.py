@@ -1,4 +1,4 @@
-"""Dense convolution in NHWC, with an input gradient that suits small maps on a CPU."""
+"""Dense convolution in NHWC, with gradients that suit a CPU."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from rest_jax.ops.canonical import Window, canonical_conv
 from rest_jax.ops.depthwise import gather_phases, split_phases
 from rest_jax.ops.plain import out_size, plain_conv
 from rest_jax.ops.platform import form
@@ -38,9 +39,16 @@ def conv(
     The maps, Ho = (H + 2 padding - kh) // stride + 1 and the same for Wo, in the dtype of x.
   """
   kernel = kernel.astype(x.dtype)
-  if form() == 'plain' or math.prod(out_size(x.shape, kernel.shape, stride, padding)) > SMALL_MAP:
+  if form() == 'plain':
     return plain_conv(x, kernel, stride, padding)
+  if math.prod(out_size(x.shape, kernel.shape, stride, padding)) > SMALL_MAP:
+    return _canonical(x, kernel, stride, padding)
   return _small_conv(x, kernel, stride, padding)
+
+
+def _canonical(x, kernel, stride: int, padding: int):
+  around = ((padding, padding), (padding, padding))
+  return canonical_conv(x, kernel, Window((stride, stride), around, (1, 1), (1, 1)))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -64,7 +72,7 @@ def _small_conv_bwd(stride: int, padding: int, residuals, grad):
     return taps[:, :, :, q, p].transpose(0, 1, 3, 2, 4, 5)
 
   x_grad = gather_phases(part, (kh, kw), x.shape, stride, padding)
-  _, kernel_vjp = jax.vjp(lambda k: plain_conv(x, k, stride, padding), kernel)
+  _, kernel_vjp = jax.vjp(lambda k: _canonical(x, k, stride, padding), kernel)
   return x_grad.astype(x.dtype), kernel_vjp(grad)[0]
 
 

@@ -9,24 +9,36 @@ from rest_jax.drawing import new_figure
 from rest_jax.train.metrics import read_metrics
 from rest_jax.train.workdir import save_figure
 
-_PANELS = (
-  ('loss', (('train/loss', 'train'), ('test/loss', 'test'), ('ema/loss', 'test, average'))),
+_Panel = tuple[str, tuple[tuple[str, str], ...]]  # title, and name and label of each curve
+_PANELS: tuple[_Panel, ...] = (
+  (
+    'loss',
+    (('train/loss', 'train'), ('val/loss', 'val'), ('test/loss', 'test'), ('ema/loss', 'average')),
+  ),
   (
     'top-1 accuracy',
     (
       ('train/top1', 'train'),
       ('train/adversarial_top1', 'train, attacked'),
+      ('val/top1', 'val'),
       ('test/top1', 'test'),
       ('ema/top1', 'average'),
+      ('val/robust_top1', 'val, attacked'),
       ('test/robust_top1', 'test, attacked'),
       ('ema/robust_top1', 'average, attacked'),
     ),
   ),
   ('learning rate', (('train/lr', 'learning rate'),)),
 )
-_DENOISING = (
+_DENOISING: _Panel = (
   'PSNR, dB',
-  (('train/psnr', 'train'), ('test/psnr', 'test'), ('test/noisy_psnr', 'test, before')),
+  (
+    ('train/psnr', 'train'),
+    ('val/psnr', 'val'),
+    ('val/noisy_psnr', 'val, before'),
+    ('test/psnr', 'test'),
+    ('test/noisy_psnr', 'test, before'),
+  ),
 )
 
 

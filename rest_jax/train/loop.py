@@ -27,7 +27,8 @@ def train(config: Config, workdir: str | Path) -> dict[str, Any]:
 
   Returns:
     step, finished (False after SIGTERM or Ctrl-C), best and last: the measured values of the
-    best and the last evaluation (top1 and top5 as fractions, loss, count, step, epoch).
+    best and the last evaluation (top1 and top5 as fractions, loss, count, step, epoch); test: those
+    of the best on the test split where another split chose it, else None.
 
   Raises:
     UserError: bad config, data or work directory, or a loss that is not finite.

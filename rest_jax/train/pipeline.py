@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from rest_jax import data
+from rest_jax.errors import UserError
 from rest_jax.train.config import Config
 from rest_jax.train.parallel import check_batch
 
@@ -79,10 +80,16 @@ def load_sources(config: Config) -> data.DataSources:
   Raises:
     UserError: it is missing or damaged; the line says how to get it.
   """
+  if config.data.cache and config.data.scaled_decoding:
+    raise UserError(
+      'data.scaled_decoding decodes files smaller, and data.cache keeps them decoded once: set one '
+      'of them to False'
+    )
   return data.load(
     config.data.name,
     data_dir=config.data.dir,
     train_split=config.data.train_split,
+    val_split=config.data.val_split,
     test_split=config.data.test_split,
     cache=config.data.cache,
     on_error=config.data.on_error,
@@ -99,6 +106,7 @@ def train_batches(config: Config, source: Any) -> Any:
     augment=data.AugmentConfig(
       crop_scale=tuple(augment.crop_scale) or None,
       crop_ratio=tuple(augment.crop_ratio),
+      padding=augment.padding,
       flip=augment.flip,
       color_jitter=tuple(augment.color_jitter) or (0.0, 0.0, 0.0),
       interpolation=augment.interpolation,

@@ -71,14 +71,16 @@ class Recorder:
     """Leaves out of the speed what was done since the last step."""
     self._mark = step, time.monotonic()
 
-  def evaluation(self, plain: dict[str, Any], ema: dict[str, Any] | None) -> None:
+  def evaluation(
+    self, plain: dict[str, Any], ema: dict[str, Any] | None, split: str = 'test'
+  ) -> None:
     """Logs and shows an evaluation of the weights and, where there is one, of their average."""
     step, epoch = plain['step'], plain['epoch']
     names = [name for name in _MEASURED if name in plain]
-    values = {f'test/{name}': plain[name] for name in names}
+    values = {f'{split}/{name}': plain[name] for name in names}
     if ema is not None:
       values |= {f'ema/{name}': ema[name] for name in names}
-    shown = _denoised(plain, ema) if 'psnr' in plain else _classified(plain, ema)
+    shown = f'{split} {_denoised(plain, ema) if "psnr" in plain else _classified(plain, ema)}'
     if self._writer is not None:
       self._writer.write(step, {'epoch': epoch, **values})
     if self._train:
@@ -86,6 +88,14 @@ class Recorder:
         f'train loss {self._train["train/loss"]:.4{"g" if "psnr" in plain else "f"}}, ' + shown
       )
     self.say(f'epoch {epoch:5.1f}: {shown}; {self._progress.state()}')
+
+  def judged(self, step: int, test: dict[str, Any]) -> None:
+    """Logs and shows what the best weights do on the test split, which chose nothing."""
+    if self._writer is not None:
+      values = {f'test/{name}': test[name] for name in _MEASURED if name in test}
+      self._writer.write(step, {'epoch': test['epoch'], **values})
+    shown = _denoised(test, None) if 'psnr' in test else _classified(test, None)
+    self.say(f'epoch {test["epoch"]:5.1f}, the best: test {shown}')
 
   def draw(self, at_most_every: float = _CURVES_SECONDS) -> None:
     """Draws the curves anew, unless that was done less than so many seconds ago."""
@@ -101,7 +111,7 @@ class Recorder:
 
 
 def _classified(plain: dict[str, Any], ema: dict[str, Any] | None) -> str:
-  shown = f'test loss {plain["loss"]:.4f}, top-1 {plain["top1"]:.2%}'
+  shown = f'loss {plain["loss"]:.4f}, top-1 {plain["top1"]:.2%}'
   if ema is not None:
     shown += f' (average {ema["top1"]:.2%})'
   if 'robust_top1' in plain:
@@ -111,4 +121,4 @@ def _classified(plain: dict[str, Any], ema: dict[str, Any] | None) -> str:
 
 def _denoised(plain: dict[str, Any], ema: dict[str, Any] | None) -> str:
   average = '' if ema is None else f' (average {ema["psnr"]:.2f})'
-  return f'test PSNR {plain["noisy_psnr"]:.2f} -> {plain["psnr"]:.2f} dB{average}'
+  return f'PSNR {plain["noisy_psnr"]:.2f} -> {plain["psnr"]:.2f} dB{average}'

@@ -27,7 +27,9 @@ class Results:
     last: the same at the last evaluation.
     seconds: time of training so far, evaluations included.
     finished: False while the training still goes on.
-    source: name of the data set, with its split.
+    source: name of the data set.
+    chooser: the split that the best was chosen on, 'test' or 'val'.
+    test: the best one's values on the test split, where another split chose it and it is over.
   """
 
   best: dict[str, Any]
@@ -35,6 +37,8 @@ class Results:
   seconds: float
   finished: bool
   source: str
+  chooser: str = 'test'
+  test: dict[str, Any] | None = None
 
 
 def release(
@@ -94,8 +98,7 @@ def card(config: Config, results: Results, name: str, classes: int = 5) -> str:
       *_table(results, classes),
       '',
       *_perturbed(config, results),
-      'The best evaluation was chosen on the same test split, so it is slightly optimistic; '
-      'the last one is not chosen.',
+      _chosen(results, classes),
       '',
       f'- Command: {markdown_code(command_line())}',
       f'- Training: {config.train.epochs:g} epochs, batch {config.train.batch_size}, '
@@ -110,6 +113,28 @@ def card(config: Config, results: Results, name: str, classes: int = 5) -> str:
   )
 
 
+def _chosen(results: Results, classes: int) -> str:
+  if results.chooser == 'test':
+    return (
+      'The best evaluation was chosen on the same test split, so it is slightly optimistic; '
+      'the last one is not chosen.'
+    )
+  judged = 'is judged once, at the end of the training'
+  if results.test is not None:
+    count = results.test['count']
+    judged = f'was judged once, with these weights: {plural(count, "image")}, '
+    judged += _values(results.test, classes)
+  return f'The best evaluation was chosen on the validation split; the test split {judged}.'
+
+
+def _values(result: dict[str, Any], classes: int) -> str:
+  if 'psnr' in result:
+    return f'PSNR {result["noisy_psnr"]:.2f} dB before, {result["psnr"]:.2f} dB after'
+  robust = f', robust {result["robust_top1"]:.2%}' if 'robust_top1' in result else ''
+  most = f'top-{min(5, classes)} {result["top5"]:.2%}'
+  return f'top-1 {result["top1"]:.2%}, {most}, loss {result["loss"]:.4f}{robust}'
+
+
 def _table(results: Results, classes: int) -> list[str]:
   """The measured values of the best and of the last evaluation."""
   columns = {'top-1': 'top1:.2%', f'top-{min(5, classes)}': 'top5:.2%', 'loss': 'loss:.4f'}
@@ -119,7 +144,8 @@ def _table(results: Results, classes: int) -> list[str]:
       'PSNR after, dB': 'psnr:.2f',
       'mean squared error': 'loss:.3g',
     }
-  head = [plural(results.best['count'], 'test image'), *columns, 'epoch']
+  of = 'test' if results.chooser == 'test' else 'validation'
+  head = [plural(results.best['count'], f'{of} image'), *columns, 'epoch']
   lines = [head, ['---'] * len(head)]
   for title, result in (('best (these weights)', results.best), ('last', results.last)):
     pairs = (column.split(':') for column in columns.values())

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rest_jax import data
+from rest_jax.errors import UserError
 from rest_jax.train import pipeline
 from rest_jax.train.checkpoints import Checkpoints
 from rest_jax.train.config import Config
@@ -43,7 +44,7 @@ class Run:
       batches: training iterator; set to where the checkpoint was taken.
 
     Raises:
-      UserError: a checkpoint of another model, or none that can be read.
+      UserError: a checkpoint of another model or of other data, or none that can be read.
     """
     self._config, self._workdir, self._plan = config, workdir, plan
     self._sources, self._task, self._batches = sources, task, batches
@@ -54,6 +55,7 @@ class Run:
       self.state: TrainState = task.create()
     else:
       self.state, self._meta = found
+      _check_data(self._meta.get('data'), sources, workdir)
       batches.set_state(self._meta['iterator'])
     self.step: int = self._meta['step']
     self._first = self.step
@@ -62,7 +64,7 @@ class Run:
     self.recorder = Recorder(config, workdir, plan, self.step)
     if self.step < plan.total:
       verb = f'Resuming at step {self.step} of' if self.step else 'Training for'
-      self.recorder.say(f'{verb} {plan.total} steps in {workdir}')
+      self.recorder.say(f'{verb} {plan.total} steps in {workdir} on {sources.line}')
 
   @property
   def done(self) -> bool:
@@ -74,22 +76,45 @@ class Run:
     return self.step in self._plan.evaluations and self._meta['evaluated'] != self.step
 
   def evaluate(self) -> None:
-    """Measures the model on the whole test split, and keeps it where it is the best so far."""
+    """Measures the model on the split that chooses, and keeps it where it is the best so far.
+
+    At the end of a run the best one is measured on the test split, where that is another one.
+    """
     where = {'step': self.step, 'epoch': self._plan.epoch(self.step)}
     plain = where | self._measure(averaged=False)
     averaged = where | self._measure(averaged=True) if self.state.ema is not None else None
     result = averaged or plain
     self._meta |= {'evaluated': self.step, 'last': result}
-    self.recorder.evaluation(plain, averaged)
+    self.recorder.evaluation(plain, averaged, self._chooser)
     if self._best is None or _merit(result) > _merit(self._best['result']):
       self._best = {'step': self.step, 'result': result}
       self._checkpoints.save_best(self.state, self._best)
       self._release(self.state)
+    if self.done and self._sources.validation is not None:
+      self._judge()
     self.recorder.restart_clock(self.step)
 
-  def _measure(self, averaged: bool) -> dict[str, float]:
-    batches = pipeline.test_batches(self._config, self._sources.test)
-    variables = self.state.variables(averaged)
+  @property
+  def _chooser(self) -> str:
+    """What the split is called that the best epoch is chosen on."""
+    return 'test' if self._sources.validation is None else 'val'
+
+  def _judge(self) -> None:
+    """Measures the released weights on the test split, once."""
+    found = self._checkpoints.restore_best(self._task.template, self._task.mesh)
+    if found is None or self._best is None:
+      return
+    state, where = found[0], {key: self._best['result'][key] for key in ('step', 'epoch')}
+    measured = self._measure(averaged=state.ema is not None, state=state, test=True)
+    self._meta['test'] = where | measured
+    self.recorder.judged(self.step, self._meta['test'])
+
+  def _measure(
+    self, averaged: bool, state: TrainState | None = None, test: bool = False
+  ) -> dict[str, float]:
+    source = self._sources.test if test else self._sources.val
+    batches = pipeline.test_batches(self._config, source)
+    variables = (self.state if state is None else state).variables(averaged)
     robust = bool(self._config.adversarial.eval_steps)
     denoising = bool(self._config.denoise.noise)
     return evaluate(self._task.eval_step, variables, batches, self._task.mesh, robust, denoising)
@@ -108,6 +133,7 @@ class Run:
     self._meta |= {
       'step': self.step,
       'iterator': self._batches.get_state(),
+      'data': {'classes': self._sources.class_names, 'files': self._sources.digests},
       'seconds': self._seconds(),
     }
     self._checkpoints.save_last(self.state, self._meta)
@@ -127,13 +153,22 @@ class Run:
       last = self._meta['last']
       best = self._best['result'] if self._best else last
       ended = 'Finished' if self.step > self._first else 'This run is finished already:'
+      test = self._meta.get('test')
+      judged = '' if test is None else f', test {_accuracy(test)}'
       self.recorder.say(
-        f'{ended} {self.step} steps in {clock(self._meta["seconds"])}, test {_accuracy(last)}, '
-        f'best {_accuracy(best)} at epoch {best["epoch"]:.1f}; model in {self._workdir / "model"}'
+        f'{ended} {self.step} steps in {clock(self._meta["seconds"])}, '
+        f'{self._chooser} {_accuracy(last)}, best {_accuracy(best)} at epoch {best["epoch"]:.1f}'
+        f'{judged}; model in {self._workdir / "model"}'
       )
     self.recorder.draw(at_most_every=0.0)
     best = self._best['result'] if self._best else None
-    return {'step': self.step, 'finished': self.done, 'best': best, 'last': self._meta['last']}
+    return {
+      'step': self.step,
+      'finished': self.done,
+      'best': best,
+      'last': self._meta['last'],
+      'test': self._meta.get('test'),
+    }
 
   def close(self) -> None:
     """Ends bar, loggers, Orbax and the reading of images."""
@@ -163,9 +198,34 @@ class Run:
       seconds=self._meta['seconds'] + time.monotonic() - self._began,
       finished=self.done,
       source=self._sources.name,
+      chooser=self._chooser,
+      test=self._meta.get('test'),
     )
     variables = state.variables(averaged=state.ema is not None)
     release(self._workdir, self._config, variables, self._sources.class_names, results)
+
+
+def _check_data(saved: dict[str, Any] | None, sources: data.DataSources, workdir: Path) -> None:
+  """Refuses to go on with other classes or files than those that the run began with.
+
+  Raises:
+    UserError: they differ.
+  """
+  if saved is None:  # of a run that is older than this check
+    return
+  before, now = saved['classes'], list(sources.class_names)
+  splits = [name for name, digest in sources.digests.items() if saved['files'].get(name) != digest]
+  if before == now and not splits:
+    return
+  gone = [name for name in before if name not in now]
+  new = [name for name in now if name not in before]
+  changes = [f'class {", ".join(gone[:3])} is gone'] if gone else []
+  changes += [f'class {", ".join(new[:3])} is new'] if new else []
+  changes = changes or [f'the files of {", ".join(splits)} are others']
+  raise UserError(
+    f'{sources.name} is not what the run in {workdir} began with: {" and ".join(changes)}; '
+    'restore it, or give another --output'
+  )
 
 
 def _merit(result: dict[str, Any]) -> float:

@@ -84,7 +84,7 @@ def _judge(options: dict[str, Any]) -> None:
   classifier = open_classifier(options['model'], options['architecture'], options['ema'])
   mesh = make_mesh()
   view = test_view(classifier, options)
-  source, batches = _open_data(classifier, options, view, mesh)
+  classifier, source, batches = _open_data(classifier, options, view, mesh)
   output = options['output']
   with memory_advice(), end_with_the_others():
     result = validate(
@@ -99,41 +99,54 @@ def test_view(classifier: Any, options: dict[str, Any]) -> dict[str, Any]:
 
   Returns:
     image_size, resize, crop_pct, interpolation: arguments of `data.eval_batches`.
+
+  Raises:
+    UserError: a crop_pct where nothing is cropped.
   """
   size = options['image_size'] or classifier.input_size
   own = 'squash' if size >= 384 > classifier.input_size else classifier.config.resize
+  resize = options['resize'] or own
+  if options['crop_pct'] is not None and resize == 'squash':
+    raise UserError(
+      '--crop_pct is for --resize resize_crop; these images are squashed, not cropped'
+    )
   return {
     'image_size': size,
-    'resize': options['resize'] or own,
+    'resize': resize,
     'crop_pct': options['crop_pct'] or classifier.config.crop_pct,
     'interpolation': options['interpolation'] or classifier.config.interpolation,
   }
 
 
-def _open_data(classifier: Any, options: dict[str, Any], view: dict[str, Any], mesh: Any) -> Any:
+def _open_data(
+  classifier: Any, options: dict[str, Any], view: dict[str, Any], mesh: Any
+) -> tuple[Any, str, Any]:
+  """The classifier with the classes of the data, what is judged, and its batches."""
   from rest_jax import data
+  from rest_jax.opening import open_judged
+  from rest_jax.train.distributed import is_main
   from rest_jax.train.parallel import check_batch
 
-  sources = data.load(
-    options['data'], data_dir=options['data_dir'], test_split=options['split'] or 'test'
-  )
-  theirs, known = sources.class_names, classifier.class_names
-  if len(theirs) != len(known):
-    raise UserError(
-      f'{options["model"]} knows {len(known)} classes, {options["data"]} has {len(theirs)}; '
-      'give the --data that it was trained on'
-    )
-  if theirs != known and sorted(theirs) == sorted(known):
-    raise UserError(f'{options["data"]} numbers the classes of {options["model"]} differently')
   check_batch(options['batch_size'], 1, mesh)
+  judged = open_judged(
+    options['data'],
+    options['data_dir'],
+    classifier,
+    options['model'],
+    split=options['split'],
+    limit=options['limit'],
+    seed=options['seed'],
+  )
+  if is_main():
+    print(judged.line, flush=True)
   batches = data.eval_batches(
-    sources.test,
+    judged.sample,
     options['batch_size'],
     process_index=jax.process_index(),
     process_count=jax.process_count(),
     **view,
   )
-  return f'{sources.name} ({options["split"] or "test"})', batches
+  return judged.classifier, judged.where, batches
 
 
 def _progress(shown: bool) -> Any:
@@ -161,9 +174,15 @@ def _define() -> flags.FlagValues:
   flags.DEFINE_string('architecture', None, named['architecture'], **use)
   flags.DEFINE_alias('model_name', 'architecture', **use)
   flags.DEFINE_bool('ema', False, named['ema'], **use)
-  flags.DEFINE_string('data', 'digit_scenes', 'digit_scenes, a TFDS name, or a folder', **use)
+  flags.DEFINE_string('data', 'digit_scenes', 'TFDS name, folder, or CSV of labels', **use)
   flags.DEFINE_string('data_dir', None, 'where TFDS data sets are', **use)
-  flags.DEFINE_string('split', None, 'TFDS split; test, or validation where there is none', **use)
+  flags.DEFINE_string(
+    'split', None, 'of the data; test, else validation, all of a folder without splits', **use
+  )
+  flags.DEFINE_integer(
+    'limit', None, 'a sample of so many images, balanced by class; all', 1, **use
+  )
+  flags.DEFINE_integer('seed', 0, 'of the sample', 0, **use)
   flags.DEFINE_integer('image_size', None, "side of the test images; the model's own", 32, **use)
   flags.DEFINE_enum('resize', None, ['squash', 'resize_crop'], "the model's own", **use)
   flags.DEFINE_float('crop_pct', None, "for resize_crop; the model's own", 0.01, 1.0, **use)

@@ -54,6 +54,32 @@ class ToyPictures(tfds.core.GeneratorBasedBuilder):
       yield index, {'image': image, 'label': index % 2, 'weight': index / 2}
 
 
+class ToyThree(ToyPictures):
+  """Six train, four validation and three test images, the latter without labels or with."""
+
+  BUILDER_CONFIGS = [  # noqa: RUF012
+    tfds.core.BuilderConfig(name=name, version='1.0.0', description=name)
+    for name in ('labelled', 'unlabelled')
+  ]
+
+  def _split_generators(self, dl_manager):
+    counts = {'train': 6, 'validation': 4, 'test': 3}
+    return {split: self._generate_examples(split, count) for split, count in counts.items()}
+
+  def _generate_examples(self, split, count):
+    for index, example in super()._generate_examples(split, count):
+      if split == 'test' and self.builder_config.name == 'unlabelled':
+        example = {**example, 'label': -1}
+      yield index, example
+
+
+class ToyJudged(ToyPictures):
+  """Four images in the only split, which is called judged."""
+
+  def _split_generators(self, dl_manager):
+    return {'judged': self._generate_examples('train', 4)}
+
+
 class ToyNumbers(tfds.core.GeneratorBasedBuilder):
   """A data set without images."""
 
@@ -72,10 +98,13 @@ class ToyNumbers(tfds.core.GeneratorBasedBuilder):
 
 @pytest.fixture(scope='session')
 def toy_data_dir(tmp_path_factory):
-  """A TFDS data directory with `toy_pictures` and `toy_numbers`."""
+  """A TFDS data directory with the data sets above."""
   root = tmp_path_factory.mktemp('tfds')
-  for builder in (ToyPictures, ToyNumbers):
+  for builder in (ToyPictures, ToyNumbers, ToyJudged):
     builder(data_dir=root, file_format='array_record').download_and_prepare()
+  for config in ('labelled', 'unlabelled'):
+    builder = ToyThree(data_dir=root, config=config, file_format='array_record')
+    builder.download_and_prepare()
   return root
 
 

@@ -84,6 +84,24 @@ def test_jitter_is_pillows(kind, enhance):
   assert (view == np.asarray(enhance(Image.fromarray(image)).enhance(factor))).all()
 
 
+def test_padding_shifts_the_image_and_fills_with_black():
+  image = np.arange(1, 37, dtype=np.uint8).reshape(6, 6, 1).repeat(3, 2)
+  config = AugmentConfig(crop_scale=None, flip=False, padding=2)
+  around = np.pad(image, ((2, 2), (2, 2), (0, 0)))
+  places = set()
+  for seed in range(200):
+    view = augment(image, 6, config, np.random.default_rng(seed))
+    found = [
+      (top, left)
+      for top in range(5)
+      for left in range(5)
+      if np.array_equal(around[top : top + 6, left : left + 6], view)
+    ]
+    assert len(found) == 1
+    places.update(found)
+  assert len(places) == 25  # 200 draws miss one of 25 places with a chance of 0.7 %
+
+
 def test_jitter_in_random_order_differs():
   config = AugmentConfig(crop_scale=None, flip=False, color_jitter=(0.5, 0.5, 0.5))
   views = {augment(noise(), 9, config, np.random.default_rng(s)).tobytes() for s in range(20)}
@@ -118,6 +136,8 @@ def test_every_view_has_the_size(height, width, size, crop_pct):
   [
     ({'crop_scale': (0.0, 1.0)}, 'crop_scale'),
     ({'crop_scale': (0.5, 1.5)}, 'crop_scale'),
+    ({'crop_scale': None, 'padding': -1}, 'padding'),
+    ({'padding': 4}, 'padding'),
     ({'crop_ratio': (2.0, 1.0)}, 'crop_ratio'),
     ({'color_jitter': (0.1, -0.1, 0.0)}, 'color_jitter'),
     ({'interpolation': 'cubic'}, 'bilinear or bicubic'),

@@ -162,3 +162,49 @@ def test_a_damaged_record_is_named(toy_data_dir, monkeypatch):
   )
   with pytest.raises(ImageError, match=r'cannot read the image 1 of train in .*toy_pictures'):
     source[1]
+
+
+def test_three_splits_have_three_purposes(toy_data_dir):
+  sources = data.load('toy_three/labelled', toy_data_dir)
+  assert sources.splits == ('train', 'validation', 'test') and len(sources.val) == 4
+  assert sources.line == (
+    '6 images of 2 classes from toy_three/labelled (train): cat, dog; validation (4 images) '
+    'chooses the best epoch, test (3 images) is judged once, at the end'
+  )
+  alone = data.load('toy_three/labelled', toy_data_dir, test_split='validation')
+  assert alone.validation is None and alone.splits == ('train', 'validation', 'validation')
+  chosen = data.load('toy_three/labelled', toy_data_dir, val_split='train[:2]')
+  assert len(chosen.val) == 2 and len(chosen.test) == 3
+  assert data.load_judged('toy_three/labelled', toy_data_dir).split == 'test'
+  with pytest.raises(UserError, match="no split 'nonsense'; it has train, validation, test"):
+    data.load('toy_three/labelled', toy_data_dir, val_split='nonsense')
+
+
+def test_a_test_split_without_labels_is_passed_over(toy_data_dir):
+  sources = data.load('toy_three/unlabelled', toy_data_dir)
+  assert sources.validation is None and sources.splits[2] == 'validation'
+  assert 'test has no labels and is passed over' in sources.line
+  judged = data.load_judged('toy_three/unlabelled', toy_data_dir)
+  assert judged.split == 'validation' and 'test has no labels' in judged.line()
+
+
+def test_the_only_split_is_judged(toy_data_dir):
+  judged = data.load_judged('toy_judged', toy_data_dir)
+  assert (judged.split, len(judged.images)) == ('judged', 4)
+  assert judged.line() == '4 images of 2 classes from toy_judged (judged): cat, dog'
+  with pytest.raises(UserError, match="no split 'train'; it has judged"):
+    data.load('toy_judged', toy_data_dir)
+  with pytest.raises(UserError, match="no split 'nonsense'; it has judged"):
+    data.load_judged('toy_judged', toy_data_dir, 'nonsense')
+
+
+def test_digests_of_prepared_data_sets(toy_data_dir):
+  one, two = (data.load(f'toy_three/{name}', toy_data_dir) for name in ('labelled', 'unlabelled'))
+  assert one.digest == data.load('toy_three/labelled', toy_data_dir).digest != two.digest
+  held = data.load('toy_three/labelled', toy_data_dir, cache=True)
+  assert held.digest == one.digest and isinstance(held.val, CachedSource)
+
+
+def test_a_place_of_data_sets_is_not_for_folders(toy_data_dir, tmp_path):
+  with pytest.raises(UserError, match='leave data_dir out'):
+    data.load(tmp_path, data_dir=toy_data_dir)

@@ -140,7 +140,7 @@ def test_the_run_writes_every_measure(finished, capsys):
     assert -1 <= estimate['low'] <= estimate['mean'] <= estimate['high'] <= 1
   assert values['grad_cam']['queries']['mean'] == 2
   text = (finished / 'table.md').read_text()
-  assert 'layer stage1' in text and 'First 6 images' in text
+  assert 'layer stage1' in text and '6 images of 2 classes from' in text
   with Image.open(finished / 'examples.png') as picture:
     assert min(picture.size) > 100
 
@@ -200,7 +200,7 @@ def test_every_device_takes_batches_and_none_is_measured_twice(setting, tmp_path
 def test_more_images_reuse_what_is_there(setting, finished, tmp_path, monkeypatch):
   one_device(monkeypatch)
   run(setting, tmp_path, '--limit', '3')
-  assert 'First 3 images' in (tmp_path / 'table.md').read_text()
+  assert '3 of 6 images of 2 classes' in (tmp_path / 'table.md').read_text()
   records = (tmp_path / 'results.jsonl').read_text().splitlines()
   counts = [json.loads(line)['count'] for line in records[1:]]
   assert sorted(set(counts)) == [1, 2]

@@ -126,6 +126,23 @@ def test_files_folders_and_patterns(tmp_path):
     find_pictures([str(tmp_path / '*.webp')])
 
 
+def test_what_is_passed_over_is_said(tmp_path):
+  for name in ('b.PNG', 'a.jfif', 'c.heic', 'notes.txt', '.hidden.png', 'Thumbs.db'):
+    (tmp_path / name).write_bytes(b'x')
+  (tmp_path / 'sub.jpg').mkdir()
+  (tmp_path / 'sub.jpg' / 'd.png').write_bytes(b'x')
+  (tmp_path / 'sub.jpg' / 'loop').symlink_to(tmp_path)
+  said = []
+  assert [p.name for p in find_pictures([str(tmp_path)], said.append)] == ['a.jfif', 'b.PNG']
+  assert len(said) == 1 and said[0].startswith(f'{tmp_path}: 2 files passed over (1 .heic, which')
+  assert '1 .txt, no pictures by their suffix' in said[0] and '1 sub-folder left out' in said[0]
+  said.clear()
+  found = find_pictures([str(tmp_path / '**')], said.append)
+  assert [p.name for p in found] == ['a.jfif', 'b.PNG', 'd.png']
+  assert len(said) == 1 and '1 .heic, which Pillow cannot read' in said[0]
+  assert [p.name for p in find_pictures([str(tmp_path / '*.txt')])] == ['notes.txt']
+
+
 def test_a_file_called_like_a_pattern(tmp_path):
   (tmp_path / 'a[1].png').write_bytes(b'x')
   assert [p.name for p in find_pictures([str(tmp_path / 'a[1].png')])] == ['a[1].png']

@@ -1,13 +1,16 @@
 """The dense convolution's input gradient for small maps against XLA's own."""
 
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rest_jax import ops
+from rest_jax.ops.canonical import Window, canonical_conv
 
 
 @given(
@@ -48,8 +51,60 @@ def test_bfloat16():
   np.testing.assert_allclose(fast.astype(jnp.float32), wide, atol=0.1)
 
 
-def test_large_maps_take_the_plain_path():
-  x, kernel = jnp.ones((1, 9, 9, 1)), jnp.ones((1, 1, 1, 1))
+@settings(max_examples=8, deadline=None)
+@given(
+  size=st.integers(9, 12),
+  kernel_size=st.integers(1, 4),
+  stride=st.integers(1, 3),
+  padding=st.integers(0, 2),
+  seed=st.integers(0, 99),
+)
+def test_large_maps_too(size, kernel_size, stride, padding, seed):
+  test_fast_form_is_the_plain_form.hypothesis.inner_test(
+    (size, 17), kernel_size, stride, padding, seed
+  )
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+  dims=st.integers(1, 3),
+  strides=st.lists(st.integers(1, 3), min_size=3, max_size=3),
+  padding=st.lists(st.tuples(st.integers(-1, 2), st.integers(0, 2)), min_size=3, max_size=3),
+  lhs_dilation=st.lists(st.integers(1, 2), min_size=3, max_size=3),
+  rhs_dilation=st.lists(st.integers(1, 2), min_size=3, max_size=3),
+  seed=st.integers(0, 99),
+)
+def test_canonical_is_laxs_for_any_window(dims, strides, padding, lhs_dilation, rhs_dilation, seed):
+  rng = np.random.default_rng(seed)
+  x = jnp.asarray(rng.normal(size=(2, *rng.integers(5, 8, dims), 3)), jnp.float32)
+  kernel = jnp.asarray(rng.normal(size=(*rng.integers(1, 4, dims), 3, 4)), jnp.float32)
+  cut = [tuple(values[:dims]) for values in (strides, padding, lhs_dilation, rhs_dilation)]
+  spatial = 'HWD'[:dims]
+
+  def plain(x, kernel):
+    names = (f'N{spatial}C', f'{spatial}IO', f'N{spatial}C')
+    return jax.lax.conv_general_dilated(
+      x, kernel, *cut[:2], lhs_dilation=cut[2], rhs_dilation=cut[3], dimension_numbers=names
+    )
+
+  results = []
+  for conv in (plain, lambda x, k: canonical_conv(x, k, Window(*cut))):
+    out, vjp = jax.vjp(conv, x, kernel)
+    results.append((out, *vjp(jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape))))
+  chex.assert_trees_all_equal_shapes_and_dtypes(*results)
+  chex.assert_trees_all_close(*results, atol=3e-5, rtol=3e-5)
+
+
+def test_the_gradient_in_a_loop_has_the_layout_that_xla_is_fast_with():
+  x, kernel = jnp.ones((2, 12, 12, 3)), jnp.ones((3, 3, 3, 4))
+
+  def loss(x, kernel):
+    return jnp.sum(ops.conv(x, kernel, stride=2, padding=1) ** 2)
+
+  def loop(x, kernel):
+    return jax.lax.fori_loop(0, 3, lambda _, x: x - jax.grad(loss)(x, kernel), x)
+
   with ops.use_form('fast'):
-    text = str(jax.make_jaxpr(ops.conv)(x, kernel))
-  assert 'custom_vjp' not in text
+    text = jax.jit(loop).lower(x, kernel).compile().as_text()
+  layouts = set(re.findall(r'dim_labels=(\S+?),', text))
+  assert layouts == {'b01f_01io->b01f'}

@@ -71,3 +71,9 @@ def test_a_run_may_go_on_with_another_on_error(config):
   assert config_lib.differing_keys(config.to_dict(), saved) == []
   config.augment.repeats = 3
   assert config_lib.differing_keys(config.to_dict(), saved) == ['augment.repeats']
+
+
+def test_scaled_decoding_means_nothing_beside_a_cache(config):
+  config.data.cache = config.data.scaled_decoding = True
+  with pytest.raises(UserError, match='set one of them to False'):
+    pipeline.load_sources(config)

@@ -1,0 +1,125 @@
+"""Boxes of objects in XML files, one a picture: Pascal VOC's and ImageNet's form.
+
+ROOT/Annotations/**/NAME.xml for the picture ROOT/**/NAME.jpg, or NAME.xml beside it
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+from rest_jax.errors import UserError
+
+Box = tuple[float, float, float, float]  # (xmin, ymin, xmax, ymax) in pixels, edges
+FOLDERS = ('annotations', 'annotation')
+_EDGES = ('xmin', 'ymin', 'xmax', 'ymax')
+
+
+class Boxes(NamedTuple):
+  """The objects of a picture.
+
+  Attributes:
+    edges: a box each; none where nobody has drawn one.
+    size: (width, height) of the picture that they were drawn on; None for the picture as it is.
+  """
+
+  edges: tuple[Box, ...] = ()
+  size: tuple[int, int] | None = None
+
+  def fractions(self, width: int, height: int) -> list[Box]:
+    """The boxes over the sides of a picture of that size, as (xmin, ymin, xmax, ymax) in [0, 1]."""
+    across, down = self.size or (width, height)
+    return [(l / across, t / down, r / across, b / down) for l, t, r, b in self.edges]  # noqa: E741
+
+
+class XmlBoxes(Sequence[Boxes]):
+  """The boxes of each picture of a list, read when they are asked for."""
+
+  def __init__(self, paths: list[str]):
+    """Takes the path of each picture's XML file, '' where there is none."""
+    self._paths = paths
+
+  def __len__(self) -> int:
+    return len(self._paths)
+
+  def __getitem__(self, index):
+    if isinstance(index, slice):
+      return [self[i] for i in range(*index.indices(len(self)))]
+    path: str = self._paths[index]
+    return read_boxes(path) if path else Boxes()
+
+
+def find_boxes(root: str, files: Sequence[str]) -> XmlBoxes | None:
+  """Looks for the XML files of pictures.
+
+  Args:
+    root: the folder of the data set.
+    files: paths of the pictures.
+
+  Returns:
+    The boxes; None where no picture has an XML file.
+  """
+  drawn = _drawn(root)
+  paths = []
+  for file in files:
+    name = os.path.splitext(file)[0]
+    parts = os.path.relpath(name, root).split(os.sep)
+    # Annotations/train/cat/1.xml, else Annotations/cat/1.xml, else the only 1.xml.
+    tails = (os.sep.join(parts[first:]) for first in range(len(parts)))
+    there = next((drawn[tail] for tail in tails if tail in drawn), '')
+    paths.append(there or (f'{name}.xml' if os.path.isfile(f'{name}.xml') else ''))
+  return XmlBoxes(paths) if any(paths) else None
+
+
+def _drawn(root: str) -> dict[str, str]:
+  """XML files below an annotations folder: by path in there, and by name where one has it."""
+  by_path: dict[str, str] = {}
+  by_name: dict[str, list[str]] = {}
+  for name in sorted(os.listdir(root)):
+    if name.lower() not in FOLDERS:
+      continue
+    top = os.path.join(root, name)
+    for place, _, names in sorted(os.walk(top)):
+      for stem in (n[:-4] for n in names if n.lower().endswith('.xml')):
+        path = os.path.join(place, f'{stem}.xml')
+        by_path[os.path.relpath(os.path.join(place, stem), top)] = path
+        by_name.setdefault(stem, []).append(path)
+  return {stem: paths[0] for stem, paths in by_name.items() if len(paths) == 1} | by_path
+
+
+def read_boxes(path: str) -> Boxes:
+  """Reads an XML file with boxes.
+
+  Args:
+    path: of the file: `annotation/object/bndbox` with xmin, ymin, xmax and ymax, and perhaps
+      `annotation/size` with width and height.
+
+  Returns:
+    The boxes.
+
+  Raises:
+    UserError: it cannot be read, or has a box that is none.
+  """
+  try:
+    root = ElementTree.parse(path).getroot()
+  except (OSError, ElementTree.ParseError) as error:
+    raise UserError(f'cannot read the boxes {path}: {error}') from error
+  edges = []
+  for box in root.iterfind('object/bndbox'):
+    texts = [(box.findtext(edge) or '').strip() for edge in _EDGES]
+    try:
+      left, top, right, bottom = (float(text) for text in texts)
+    except ValueError:
+      left = top = right = bottom = 0.0
+    if not (left < right and top < bottom):
+      raise UserError(f'{path}: {", ".join(texts)} is no box; it is xmin, ymin, xmax, ymax')
+    edges.append((left, top, right, bottom))
+  width, height = (_whole(root.findtext(f'size/{side}')) for side in ('width', 'height'))
+  return Boxes(tuple(edges), (width, height) if width and height else None)
+
+
+def _whole(text: str | None) -> int:
+  text = (text or '').strip()
+  return int(text) if text.isdigit() else 0

@@ -1,0 +1,108 @@
+"""Which of a model's classes are those of a data set: one rule for everything that judges.
+
+- Both have names: they are matched by name, whatever the order; a data set that knows a part of the
+  model's classes is judged on that part (ImageNet-A, -R).
+- One of them has numbers, which is how a model without names calls them: any names of the same
+  count match, number n from 0 the n-th of them. Folders sort 10 before 2; that changes nothing.
+- All else is refused, with the way out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from rest_jax.errors import UserError
+
+_SHOWN = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassMatch:
+  """How logits of a model become logits of a data set's classes.
+
+  Attributes:
+    classes: the model's class for each class of the data set; None where they are the same ones.
+    class_names: what the classes are called in reports, one a class of the data set.
+    part: whether the model knows more classes, which are left out.
+  """
+
+  classes: tuple[int, ...] | None
+  class_names: tuple[str, ...]
+  part: bool = False
+
+
+def match_classes(
+  data_names: Sequence[str],
+  model_names: Sequence[str],
+  *,
+  data: str,
+  model: str,
+  numbered: bool = False,
+) -> ClassMatch:
+  """Matches the classes of a data set with those of a model.
+
+  Args:
+    data_names: the name of each label.
+    model_names: the name of each logit.
+    data: what the user called the data set.
+    model: what the user called the model.
+    numbered: whether the data set knows its classes by number alone, so that there may be more.
+
+  Returns:
+    The match.
+
+  Raises:
+    UserError: they do not belong together.
+  """
+  theirs, known = tuple(data_names), tuple(model_names)
+  if numbered and len(theirs) <= len(known):
+    return ClassMatch(None, known)
+  place = {name: index for index, name in enumerate(known)}
+  unknown = [name for name in theirs if name not in place]
+  if not unknown and (len(theirs) == len(known) or not all(map(_is_number, theirs))):
+    return _match(tuple(place[name] for name in theirs), theirs, len(known))
+  if len(theirs) == len(known) and not numbered:
+    if numbers := _numbers(theirs):
+      return _match(numbers, tuple(known[number] for number in numbers), len(known))
+    if numbers := _numbers(known):
+      return _match(tuple(numbers.index(label) for label in range(len(theirs))), theirs, len(known))
+  raise UserError(_refusal(theirs, known, unknown, data, model))
+
+
+def _match(classes: tuple[int, ...], names: tuple[str, ...], count: int) -> ClassMatch:
+  same = classes == tuple(range(count))
+  return ClassMatch(None if same else classes, names, part=len(classes) < count)
+
+
+def _numbers(names: Sequence[str]) -> tuple[int, ...]:
+  """The names as numbers where they are all of 0 to K - 1, in any order; else none."""
+  if not all(map(_is_number, names)):
+    return ()
+  numbers = tuple(map(int, names))
+  return numbers if sorted(numbers) == list(range(len(numbers))) else ()
+
+
+def _is_number(name: str) -> bool:
+  return name.isascii() and name.isdigit()
+
+
+def _refusal(
+  theirs: Sequence[str], known: Sequence[str], unknown: Sequence[str], data: str, model: str
+) -> str:
+  have = (
+    f'{data} has classes {_some(theirs)}, the model {model} {_some(known)}: the data has '
+    f'{len(theirs)}, the model {len(known)} classes'
+  )
+  out = 'choose a model of this data set, or '
+  if _numbers(known):
+    return f'{have}, without names; {out}name them in labels.txt of the model directory, one a line'
+  if all(map(_is_number, theirs)):
+    return f'{have}; {out}name the folders after the classes'
+  few = f"{_some(unknown)} {'is' if len(unknown) == 1 else 'are'} none of the model's"
+  return f'{have}, and {few}; {out}rename the folders where only the words differ'
+
+
+def _some(names: Sequence[str]) -> str:
+  shown = ', '.join(names[:_SHOWN])
+  return f'{shown} and {len(names) - _SHOWN} more' if len(names) > _SHOWN else shown

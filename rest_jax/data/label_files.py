@@ -1,0 +1,200 @@
+"""Lists of labels: a CSV beside a folder of pictures, and Tiny-ImageNet's annotations.
+
+A CSV has a header with the columns `file` and `label`, and optionally `xmin`, `ymin`, `xmax` and
+`ymax`, a box in pixels; further columns are passed over. `file` is a path from the CSV's folder,
+from its `images` folder, or the name of a picture anywhere below it. `label` is a class name, or a
+number from 0 in the order of the model's classes. Several boxes of an image are several rows.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rest_jax.data import picture_files
+from rest_jax.data.box_files import Box, Boxes
+from rest_jax.errors import UserError
+
+_EDGES = ('xmin', 'ymin', 'xmax', 'ymax')
+_LIMIT = 2**24  # bytes of a field
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+  """A list of labelled pictures, each once, in the order of the list.
+
+  Attributes:
+    files: paths.
+    names: class name of each, a number as its digits.
+    boxes: of each; empty where the list has none.
+    numbered: whether all labels are numbers.
+  """
+
+  files: list[str]
+  names: list[str]
+  boxes: list[Boxes]
+  numbered: bool
+
+
+def find_lists(folder: str) -> list[str]:
+  """Paths of the CSVs with labels in a folder, sorted."""
+  names = [n for n in sorted(os.listdir(folder)) if n.lower().endswith('.csv') and n[0] != '.']
+  return [path for name in names if _has_columns(path := os.path.join(folder, name))]
+
+
+def find_annotations(folder: str) -> str | None:
+  """Path of a `..._annotations.txt` as Tiny-ImageNet's val/ has it, None where there is none."""
+  names = [name for name in sorted(os.listdir(folder)) if name.endswith('_annotations.txt')]
+  return os.path.join(folder, names[0]) if names else None
+
+
+def read_list(path: str) -> Labelled:
+  """Reads a CSV with labels.
+
+  Args:
+    path: of the CSV.
+
+  Returns:
+    Its pictures.
+
+  Raises:
+    UserError: it cannot be read, lacks a column or a label, names a picture that is not there, or
+      has a box that is none; with the line.
+  """
+  rows = list(_rows(path))
+  if not rows:
+    raise UserError(f'{path} has no rows: a row is a picture with its label')
+  finder = _Finder(os.path.dirname(path) or '.')
+  return _collected(path, [(line, finder.path(path, line, row['file']), row) for line, row in rows])
+
+
+def read_annotations(path: str) -> Labelled:
+  """Reads Tiny-ImageNet's annotations: file, class and box (x, y, x, y) with tabs between.
+
+  Args:
+    path: of the file, beside the folder `images`.
+
+  Returns:
+    Its pictures.
+
+  Raises:
+    UserError: a line that is none, or a picture that is not there.
+  """
+  finder, found = _Finder(os.path.dirname(path) or '.'), []
+  with open(path, encoding='utf-8', errors='surrogateescape') as lines:
+    for line, text in enumerate(lines, 1):
+      parts = text.rstrip('\n').split('\t')
+      if parts == ['']:
+        continue
+      if len(parts) not in (2, 6):
+        raise UserError(f'{path}, line {line}: a line has a file, a class and four edges of a box')
+      row = dict(zip(('label', *_EDGES), parts[1:], strict=False))
+      found.append((line, finder.path(path, line, parts[0]), row))
+  return _collected(path, found)
+
+
+def _collected(path: str, rows: Sequence[tuple[int, str, dict[str, str]]]) -> Labelled:
+  """Puts the rows of each picture together."""
+  names: dict[str, str] = {}
+  boxes: dict[str, tuple[Box, ...]] = {}
+  for line, file, row in rows:
+    label = (row.get('label') or '').strip()
+    if not label:
+      raise UserError(f'{path}, line {line}: {row.get("file") or file} has no label')
+    if names.setdefault(file, label) != label:
+      raise UserError(f'{path}, line {line}: {file} is {label} here and {names[file]} above')
+    boxes[file] = boxes.get(file, ()) + _box(path, line, row)
+  numbered = all(label.isascii() and label.isdigit() for label in names.values())
+  labels = [str(int(label)) if numbered else label for label in names.values()]
+  drawn = [Boxes(edges) for edges in boxes.values()] if any(boxes.values()) else []
+  return Labelled(list(names), labels, drawn, numbered)
+
+
+def _has_columns(path: str) -> bool:
+  try:
+    with _opened(path) as file:
+      return {'file', 'label'} <= set(_header(file))
+  except (OSError, csv.Error, StopIteration):
+    return False
+
+
+def _opened(path: str) -> Any:
+  # File names may be of bytes that are no UTF-8; a spreadsheet may have put a mark in front.
+  return open(path, encoding='utf-8-sig', errors='surrogateescape', newline='')
+
+
+def _header(file: Any) -> list[str]:
+  csv.field_size_limit(_LIMIT)
+  return [name.strip().lower() for name in next(csv.reader(file))]
+
+
+def _rows(path: str) -> Iterator[tuple[int, dict[str, str]]]:
+  try:
+    with _opened(path) as file:
+      header = _header(file)
+      missing = [name for name in ('file', 'label') if name not in header]
+      if missing:
+        raise UserError(
+          f'{path} has no column {" and no ".join(missing)}: it takes a header with file and label'
+        )
+      reader = csv.reader(file)
+      for values in reader:
+        if values:
+          row = dict(zip(header, (value.strip() for value in values), strict=False))
+          yield reader.line_num + 1, {'file': '', **row}
+  except StopIteration:
+    raise UserError(f'{path} is empty: it takes a header with file and label') from None
+  except (OSError, csv.Error) as error:
+    raise UserError(f'cannot read {path}: {getattr(error, "strerror", None) or error}') from error
+
+
+def _box(path: str, line: int, row: dict[str, str]) -> tuple[Box, ...]:
+  texts = [(row.get(edge) or '').strip() for edge in _EDGES]
+  if not any(texts):
+    return ()
+  try:
+    left, top, right, bottom = (float(text) for text in texts)
+  except ValueError:
+    right = left = top = bottom = float('nan')
+  if not (left < right and top < bottom):
+    raise UserError(
+      f'{path}, line {line}: {", ".join(texts)} is no box; it is xmin, ymin, xmax, ymax in pixels'
+    )
+  return ((left, top, right, bottom),)
+
+
+class _Finder:
+  """Finds the pictures that a list names."""
+
+  def __init__(self, folder: str):
+    self._folder = folder
+    self._by_name: dict[str, str] | None = None
+
+  def path(self, where: str, line: int, name: str) -> str:
+    """The picture's path.
+
+    Raises:
+      UserError: there is none, or two of the name.
+    """
+    if not name:
+      raise UserError(f'{where}, line {line}: no file')
+    for folder in (self._folder, os.path.join(self._folder, 'images')):
+      if os.path.isfile(path := os.path.join(folder, name)):
+        return path
+    found = None if os.path.dirname(name) else self._everywhere().get(name)
+    if found is None:
+      raise UserError(f'{where}, line {line}: there is no {name} in {self._folder}')
+    if not found:
+      raise UserError(f'{where}, line {line}: {self._folder} has several {name}: give its path')
+    return found
+
+  def _everywhere(self) -> dict[str, str]:
+    if self._by_name is None:
+      self._by_name = {}
+      for path in picture_files.find(self._folder).files:
+        name = os.path.basename(path)
+        self._by_name[name] = '' if name in self._by_name else path
+    return self._by_name

@@ -1,0 +1,149 @@
+"""Picture files in folders: found in a defined order, and what is passed over counted."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import os
+from collections.abc import Iterable, Iterator, Mapping
+
+from PIL import Image
+
+# What files of pictures are called. Pillow reads most of them, some only with a plug-in.
+SUFFIXES = frozenset(
+  (
+    *('.apng', '.avif', '.avifs', '.bmp', '.dib', '.gif', '.heic', '.heif', '.ico', '.j2c', '.j2k'),
+    *('.jfif', '.jp2', '.jpc', '.jpe', '.jpeg', '.jpf', '.jpg', '.jpx', '.jxl', '.mpo', '.pbm'),
+    *('.pcx', '.pgm', '.png', '.pnm', '.ppm', '.psd', '.qoi', '.ras', '.sgi', '.tga', '.tif'),
+    *('.tiff', '.webp'),
+  )
+)
+_SYSTEM_FILES = frozenset(('thumbs.db', 'desktop.ini', 'ehthumbs.db'))
+_SYSTEM_FOLDERS = frozenset(('__macosx', '@eadir', '$recycle.bin', 'system volume information'))
+_SHOWN = 4  # suffixes that are named
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """What a folder holds.
+
+  Attributes:
+    files: paths of the pictures, sorted by name, those of a folder before those of its sub-folders.
+    unreadable: how many files of a suffix are pictures that this Pillow cannot read.
+    others: how many of a suffix are no pictures.
+  """
+
+  files: list[str]
+  unreadable: Mapping[str, int]
+  others: Mapping[str, int]
+
+
+@functools.cache
+def readable_suffixes() -> frozenset[str]:
+  """Those of `SUFFIXES` that Pillow can decode here, plug-ins that are registered included."""
+  Image.init()
+  kinds = Image.registered_extensions() | {'.mpo': 'JPEG'}  # which is how Pillow opens it
+  return frozenset(suffix for suffix in SUFFIXES if kinds.get(suffix) in Image.OPEN)
+
+
+def is_hidden(name: str) -> bool:
+  """Whether a file or folder is the operating system's or hidden, and never meant."""
+  return name.startswith('.') or name.lower() in _SYSTEM_FILES | _SYSTEM_FOLDERS
+
+
+def sub_folders(folder: str | os.PathLike[str]) -> list[str]:
+  """Names of the sub-folders, sorted; links are followed, hidden ones left out."""
+  with os.scandir(folder) as entries:
+    return sorted(e.name for e in entries if not is_hidden(e.name) and _is_folder(e))
+
+
+def find(folder: str | os.PathLike[str], deep: bool = True) -> Found:
+  """Finds the pictures of a folder by their suffix, in any case.
+
+  Hidden files and folders and the operating system's are left out without a word. Links to folders
+  are followed; a folder that several lead to is read once, so that loops end.
+
+  Args:
+    folder: where.
+    deep: whether sub-folders are looked into.
+  """
+  return sort_out(_walk(os.fspath(folder), deep))
+
+
+def sort_out(paths: Iterable[str]) -> Found:
+  """Tells pictures from other files by their suffix; keeps the order."""
+  files: list[str] = []
+  passed = {True: collections.Counter[str](), False: collections.Counter[str]()}
+  readable = readable_suffixes()
+  for path in paths:
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix in readable:
+      files.append(path)
+    else:
+      passed[suffix in SUFFIXES][suffix or 'no suffix'] += 1
+  return Found(files, passed[True], passed[False])
+
+
+def has_pictures(folder: str | os.PathLike[str]) -> bool:
+  """Whether there is a picture that can be read in a folder or below it."""
+  readable = readable_suffixes()
+  paths = _walk(os.fspath(folder), deep=True)
+  return any(os.path.splitext(path)[1].lower() in readable for path in paths)
+
+
+def passed_over(found: Found) -> str:
+  """What was passed over and why, '' where that is nothing."""
+  reasons = []
+  if found.unreadable:
+    reasons.append(f'{_counts(found.unreadable)}, which Pillow cannot read here: save them as PNG')
+  if found.others:
+    reasons.append(f'{_counts(found.others)}, no pictures by their suffix')
+  count = sum(found.unreadable.values()) + sum(found.others.values())
+  return f'{count} file{"s" * (count != 1)} passed over ({"; ".join(reasons)})' if count else ''
+
+
+def together(several: list[Found]) -> Found:
+  """One for several folders, in their order."""
+  return Found(
+    [file for found in several for file in found.files],
+    sum((collections.Counter(found.unreadable) for found in several), collections.Counter()),
+    sum((collections.Counter(found.others) for found in several), collections.Counter()),
+  )
+
+
+def _counts(passed: Mapping[str, int]) -> str:
+  kinds = sorted(passed.items(), key=lambda item: (-item[1], item[0]))
+  shown = [f'{count} {suffix}' for suffix, count in kinds[:_SHOWN]]
+  rest = sum(count for _, count in kinds[_SHOWN:])
+  return ', '.join([*shown, f'{rest} others'] if rest else shown)
+
+
+def _walk(folder: str, deep: bool) -> Iterator[str]:
+  """Paths of all files that are not hidden, in an order that no file system decides."""
+  seen: set[tuple[int, int]] = set()
+  waiting = [folder]
+  while waiting:
+    place = waiting.pop()
+    state = os.stat(place)
+    if (state.st_dev, state.st_ino) in seen:
+      continue
+    seen.add((state.st_dev, state.st_ino))
+    with os.scandir(place) as entries:
+      ordered = sorted((e for e in entries if not is_hidden(e.name)), key=lambda e: e.name)
+    folders = [entry for entry in ordered if _is_folder(entry)]
+    names = {entry.name for entry in folders}
+    # A link that leads nowhere is a file too: reading it says so, and no image is lost unseen.
+    files = (e for e in ordered if e.name not in names)
+    yield from (e.path for e in files if e.is_symlink() or e.is_file(follow_symlinks=False))
+    if deep:
+      # The last one is taken first; links after folders, so that a folder is found by its own name.
+      folders.sort(key=lambda entry: (entry.is_symlink(), entry.name), reverse=True)
+      waiting += [entry.path for entry in folders]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+  try:
+    return entry.is_dir()
+  except OSError:  # a link to itself
+    return False

@@ -1,0 +1,56 @@
+"""Boxes of pictures as masks of what the model sees."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rest_jax.data.box_files import Boxes
+from rest_jax.explain.measuring import _numbers
+from rest_jax.explain.study import _box_mask, _masks
+from rest_jax.models.preprocess import preprocess
+
+CASES = [
+  ((40, 80), 'squash', 1.0),
+  ((80, 40), 'resize_crop', 1.0),
+  ((64, 64), 'resize_crop', 0.5),
+  ((50, 70), 'resize_crop', 0.8),
+]
+
+
+def classifier(resize, crop_pct, size=32):
+  config = SimpleNamespace(input_size=size, resize=resize, crop_pct=crop_pct)
+  return SimpleNamespace(config=config)
+
+
+@pytest.mark.parametrize(('shape', 'resize', 'crop_pct'), CASES)
+def test_a_box_is_where_the_model_sees_its_pixels(shape, resize, crop_pct):
+  """By another way: the box is painted into the picture, which is then preprocessed."""
+  left, top, right, bottom = 16, 12, 30, 36
+  pixels = np.zeros((*shape, 3), np.uint8)
+  pixels[top:bottom, left:right] = 255
+  image = Image.fromarray(pixels)
+  seen = preprocess(image, size=32, resize=resize, crop_pct=crop_pct, interpolation='bilinear')
+  example = {'image': pixels, 'boxes': Boxes(((left, top, right, bottom),))}
+  mask = _box_mask(classifier(resize, crop_pct), example)
+  # Where the filter blurs the border, a pixel belongs to either side.
+  sure = np.abs(seen[0, ..., 0] - 0.5) > 0.25
+  np.testing.assert_array_equal(mask[sure], seen[0, ..., 0][sure] > 0.5)
+  assert mask.any()
+  twice = {'image': pixels, 'boxes': Boxes(((2 * left, 2 * top, 2 * right, 2 * bottom),), (
+    2 * shape[1], 2 * shape[0]))}  # fmt: skip
+  np.testing.assert_array_equal(_box_mask(classifier(resize, crop_pct), twice), mask)
+
+
+def test_objects_that_are_not_there_are_empty_and_not_counted():
+  pixels = np.zeros((64, 64, 3), np.uint8)
+  several = Boxes(((20, 20, 24, 24), (40, 40, 44, 44)))
+  examples = [
+    {'image': pixels, 'boxes': boxes} for boxes in (several, Boxes(), Boxes(((0, 0, 3, 3),)))
+  ]
+  masks = _masks(classifier('resize_crop', 0.5), examples)
+  assert masks is not None and masks.any((1, 2)).tolist() == [True, False, False]
+  assert masks[0].sum() == 2 * 16
+  assert _masks(classifier('squash', 1.0), [{'image': pixels}]) is None
+  assert _numbers(np.array([1.0, np.nan, 0.0])) == [1.0, None, 0.0]
