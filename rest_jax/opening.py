@@ -61,7 +61,6 @@ def open_judged(
 ) -> Judged:
   """Opens the split of `--data` that a model is judged on, and matches their classes.
 
-
   Args:
     data: TFDS name, folder or list of labels.
     data_dir: where TFDS data sets are; None for the usual place.

@@ -128,17 +128,17 @@ def _chosen(results: Results) -> str:
   judged = 'is judged once, at the end of the training'
   if results.test is not None:
     count = results.test['count']
-    judged = f'was judged once, with these weights: {count} images, {_values(results.test)}'
+    judged = f'was judged once, with these weights: {plural(count, "image")}, '
+    judged += _values(results.test, results.classes)
   return f'The best evaluation was chosen on the validation split; the test split {judged}.'
 
 
-def _values(result: dict[str, Any]) -> str:
+def _values(result: dict[str, Any], classes: int) -> str:
   if 'psnr' in result:
     return f'PSNR {result["noisy_psnr"]:.2f} dB before, {result["psnr"]:.2f} dB after'
   robust = f', robust {result["robust_top1"]:.2%}' if 'robust_top1' in result else ''
-  return (
-    f'top-1 {result["top1"]:.2%}, top-5 {result["top5"]:.2%}, loss {result["loss"]:.4f}{robust}'
-  )
+  most = f'top-5 {result["top5"]:.2%}, ' if classes > 5 else ''
+  return f'top-1 {result["top1"]:.2%}, {most}loss {result["loss"]:.4f}{robust}'
 
 
 def _table(results: Results) -> list[str]:
