@@ -159,6 +159,8 @@ def _check_together(flat: dict[str, Any]) -> None:
       f'train.batch_size {flat["train.batch_size"]} does not divide into '
       f'{flat["train.accumulate"]} micro-batch(es) (train.accumulate)'
     )
+  if flat['augment.padding'] and flat['augment.crop_scale']:
+    raise UserError('augment.padding and augment.crop_scale both crop at random; set one of them')
   _check_adversarial(flat)
   if flat['denoise.noise']:
     _check_denoising(flat)

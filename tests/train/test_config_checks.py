@@ -35,6 +35,8 @@ ROOT = Path(__file__).parents[2]
       'plain labels; set augment.mixup and augment.label_smoothing to 0',
     ),
     ({'augment.group_cam': 1.5}, '0 to 1'),
+    ({'augment.padding': 4, 'augment.crop_scale': (0.5, 1.0)}, 'set one of them'),
+    ({'optim.min_lr': 1.0}, 'where the cosine ends, is above'),
   ],
 )
 def test_what_is_refused(config, changes, message):
