@@ -163,13 +163,14 @@ def way_gradients(point, image, start, target, nodes: int, panels, query_batch: 
   """
   places, shares = path_points(nodes)
   block = min(nodes, max(1, query_batch))
-  way = image - start
+  way, parts = image - start, panels.astype(jnp.float32)
 
   def add(i, total):
     sample = i * block + jnp.arange(block)
     panel, node = jnp.divmod(sample, nodes)
-    weight = jnp.where(panel < panels, shares[node] / panels, 0)  # beyond: only fills the block up
-    on_path = start[None] + ((panel + places[node]) / panels)[:, None, None, None] * way[None]
+    weight = jnp.where(panel < panels, shares[node] / parts, 0)  # beyond: only fills the block up
+    place = (panel.astype(jnp.float32) + places[node]) / parts
+    on_path = start[None] + place[:, None, None, None] * way[None]
     gradients = target_gradients(point, on_path, jnp.broadcast_to(target, (block,)))
     gradients = jnp.where((weight > 0)[:, None, None, None], gradients, 0)
     return total + jnp.einsum('r,rijc->ijc', weight, gradients, precision='highest')

@@ -113,17 +113,17 @@ def _integrals(point, images, start, targets, key, noise, count: int, rounds: in
 def _mean(point, image, start, target, key, noise, samples, count: int, query_batch: int):
   """Means over the samples: way times gradient (H, W, C), and the noisy image's score ()."""
   block = min(count, max(1, query_batch))
-  labels = jnp.broadcast_to(target, (block,))
+  labels, total = jnp.broadcast_to(target, (block,)), samples.astype(jnp.float32)
 
-  def add(i, total):
+  def add(i, sums):
     sample = i * block + jnp.arange(block)
-    weight = jnp.where(sample < samples, 1 / samples, 0)  # beyond: only fills the block up
+    weight = jnp.where(sample < samples, 1 / total, 0)  # beyond: only fills the block up
     ways = image[None] - start[None] + noise * spread(image) * draws(key, sample, image.shape)
-    share = ((sample + 0.5) / samples)[:, None, None, None]
+    share = ((sample.astype(jnp.float32) + 0.5) / total)[:, None, None, None]
     parts = ways * target_gradients(point, start[None] + share * ways, labels)
     ends = pick(point(start[None] + ways), labels)
     mean = jnp.einsum('r,rijc->ijc', weight, parts, precision='highest')
-    return total[0] + mean, total[1] + jnp.sum(weight * ends)
+    return sums[0] + mean, sums[1] + jnp.sum(weight * ends)
 
   zeros = (jnp.zeros_like(image), jnp.float32(0))
   zeros = jax.tree.map(lambda x: vary_like(x, image), zeros)

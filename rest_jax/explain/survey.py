@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -34,7 +34,8 @@ class Survey:
     hidden: modules inside a transformation of the model's own (jit, remat, scan, vmap).
     unclear: what the modules give that give several arrays and not one map.
     norms: those of `layers` that normalise, by their class or name.
-    result: what the model returns, shapes in the place of arrays.
+    tree: of what the model returns.
+    leaves: of the same, shapes in the place of arrays.
   """
 
   layers: dict[str, tuple[int, ...]]
@@ -42,7 +43,19 @@ class Survey:
   hidden: frozenset[str]
   unclear: dict[str, str]
   norms: frozenset[str]
-  result: Any
+  tree: Any
+  leaves: tuple[Any, ...]
+
+  def columns(self, read: Callable[[Any], jax.Array]) -> int:
+    """How many columns a function makes of what the model returns; nothing is computed."""
+    arrays = [leaf for leaf in self.leaves if isinstance(leaf, jax.ShapeDtypeStruct)]
+    return jax.eval_shape(lambda *x: read(self._returned(x)), *arrays).shape[1]
+
+  def _returned(self, arrays: Sequence[jax.Array]) -> Any:
+    rest = iter(arrays)
+    is_shape = [isinstance(leaf, jax.ShapeDtypeStruct) for leaf in self.leaves]
+    filled = [next(rest) if is_ else x for is_, x in zip(is_shape, self.leaves, strict=True)]
+    return jax.tree.unflatten(self.tree, filled)
 
 
 def path_of(context: nn.module.InterceptorContext) -> str | None:
@@ -99,19 +112,27 @@ class _Watch:
 
 @functools.lru_cache(maxsize=64)
 def _survey(tree: Any, shapes: tuple[Any, ...], image_shape: tuple[int, ...]) -> Survey:
-  watches = []
+  watches, returned = [], []
 
   def run(leaves, images):
     watches.append(_Watch())
     with nn.intercept_methods(watches[-1]):
-      return jax.tree.unflatten(tree, leaves)(images)
+      out = jax.tree.unflatten(tree, leaves)(images)
+    flat, of_out = jax.tree.flatten(out)
+    # A name or a number among the outputs is no result of a traced function.
+    returned.append((of_out, [None if isinstance(leaf, jax.Array) else leaf for leaf in flat]))
+    return [leaf for leaf in flat if isinstance(leaf, jax.Array)]
 
   structs = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
   result = jax.eval_shape(run, structs, jax.ShapeDtypeStruct(image_shape, jnp.float32))
   seen = watches[-1]
   hidden = frozenset(seen.hidden - set(seen.outputs))
   unclear = {name: what for name, what in seen.unclear.items() if name not in seen.outputs}
-  return Survey(seen.outputs, seen.calls, hidden, unclear, frozenset(seen.norms), result)
+  of_out, leaves = returned[-1]
+  arrays = iter(result)
+  leaves = tuple(next(arrays) if leaf is None else leaf for leaf in leaves)
+  norms = frozenset(seen.norms)
+  return Survey(seen.outputs, seen.calls, hidden, unclear, norms, of_out, leaves)
 
 
 def check_layer(name: str, seen: Survey) -> None:

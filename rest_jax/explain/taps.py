@@ -147,8 +147,8 @@ class Tap:
     images = jax.ShapeDtypeStruct(tuple(image_shape), jnp.float32)
     if self.head is not None:
       return jax.eval_shape(self, images).shape[1]
-    result = surveys.survey(self.function, images.shape).result
-    return jax.eval_shape(lambda out: self._read(out, images.shape[0]), result).shape[1]
+    seen = surveys.survey(self.function, images.shape)
+    return seen.columns(lambda out: self._read(out, images.shape[0]))
 
   def _read(self, out: Any, batch: int) -> jax.Array:
     return as_logits(out, batch) if self.score is None else as_scores(self.score, out, batch)
