@@ -87,7 +87,8 @@ def _run(
 def _guide(equation: core.JaxprEqn, operands: list[Any], facts: Sequence[known.Fact]) -> Any:
   place = known.relu_operand(equation, facts)
   assert place is not None
-  x = guided_relu(jnp.broadcast_to(operands[place], equation.outvars[0].aval.shape))
+  shape = equation.outvars[0].aval.shape  # pyright: ignore[reportAttributeAccessIssue]
+  x = guided_relu(jnp.broadcast_to(operands[place], shape))
   return jnp.minimum(x, operands[2]) if equation.primitive.name == 'clamp' else x
 
 
