@@ -78,7 +78,7 @@ def test_the_default_layer_of_a_class_token_has_a_gradient(prefix, after):
   assert (jnp.abs(seen.gradients).max((1, 2, 3)) > 1e-4).all()
   for name in ('grad_cam', 'ablation_cam'):
     found = explain.explain(model, IMAGES, name, [1, 2])
-    assert not found.constant.any(), name
+    assert not found.constant.all(), name
 
 
 def test_a_mean_over_tokens_keeps_the_last_layer():
