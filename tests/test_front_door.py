@@ -27,3 +27,14 @@ def test_importing_it_imports_nothing_heavy():
   )
   out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
   assert out.stdout.strip() == '[]'
+
+
+def test_the_four_parts_import_nothing_slow():
+  """Statistics, figures and clusters are imported where they are used."""
+  code = (
+    'import sys; from rest_jax import Classifier, attacks, defend, explain; '
+    'print([m for m in ("scipy", "sklearn", "matplotlib", "tensorflow_datasets", "torch") '
+    'if m in sys.modules])'
+  )
+  out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+  assert out.stdout.strip() == '[]'

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import special
 
 from rest_jax import text
 from rest_jax.attacks.results import Record, RunName
@@ -48,6 +47,8 @@ def accuracy_interval(successes: int, count: int, confidence: float = 0.95) -> I
   if not 0 < confidence < 1:
     raise UserError(f'confidence must be between 0 and 1, got {confidence}')
   tail = (1 - confidence) / 2
+  from scipy import special  # slow to import, and a table alone needs it
+
   low = special.betaincinv(successes, count - successes + 1, tail) if successes else 0.0
   high = 1.0
   if successes < count:

@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scipy import stats
-
 from rest_jax.attacks.health import HealthCheck
 from rest_jax.attacks.results import Record, RunName
 from rest_jax.attacks.summary import Interval, accuracy_interval, at_radius
@@ -102,6 +100,8 @@ def mcnemar(only_first: int, only_second: int, *, two_sided: bool) -> float:
   if not total:
     return 1.0
   kind = 'two-sided' if two_sided else 'greater'
+  from scipy import stats  # half a second to import, which a table alone needs
+
   return float(stats.binomtest(only_first, total, 0.5, alternative=kind).pvalue)
 
 

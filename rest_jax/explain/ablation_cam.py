@@ -10,12 +10,22 @@ normalisation of the map, unless the logit y is negative: there it would turn th
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from rest_jax.explain.common import chunked, finish, pick, prepare, resolve_targets
+from rest_jax.explain.common import (
+  chunked,
+  finish,
+  gained,
+  only_finite,
+  peak,
+  pick,
+  prepare,
+  resolve_targets,
+)
 from rest_jax.explain.registry import register
 from rest_jax.explain.taps import Tap
 
@@ -25,6 +35,7 @@ from rest_jax.explain.taps import Tap
   source='Desai and Ramaswamy 2020',
   queries=lambda shape, options: options['channels'] + 1,
   needs_layer=True,
+  by_gradient=True,
 )
 def ablation_cam(
   model: Any,
@@ -33,9 +44,13 @@ def ablation_cam(
   *,
   layer: str | None = None,
   grid: tuple[int, int] | None = None,
+  output: str | None = None,
+  score: Callable[[Any], jax.Array] | None = None,
   query_batch: int = 32,
 ) -> jax.Array:
   """ReLU(sum over k of w_k A_k), w_k what the target's logit loses when channel k is set to 0.
+
+  A loss within the logits' rounding is none.
 
   The part of the model before the layer is run once for `query_batch` channels of an image.
 
@@ -45,6 +60,8 @@ def ablation_cam(
     targets: class indices, (B,) or one for all; by default the predicted classes.
     layer: path of the layer whose map A is used; a default by `explain.tap`.
     grid: (rows, columns) of a layer that gives tokens.
+    output: 'softmax' or 'sigmoid', what makes probabilities of logits; as `explain.tap` takes it.
+    score: what is explained instead of a class; as `explain.tap` takes it.
     query_batch: channels, of one image, at a time.
 
   Returns:
@@ -53,7 +70,7 @@ def ablation_cam(
   Raises:
     UserError: bad images, targets or layer.
   """
-  point, images, targets = prepare(model, images, targets, layer, grid)
+  point, images, targets = prepare(model, images, targets, layer, grid, output=output, score=score)
   return _run(point, images, targets, query_batch)
 
 
@@ -71,8 +88,10 @@ def _run(point: Tap, images, targets, query_batch: int) -> jax.Array:
     # Mapped over the perturbation alone: what comes before the layer stays one image.
     channels = jnp.arange(features.shape[-1])
     left = chunked(jax.vmap(ablated), channels, query_batch)
-    weights = pick(logits, target) - left[:, 0]
+    size = jnp.max(jnp.abs(logits))  # what the logit's rounding is measured by
+    weights = gained(pick(logits, target), left[:, 0], jnp.maximum(size, jnp.abs(left[:, 0])))
+    weights = weights / peak(weights[None])[0]
     total = jnp.einsum('bhwk,k->bhw', features, weights, precision='highest')
-    return finish(jax.nn.relu(total), images.shape[1:3])
+    return finish(only_finite(jax.nn.relu(total), logits), images.shape[1:3])
 
   return chunked(one, (images, targets), 1)

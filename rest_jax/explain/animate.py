@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from rest_jax.drawing import new_figure, quiet_fonts, set_fonts
+from rest_jax.explain.metrics.order import ranks
 from rest_jax.files import replacing
 
 _FRAME_MS, _LAST_MS = 120, 1800
@@ -22,28 +23,30 @@ def insertion_frames(
   Args:
     pixels: (H, W, 3) floats in [0, 1], what the model sees.
     baseline: the same shape, what the insertion starts from.
-    saliency: (H, W); equal values go in the order of `metrics.insertion_deletion`.
+    saliency: (H, W); equal values go in the order of `metrics.order`, as the curve has them.
     step: pixels a step.
 
   Returns:
     ceil(H W / step) + 1 pictures at the model's size, the first the baseline.
   """
-  order = np.argsort(saliency, axis=None)[::-1]
-  rank = np.empty(order.size, np.int64)
-  rank[order] = np.arange(order.size)
-  rank = rank.reshape(saliency.shape)[..., None]
-  mixed = [np.where(rank < n * step, pixels, baseline) for n in range(-(-order.size // step) + 1)]
+  rank = ranks(saliency[None])[0][..., None]
+  mixed = [np.where(rank < n * step, pixels, baseline) for n in range(-(-rank.size // step) + 1)]
   return [Image.fromarray(np.rint(m * 255).clip(0, 255).astype(np.uint8)) for m in mixed]
 
 
 def write_insertion(
-  path: Path, frames: Sequence[Image.Image], curve: np.ndarray, heading: str = ''
+  path: Path,
+  frames: Sequence[Image.Image],
+  share: np.ndarray,
+  curve: np.ndarray,
+  heading: str = '',
 ) -> None:
   """Writes the animation.
 
   Args:
     path: of the GIF.
     frames: the picture at each step, from the baseline to the whole picture.
+    share: (len(frames),) of the pixels inserted at each, as `Curves` has it.
     curve: (len(frames),) probability of the target at each.
     heading: which method and class; names went through `rest_jax.drawing.literal`.
 
@@ -51,7 +54,7 @@ def write_insertion(
     UserError: the place cannot be written.
   """
   with quiet_fonts():
-    drawn = [drawing.quantize(128) for drawing in _draw(frames, curve, heading)]
+    drawn = [drawing.quantize(128) for drawing in _draw(frames, share, curve, heading)]
   times = [_FRAME_MS] * (len(drawn) - 1) + [_LAST_MS]
   with replacing(path) as temporary:
     drawn[0].save(
@@ -59,13 +62,15 @@ def write_insertion(
     )
 
 
-def _draw(frames: Sequence[Image.Image], curve: np.ndarray, heading: str) -> list[Image.Image]:
+def _draw(
+  frames: Sequence[Image.Image], share: np.ndarray, curve: np.ndarray, heading: str
+) -> list[Image.Image]:
   figure = new_figure(6.4, 3.0)
   figure.suptitle(heading, fontsize=11)
   left, right = figure.subplots(1, 2)
   shown = left.imshow(np.asarray(frames[0]))
   left.set(xticks=[], yticks=[])
-  share = np.linspace(0, 100, len(frames))
+  share = 100 * share
   (line,) = right.plot([], [], linewidth=2)
   (point,) = right.plot([], [], 'o', color=line.get_color())
   right.set(xlabel='pixels inserted (%)', ylabel='probability of the class')

@@ -15,6 +15,10 @@ from rest_jax import ops
 from rest_jax.errors import UserError
 from rest_jax.explain.taps import Tap, tap
 
+# Differences below this share of what they come from are rounding: float32 sums of a network in
+# another order differ by a few units in the last place.
+ROUNDING = 32 * float(jnp.finfo(jnp.float32).eps)
+
 
 def prepare(
   model: Any,
@@ -22,6 +26,9 @@ def prepare(
   targets: Any = None,
   layer: str | None = None,
   grid: tuple[int, int] | None = None,
+  *,
+  output: str | None = None,
+  score: Callable[[Any], jax.Array] | None = None,
 ) -> tuple[Tap, jax.Array, jax.Array | None]:
   """The first line of every method: checks its input and brings it into one form.
 
@@ -31,6 +38,8 @@ def prepare(
     targets: None, a class index, or (B,) of them.
     layer: as `tap` takes it.
     grid: as `tap` takes it.
+    output: as `tap` takes it.
+    score: as `tap` takes it.
 
   Returns:
     The tap, images as float32, and targets as int32 (B,), or None.
@@ -39,8 +48,9 @@ def prepare(
     UserError: what cannot be explained.
   """
   images = check_images(images)
-  point = tap(model, layer, grid)
-  return point, images, check_targets(targets, images.shape[0], point.num_classes(images.shape))
+  point = tap(model, layer, grid, output=output, score=score)
+  classes = point.num_classes(images.shape)
+  return point, images, check_targets(targets, images.shape[0], classes, point.score is not None)
 
 
 def check_images(images: Any) -> jax.Array:
@@ -57,7 +67,7 @@ def check_images(images: Any) -> jax.Array:
   return jnp.asarray(images, jnp.float32)
 
 
-def check_targets(targets: Any, batch: int, classes: int) -> jax.Array | None:
+def check_targets(targets: Any, batch: int, classes: int, scored: bool = False) -> jax.Array | None:
   """Targets as int32 (B,), or None; `UserError` for another shape or no such class."""
   if targets is None:
     return None
@@ -68,6 +78,13 @@ def check_targets(targets: Any, batch: int, classes: int) -> jax.Array | None:
     )
   if not isinstance(targets, Tracer):
     wrong = [int(t) for t in np.ravel(targets) if not 0 <= t < classes]
+    if wrong and scored:
+      raise UserError(f'a score of your own has no classes: leave targets out, got {wrong[0]}')
+    if wrong and classes == 1:
+      raise UserError(
+        f'there is no class {wrong[0]}: the model has one logit, class 0; what speaks against it '
+        'is score=lambda logits: -logits[:, 0]'
+      )
     if wrong:
       raise UserError(f'there is no class {wrong[0]}: the model has {classes}, counted from 0')
   return jnp.broadcast_to(jnp.asarray(targets, jnp.int32), (batch,))
@@ -85,16 +102,25 @@ def pick(scores: jax.Array, targets: jax.Array) -> jax.Array:
   return jnp.take_along_axis(scores, targets[:, None], axis=1)[:, 0]
 
 
-def probability(logits: jax.Array, targets: jax.Array) -> jax.Array:
-  """Softmax probability of the target class: (B, K), (B,) -> (B,)."""
-  return pick(jax.nn.softmax(logits, axis=-1), targets)
+def probability(point: Tap, images: jax.Array, targets: jax.Array) -> jax.Array:
+  """The target's probability, or the score of one's own, of images: (B, H, W, C), (B,) -> (B,)."""
+  return pick(point.probabilities(point(images)), targets)
 
 
-def image_keys(key: jax.Array, count: int) -> jax.Array:
-  """One key an image: (count,), that of image i being `fold_in(key, i)`; such keys stay."""
-  if key.ndim:
-    return key
-  return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(count))
+def gained(after: jax.Array, before: jax.Array, size: jax.Array | None = None) -> jax.Array:
+  """after - before, and 0 where the difference is one of rounding.
+
+  A model that does not look at what was changed gives the same value but for the order of its
+  sums; brought to [0, 1] that noise would be a picture.
+
+  Args:
+    after: float32, any shape.
+    before: the same shape.
+    size: that of the numbers from which both came; the larger of the two by default.
+  """
+  size = jnp.maximum(jnp.abs(after), jnp.abs(before)) if size is None else size
+  change = after - before
+  return jnp.where(jnp.abs(change) <= ROUNDING * size, 0, change)
 
 
 class LayerGradient(NamedTuple):
@@ -113,7 +139,13 @@ def layer_gradient(point: Tap, images: jax.Array, targets: jax.Array | None) -> 
   targets = resolve_targets(logits, targets)
   chosen = jax.nn.one_hot(targets, logits.shape[1], dtype=logits.dtype)
   (gradients,) = pull(vary_like(chosen, logits))
-  return LayerGradient(features, gradients, logits, targets)
+  return LayerGradient(features, only_finite(gradients, logits), logits, targets)
+
+
+def only_finite(values: jax.Array, logits: jax.Array) -> jax.Array:
+  """Values (B, ...) of an image, not a number where one of its logits (B, K) is not finite."""
+  fine = jnp.isfinite(logits).all(1)
+  return jnp.where(fine.reshape(-1, *([1] * (values.ndim - 1))), values, jnp.nan)
 
 
 def vary_like(x: jax.Array, like: jax.Array) -> jax.Array:
@@ -179,17 +211,42 @@ def span(maps: jax.Array) -> Span:
 
 
 def min_max(maps: jax.Array) -> jax.Array:
-  """Maps (..., H, W) onto [0, 1]; one that is constant (to rounding) or not finite becomes 0."""
+  """Maps (..., H, W) onto [0, 1]; one that is constant (to rounding) becomes 0.
+
+  One that is not finite stays so, all of it not a number: it must not look like an empty map.
+  """
   return rescale(maps, span(maps))
 
 
 def rescale(maps: jax.Array, range_: Span) -> jax.Array:
-  """(maps - low) / (high - low), 0 where that is no number."""
+  """(maps - low) / (high - low); 0 where they are equal, not a number where they are not finite."""
   low, high, varied = range_
   half = jnp.where(varied, 0.5 * high - 0.5 * low, 1)
   unit = jnp.clip((0.5 * maps - 0.5 * low) / half, 0, 1)
   # A compiler may divide by multiplying, which leaves the greatest value a little under 1.
-  return jnp.where(varied, jnp.where(maps == high, 1, unit), 0)
+  unit = jnp.where(varied, jnp.where(maps == high, 1, unit), 0)
+  return jnp.where(jnp.isfinite(low) & jnp.isfinite(high), unit, jnp.nan)
+
+
+def support(values: jax.Array) -> jax.Array:
+  """What speaks for the class: signed values (..., H, W) to [0, 1], those of 0 or less to 0.
+
+  Unlike `min_max` it leaves 'no effect' at 0 where something speaks against the class.
+  """
+  high = jnp.max(values, axis=(-2, -1), keepdims=True)
+  low = jnp.min(values, axis=(-2, -1), keepdims=True)
+  unit = jnp.where(high > 0, jnp.maximum(values, 0) / jnp.where(high > 0, high, 1), 0)
+  unit = jnp.where((high > 0) & (values == high), 1, unit)
+  return jnp.where(jnp.isfinite(low) & jnp.isfinite(high), unit, jnp.nan)
+
+
+def peak(values: jax.Array) -> jax.Array:
+  """Largest size of an image's values (B, ...), (B, 1, ...); 1 where all are 0.
+
+  To divide by, where a scale cancels in the end and products would leave the range of float32.
+  """
+  high = jnp.max(jnp.abs(values), axis=tuple(range(1, values.ndim)), keepdims=True)
+  return jnp.where(high > 0, high, 1)
 
 
 def constant_maps(maps: jax.Array) -> jax.Array:

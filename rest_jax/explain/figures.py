@@ -133,14 +133,15 @@ def comparison_figure(
 
 
 def curves_figure(
-  curves: Mapping[str, tuple[np.ndarray, np.ndarray]],
+  curves: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
   aucs: Mapping[str, tuple[float, float]],
   heading: str = '',
 ) -> Figure:
   """Insertion and deletion curves.
 
   Args:
-    curves: {method: (insertion (n,), deletion (n,))}, probabilities of the target.
+    curves: {method: (insertion (n,), deletion (n,), share (n,))}, probabilities of the target and
+      the share of the pixels that are changed, as `metrics.Curves` has them.
     aucs: {method: (insertion AUC, deletion AUC)}.
     heading: which picture and class.
   """
@@ -149,10 +150,9 @@ def curves_figure(
   for column, (axes, kind) in enumerate(
     zip(figure.subplots(1, 2, sharey=True), ('insertion', 'deletion'), strict=True)
   ):
-    for number, (method, pair) in enumerate(curves.items()):
-      share = np.linspace(0, 100, len(pair[column]))
+    for number, (method, lines) in enumerate(curves.items()):
       label = f'{literal(title_of(method))}  {aucs[method][column]:.3f}'
-      axes.plot(share, pair[column], label=label, **_line(number))
+      axes.plot(100 * np.asarray(lines[2]), lines[column], label=label, **_line(number))
     axes.set(xlabel=f'pixels {"inserted" if column == 0 else "deleted"} (%)', ylim=(-0.03, 1.03))
     better = 'higher' if column == 0 else 'lower'
     axes.set_title(f'{kind} (AUC, {better} is better)', fontsize=10)

@@ -47,7 +47,9 @@ class PictureResult:
 
   @property
   def probabilities(self) -> np.ndarray:
-    """Softmax of the logits, float64 (K,)."""
+    """Softmax of the logits, the sigmoid of a single one; float64 (K,)."""
+    if len(self.logits) == 1:
+      return 1 / (1 + np.exp(-self.logits.astype(np.float64)))
     shifted = np.exp(self.logits.astype(np.float64) - self.logits.max())
     return shifted / shifted.sum()
 
@@ -201,7 +203,10 @@ def _write_figures(
   curves = {f.method: f.curves for f in findings if f.curves is not None}
   aucs = {m: (float(c.insertion_auc), float(c.deletion_auc)) for m, c in curves.items()}
   if command.curves:
-    lines = {m: (np.asarray(c.insertion), np.asarray(c.deletion)) for m, c in curves.items()}
+    lines = {
+      m: (np.asarray(c.insertion), np.asarray(c.deletion), np.asarray(c.share))
+      for m, c in curves.items()
+    }
     figure = figures.curves_figure(lines, aucs, heading)
     figures.save_figure(result.folder / f'curves{tag}.png', figure)
   if len(findings) > 1:
@@ -226,4 +231,6 @@ def _animate(result: PictureResult, finding: Finding, name: str, classifier: Cla
   target = literal(classifier.class_names[finding.target])
   title = f'{literal(figures.title_of(finding.method))}, class {target}'
   auc = float(finding.curves.insertion_auc)
-  animate.write_insertion(result.folder / name, frames, curve, f'{title}: insertion AUC {auc:.3f}')
+  share = np.asarray(finding.curves.share)
+  heading = f'{title}: insertion AUC {auc:.3f}'
+  animate.write_insertion(result.folder / name, frames, share, curve, heading)

@@ -6,16 +6,18 @@ Localization", ICCV 2017, arXiv 1610.02391, equations 1 and 2.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from rest_jax.explain.common import peak
 from rest_jax.explain.gradient_cams import gradient_cam
 from rest_jax.explain.registry import register
 
 
-@register('grad_cam', source='Selvaraju et al. 2017', queries=2, needs_layer=True)
+@register('grad_cam', source='Selvaraju et al. 2017', queries=2, needs_layer=True, by_gradient=True)
 def grad_cam(
   model: Any,
   images: Any,
@@ -23,6 +25,8 @@ def grad_cam(
   *,
   layer: str | None = None,
   grid: tuple[int, int] | None = None,
+  output: str | None = None,
+  score: Callable[[Any], jax.Array] | None = None,
   query_batch: int = 32,
 ) -> jax.Array:
   """ReLU(sum over k of w_k A_k), w_k the mean over the plane of the logit's gradient.
@@ -33,6 +37,8 @@ def grad_cam(
     targets: class indices, (B,) or one for all; by default the predicted classes.
     layer: path of the layer whose map A is used; a default by `explain.tap`.
     grid: (rows, columns) of a layer that gives tokens.
+    output: 'softmax' or 'sigmoid', what makes probabilities of logits; as `explain.tap` takes it.
+    score: what is explained instead of a class; as `explain.tap` takes it.
     query_batch: images at a time.
 
   Returns:
@@ -41,9 +47,9 @@ def grad_cam(
   Raises:
     UserError: bad images, targets or layer.
   """
-  return gradient_cam(_combine, model, images, targets, layer, grid, query_batch)
+  return gradient_cam(_combine, model, images, targets, layer, grid, output, score, query_batch)
 
 
 def _combine(features: jax.Array, gradients: jax.Array) -> jax.Array:
-  weights = jnp.mean(gradients, axis=(1, 2), keepdims=True)
+  weights = jnp.mean(gradients / peak(gradients), axis=(1, 2), keepdims=True)
   return jax.nn.relu(jnp.sum(weights * features, axis=-1))

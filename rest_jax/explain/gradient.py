@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rest_jax.errors import UserError
-from rest_jax.explain.common import chunked, min_max, pick, prepare, resolve_targets
+from rest_jax.explain.common import chunked, min_max, only_finite, pick, prepare, resolve_targets
 from rest_jax.explain.registry import register
 from rest_jax.explain.sampling import QUERY_BATCH
 
@@ -20,6 +20,7 @@ from rest_jax.explain.sampling import QUERY_BATCH
   'gradient',
   queries=2,
   source='Simonyan et al. 2013, arXiv 1312.6034',
+  by_gradient=True,
 )
 def gradient(
   model: Any,
@@ -27,6 +28,8 @@ def gradient(
   targets: Any = None,
   *,
   reduction: str = 'max',
+  output: str | None = None,
+  score: Callable[[Any], jax.Array] | None = None,
   query_batch: int = QUERY_BATCH,
 ) -> jax.Array:
   """|d logit / d pixel|, the largest of the channels.
@@ -36,6 +39,8 @@ def gradient(
     images: float32 (B, H, W, C).
     targets: class indices, (B,) or one for all; None for the predicted classes.
     reduction: 'max' of the channels as in the paper, or their 'sum'.
+    output: 'softmax' or 'sigmoid', what makes probabilities of logits; as `explain.tap` takes it.
+    score: what is explained instead of a class; as `explain.tap` takes it.
     query_batch: images a pass.
 
   Returns:
@@ -44,7 +49,7 @@ def gradient(
   Raises:
     UserError: bad images, targets or reduction.
   """
-  point, images, targets = prepare(model, images, targets)
+  point, images, targets = prepare(model, images, targets, output=output, score=score)
   check_reduction(reduction)
   return _maps(point, images, targets, reduction, query_batch)
 
@@ -68,14 +73,15 @@ def target_gradients(
     targets: int (B,), or None for the predicted classes.
 
   Returns:
-    (B, H, W, C).
+    (B, H, W, C), not a number for an image with a logit that is not finite.
   """
 
   def score(x):
     logits = model(x)
-    return jnp.sum(pick(logits, resolve_targets(logits, targets)))
+    return jnp.sum(pick(logits, resolve_targets(logits, targets))), logits
 
-  return jax.grad(score)(images)
+  gradients, logits = jax.grad(score, has_aux=True)(images)
+  return only_finite(gradients, logits)
 
 
 def channels(attributions: jax.Array, reduction: str) -> jax.Array:

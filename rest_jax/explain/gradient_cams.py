@@ -21,6 +21,8 @@ def gradient_cam(
   targets: Any,
   layer: str | None,
   grid: tuple[int, int] | None,
+  output: str | None,
+  score: Callable[[Any], jax.Array] | None,
   query_batch: int,
 ) -> jax.Array:
   """Maps (B, H, W) in [0, 1] of a combination of a layer's map and the gradient there.
@@ -33,12 +35,14 @@ def gradient_cam(
     targets: class indices, (B,) or one for all; None for the predicted classes.
     layer: as `tap` takes it.
     grid: as `tap` takes it.
+    output: as `tap` takes it.
+    score: as `tap` takes it.
     query_batch: images at a time.
 
   Raises:
     UserError: bad images, targets or layer.
   """
-  point, images, targets = prepare(model, images, targets, layer, grid)
+  point, images, targets = prepare(model, images, targets, layer, grid, output=output, score=score)
   return _run(point, images, targets, combine, query_batch)
 
 

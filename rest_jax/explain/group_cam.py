@@ -12,6 +12,7 @@ Images are blurred before the normalisation instead of after it, which is the sa
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -22,8 +23,10 @@ from rest_jax.errors import UserError
 from rest_jax.explain import grouping as grouped
 from rest_jax.explain.common import (
   chunked,
+  gained,
   layer_gradient,
   min_max,
+  peak,
   prepare,
   probability,
   rescale,
@@ -50,6 +53,7 @@ class Settings(NamedTuple):
   source='Zhang et al. 2021',
   queries=lambda shape, options: options['groups'] + 3,
   needs_layer=True,
+  by_gradient=True,
 )
 def group_cam(
   model: Any,
@@ -61,9 +65,11 @@ def group_cam(
   groups: int = 32,
   variant: str = 'paper',
   grouping: str = 'order',
-  percentile: float = 70.0,
+  percentile: float | None = None,
   blur_size: int = 51,
   blur_sigma: float = 50.0,
+  output: str | None = None,
+  score: Callable[[Any], jax.Array] | None = None,
   query_batch: int = 32,
 ) -> jax.Array:
   """Sum of the groups' masks, weighted by what each raises the target's probability by.
@@ -84,9 +90,11 @@ def group_cam(
     variant: 'paper' or 'latest'.
     grouping: 'order', or 'kmeans' and 'agglomerative' by scikit-learn on the weighted channels of
       each image, which runs on the host and therefore not inside jit.
-    percentile: theta, 0 to 100; values not above it become 0 ('paper' only).
+    percentile: theta of variant 'paper', 0 to 100, 70 by default; values not above it become 0.
     blur_size: taps of the Gaussian, odd.
     blur_sigma: its standard deviation in pixels.
+    output: 'softmax' or 'sigmoid', what makes probabilities of logits; as `explain.tap` takes it.
+    score: what is explained instead of a class; as `explain.tap` takes it.
     query_batch: images a forward pass. It bounds the memory, whatever B and G are, and changes
       nothing else.
 
@@ -96,9 +104,12 @@ def group_cam(
   Raises:
     UserError: bad images, targets, layer or options.
   """
-  settings = Settings(groups, variant, percentile, blur_size, blur_sigma, query_batch)
+  if variant == 'latest' and percentile is not None:
+    raise UserError("variant 'latest' cleans no mask; leave percentile out, or take 'paper'")
+  theta = 70.0 if percentile is None else percentile
+  settings = Settings(groups, variant, theta, blur_size, blur_sigma, query_batch)
   _check(settings, grouping)
-  point, images, targets = prepare(model, images, targets, layer, grid)
+  point, images, targets = prepare(model, images, targets, layer, grid, output=output, score=score)
   if grouping == 'order':
     return in_order(point, images, targets, settings)
   weighted, targets = _weighted(point, images, targets, query_batch)
@@ -138,7 +149,8 @@ def _clustered(point: Tap, images, targets, weighted, labels, settings: Settings
 def _weigh(point: Tap, images, targets) -> tuple[jax.Array, jax.Array]:
   """The channels times their weights, (B, h, w, K), and the targets (B,)."""
   seen = layer_gradient(point, images, targets)
-  return jnp.mean(seen.gradients, axis=(1, 2), keepdims=True) * seen.features, seen.targets
+  gradients = seen.gradients / peak(seen.gradients)  # masks do not depend on the scale
+  return jnp.mean(gradients, axis=(1, 2), keepdims=True) * seen.features, seen.targets
 
 
 def _explain(point: Tap, images, targets, weighted, labels, settings: Settings) -> jax.Array:
@@ -146,7 +158,7 @@ def _explain(point: Tap, images, targets, weighted, labels, settings: Settings) 
   if settings.variant == 'paper':
     maps = jnp.where(maps > grouped.percentile(maps, settings.percentile), maps, 0)
   scores = _scores(point, images, targets, maps, settings)
-  alpha = scores[:, :-1] - scores[:, -1:]
+  alpha = gained(scores[:, :-1], scores[:, -1:])
   if settings.variant == 'latest':
     alpha = jax.nn.relu(alpha)
   size = images.shape[1:3]
@@ -177,7 +189,7 @@ def _scores(point: Tap, images, targets, maps, settings: Settings) -> jax.Array:
     image, group = pairs
     mask = min_max(upsample(maps[image, group], images.shape[1:3]))[..., None]
     seen = images[image] * mask + blurred[image] * (1 - mask)
-    return probability(point(seen), targets[image])
+    return probability(point, seen, targets[image])
 
   pairs = jnp.meshgrid(jnp.arange(len(images)), jnp.arange(count), indexing='ij')
   pairs = tuple(axis.ravel() for axis in pairs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,13 +16,17 @@ from rest_jax.explain.registry import register
 from rest_jax.explain.sampling import QUERY_BATCH
 
 
-@register('guided_backprop', queries=2, source='Springenberg et al. 2014, arXiv 1412.6806')
+@register(
+  'guided_backprop', queries=2, source='Springenberg et al. 2014, arXiv 1412.6806', by_gradient=True
+)
 def guided_backprop(
   model: Any,
   images: jax.Array | np.ndarray,
   targets: Any = None,
   *,
   reduction: str = 'max',
+  output: str | None = None,
+  score: Callable[[Any], jax.Array] | None = None,
   query_batch: int = QUERY_BATCH,
 ) -> jax.Array:
   """The gradient, with negative gradients stopped at every ReLU; the largest of the channels.
@@ -35,6 +40,8 @@ def guided_backprop(
     images: float32 (B, H, W, C).
     targets: class indices, (B,) or one for all; None for the predicted classes.
     reduction: 'max' or 'sum' of the channels' absolute values.
+    output: 'softmax' or 'sigmoid', what makes probabilities of logits; as `explain.tap` takes it.
+    score: what is explained instead of a class; as `explain.tap` takes it.
     query_batch: images a pass.
 
   Returns:
@@ -43,7 +50,7 @@ def guided_backprop(
   Raises:
     UserError: bad images, targets or reduction, or a model without ReLU (`guided_relu.guided`).
   """
-  point, images, targets = prepare(model, images, targets)
+  point, images, targets = prepare(model, images, targets, output=output, score=score)
   check_reduction(reduction)
   return _maps(point, images, targets, reduction, query_batch)
 

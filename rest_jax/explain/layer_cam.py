@@ -7,16 +7,18 @@ IEEE Transactions on Image Processing 30 (2021), equations 6 and 7.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from rest_jax.explain.common import peak
 from rest_jax.explain.gradient_cams import gradient_cam
 from rest_jax.explain.registry import register
 
 
-@register('layer_cam', source='Jiang et al. 2021', queries=2, needs_layer=True)
+@register('layer_cam', source='Jiang et al. 2021', queries=2, needs_layer=True, by_gradient=True)
 def layer_cam(
   model: Any,
   images: Any,
@@ -24,6 +26,8 @@ def layer_cam(
   *,
   layer: str | None = None,
   grid: tuple[int, int] | None = None,
+  output: str | None = None,
+  score: Callable[[Any], jax.Array] | None = None,
   query_batch: int = 32,
 ) -> jax.Array:
   """ReLU(sum over k of ReLU(dS/dA_k) A_k), element by element.
@@ -34,6 +38,8 @@ def layer_cam(
     targets: class indices, (B,) or one for all; by default the predicted classes.
     layer: path of the layer whose map A is used; a default by `explain.tap`.
     grid: (rows, columns) of a layer that gives tokens.
+    output: 'softmax' or 'sigmoid', what makes probabilities of logits; as `explain.tap` takes it.
+    score: what is explained instead of a class; as `explain.tap` takes it.
     query_batch: images at a time.
 
   Returns:
@@ -42,8 +48,9 @@ def layer_cam(
   Raises:
     UserError: bad images, targets or layer.
   """
-  return gradient_cam(_combine, model, images, targets, layer, grid, query_batch)
+  return gradient_cam(_combine, model, images, targets, layer, grid, output, score, query_batch)
 
 
 def _combine(features: jax.Array, gradients: jax.Array) -> jax.Array:
-  return jax.nn.relu(jnp.sum(jax.nn.relu(gradients) * features, axis=-1))
+  weights = jax.nn.relu(gradients / peak(gradients))
+  return jax.nn.relu(jnp.sum(weights * features, axis=-1))

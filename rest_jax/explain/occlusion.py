@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,9 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from rest_jax.errors import UserError
-from rest_jax.explain.common import min_max, prepare, probability, resolve_targets
+from rest_jax.explain.common import (
+  gained,
+  pick,
+  prepare,
+  probability,
+  resolve_targets,
+  support,
+)
 from rest_jax.explain.metrics.fills import fill_images
-from rest_jax.explain.registry import register
+from rest_jax.explain.registry import Detail, register
 from rest_jax.explain.sampling import QUERY_BATCH, all_logits, sum_samples
 
 
@@ -38,9 +46,14 @@ def occlusion(
   patch: int | None = None,
   stride: int | None = None,
   fill: str | jax.Array | np.ndarray = 'mean',
+  output: str | None = None,
+  score: Callable[[Any], jax.Array] | None = None,
   query_batch: int = QUERY_BATCH,
-) -> jax.Array:
+) -> Detail:
   """How far the class's probability falls when a patch is covered, averaged over its patches.
+
+  That has a sign: below 0 lies what speaks against the class. The map shows the support, values
+  above 0 over the largest; `explain.explain(...).values` keeps the drops themselves.
 
   Args:
     model: as `tap` takes it: a `Classifier`, or any function of images to logits (B, K).
@@ -51,6 +64,8 @@ def occlusion(
       the border, so that every pixel is covered.
     fill: what covers, see `metrics.fill_images`: the image's mean colour, a grey square as in the
       paper; a number for each channel gives another colour.
+    output: 'softmax' or 'sigmoid', what makes probabilities of logits; as `explain.tap` takes it.
+    score: what is explained instead of a class; as `explain.tap` takes it.
     query_batch: covered images a forward pass; changes memory and speed only.
 
   Returns:
@@ -59,16 +74,17 @@ def occlusion(
   Raises:
     UserError: bad images, targets or options.
   """
-  point, images, targets = prepare(model, images, targets)
+  point, images, targets = prepare(model, images, targets, output=output, score=score)
   size = (images.shape[1], images.shape[2])
   patch, stride = patch_and_stride(size, patch, stride)
   fills = fill_images(point, images, fill)
   logits = all_logits(point, images, query_batch)
-  return _maps(point, images, fills, logits, targets, patch, stride, query_batch)
+  values = _drops(point, images, fills, logits, targets, patch, stride, query_batch)
+  return Detail(support(values), values)
 
 
 @functools.partial(jax.jit, static_argnames=('patch', 'stride', 'query_batch'))
-def _maps(point, images, fills, logits, targets, patch: int, stride: int, query_batch: int):
+def _drops(point, images, fills, logits, targets, patch: int, stride: int, query_batch: int):
   size = (images.shape[1], images.shape[2])
   covers = [_covers(side, patch_starts(side, patch, stride), patch) for side in size]
   rows, columns = (jnp.asarray(c) for c in covers)
@@ -80,17 +96,17 @@ def _maps(point, images, fills, logits, targets, patch: int, stride: int, query_
     planes = rows[y][:, :, None] * columns[x][:, None]
     mask = planes[:, None, :, :, None]
     covered = (1 - mask) * pairs[None, :, 0] + mask * pairs[None, :, 1]
-    scores = point(covered.reshape(-1, *covered.shape[2:]))
-    scores = probability(scores, jnp.tile(labels, len(sample))).reshape(-1, len(pairs))
-    drops = whole[None] - scores
+    covered = covered.reshape(-1, *covered.shape[2:])
+    scores = probability(point, covered, jnp.tile(labels, len(sample)))
+    drops = gained(whole[None], scores.reshape(-1, len(pairs)))
     return jnp.einsum('r,rp,rhw->phw', weights, drops, planes, precision='highest')
 
   pairs = jnp.stack([images, fills], 1)
   targets = resolve_targets(logits, targets)
-  items = (pairs, targets, probability(logits, targets))
+  items = (pairs, targets, pick(point.probabilities(logits), targets))
   total = sum_samples(contribution, items, len(rows) * len(columns), query_batch)
   patches_over = np.outer(covers[0].sum(0), covers[1].sum(0))
-  return min_max(total / jnp.asarray(patches_over)[None])
+  return total / jnp.asarray(patches_over)[None]
 
 
 def patch_and_stride(

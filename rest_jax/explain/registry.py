@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from jax.core import Tracer
 
 from rest_jax.errors import UserError, did_you_mean
 from rest_jax.explain.common import constant_maps, prepare, resolve_targets
 from rest_jax.explain.taps import Tap
 
-Queries = Callable[[tuple[int, ...], dict[str, Any]], int]
+Queries = Callable[[tuple[int, ...], dict[str, Any]], float]
+
+
+class Detail(NamedTuple):
+  """What a method found.
+
+  Attributes:
+    maps: (B, H, W) in [0, 1].
+    values: (B, H, W), the signed values that the maps show the support of; None where there is no
+      sign.
+    delta: (B,), how far attributions are from complete, as `Explanation` has it; or None.
+    steps: int32 (B,), gradients that they took; or None.
+  """
+
+  maps: jax.Array
+  values: jax.Array | None = None
+  delta: jax.Array | None = None
+  steps: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +44,7 @@ class Method:
   Attributes:
     name: as users say it.
     fn: `fn(model, images, targets=None, *, ...) -> maps (B, H, W)` in [0, 1].
+    detail: the same call, which gives a `Detail`.
     needs_layer: it looks at a layer's map, and takes `layer` and `grid`.
     needs_key: it is random, and takes `key`.
     queries: forward passes an image that it costs, a backward pass counting as one, from the
@@ -33,19 +55,21 @@ class Method:
 
   name: str
   fn: Callable[..., jax.Array]
+  detail: Callable[..., Detail]
   needs_layer: bool
   needs_key: bool
   queries: Queries
   source: str
 
   def options(self) -> dict[str, Any]:
-    """Keyword arguments of its own with their defaults, without layer, grid and key."""
+    """Keyword arguments of its own with their defaults, without those that `explain` names."""
     parameters = inspect.signature(self.fn).parameters.values()
     own = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
-    return {p.name: p.default for p in own if p.name not in ('layer', 'grid', 'key')}
+    return {p.name: p.default for p in own if p.name not in _SHARED}
 
 
 METHODS: dict[str, Method] = {}
+_SHARED = ('layer', 'grid', 'key', 'output', 'score')
 
 # As tables list them; methods registered elsewhere follow.
 _ORDER = (
@@ -76,17 +100,56 @@ def register(
   queries: Queries | int,
   needs_layer: bool = False,
   needs_key: bool = False,
-) -> Callable[[Callable[..., jax.Array]], Callable[..., jax.Array]]:
-  """Decorator: makes a method known; arguments as `Method`'s, `queries` may be a number."""
+  by_gradient: bool = False,
+) -> Callable[[Callable[..., jax.Array | Detail]], Callable[..., jax.Array]]:
+  """Decorator: makes a method known, and looks at what it gives.
+
+  Maps that are not numbers are a `UserError`; empty ones whose gradient is 0, and attributions
+  that are not complete, are a warning. Under jit neither can be looked at.
+
+  Args:
+    name: as `Method` has it.
+    source: as `Method` has it.
+    queries: as `Method` has it, or a number.
+    needs_layer: as `Method` has it.
+    needs_key: as `Method` has it.
+    by_gradient: whether a gradient of 0 leaves the map empty.
+
+  Returns:
+    A decorator of functions that give maps or a `Detail`; the function it makes gives maps.
+  """
   count = queries if callable(queries) else lambda shape, options: queries
 
   def add(fn):
     if name in METHODS:
       raise ValueError(f'two methods are called {name!r}')
-    METHODS[name] = Method(name, fn, needs_layer, needs_key, count, source)
-    return fn
+
+    @functools.wraps(fn)
+    def detail(model, images, targets=None, **options):
+      found = fn(model, images, targets, **options)
+      found = found if isinstance(found, Detail) else Detail(found)
+      _look_at(METHODS[name], by_gradient, found, model, images, targets, options)
+      return found
+
+    @functools.wraps(fn)
+    def maps(model, images, targets=None, **options):
+      return detail(model, images, targets, **options).maps
+
+    METHODS[name] = Method(name, maps, detail, needs_layer, needs_key, count, source)
+    return maps
 
   return add
+
+
+def _look_at(method, by_gradient: bool, found: Detail, model, images, targets, options) -> None:
+  from rest_jax.explain import checking  # it imports methods, which are registered here
+
+  checking.check_finite(method.name, found.maps, model, images, options)
+  checking.warn_if_incomplete(method.name, found.delta, found.steps)
+  if by_gradient:
+    checking.warn_if_empty(
+      method.name, method.needs_layer, found.maps, model, images, targets, options
+    )
 
 
 def list_methods() -> list[str]:
@@ -108,8 +171,13 @@ class Explanation(NamedTuple):
     maps: (B, H, W) in [0, 1].
     constant: (B,) bool, the maps that are constant, and therefore all zero.
     targets: int32 (B,), the class that each map explains.
-    logits: (B, K).
-    queries: forward passes that one image cost.
+    logits: (B, K); (B, 1), the scores, where a score of one's own is explained.
+    queries: forward passes that one image cost, the mean over images where they differ.
+    values: (B, H, W), the signed values of which the maps show the support: occlusion's drops,
+      RISE's gains, integrated gradients; below 0 lies what speaks against the class. None for
+      methods without a sign.
+    delta: (B,), for integrated gradients: |sum of the attributions - (score of the image - score
+      of the baseline)| over the size of that difference; None for others.
   """
 
   maps: jax.Array
@@ -117,6 +185,8 @@ class Explanation(NamedTuple):
   targets: jax.Array
   logits: jax.Array
   queries: int
+  values: jax.Array | None = None
+  delta: jax.Array | None = None
 
 
 def explain(
@@ -128,6 +198,8 @@ def explain(
   layer: str | None = None,
   grid: tuple[int, int] | None = None,
   key: jax.Array | None = None,
+  output: str | None = None,
+  score: Callable[[Any], jax.Array] | None = None,
   **options: Any,
 ) -> Explanation:
   """Runs a method by name.
@@ -137,23 +209,30 @@ def explain(
     images: floats (B, H, W, C) in [0, 1].
     method: one of `list_methods()`.
     targets: class indices, (B,) or one for all; by default the predicted classes.
-    layer: path of a module, for methods that look at one; others ignore it.
-    grid: (rows, columns) of a layer that gives tokens.
-    key: `jax.random.key`, for random methods; `jax.random.key(0)` by default.
+    layer: path of a module, for methods that look at one.
+    grid: (rows, columns) of a layer that gives tokens, for the same methods.
+    key: `jax.random.key`, the source of all chance (methods without chance draw nothing from
+      it); `jax.random.key(0)` by default.
+    output: 'softmax' or 'sigmoid', what makes probabilities of logits; as `tap` takes it.
+    score: what is explained instead of a class; as `tap` takes it.
     **options: the method's own.
 
   Returns:
     Maps and what belongs to them.
 
   Raises:
-    UserError: an unknown method or option, or what the method cannot explain.
+    UserError: an unknown method or option, a layer for a method that looks at none, logits or
+      gradients that are not finite, or what else the method cannot explain.
   """
   chosen = get_method(method)
   unknown = [name for name in options if name not in chosen.options()]
   if unknown:
     known = ', '.join(chosen.options())
     raise UserError(f'{method} has no option {unknown[0]!r}; it has {known}')
-  point, images, targets = prepare(model, images, targets, layer, grid)
+  if not chosen.needs_layer and (layer is not None or grid is not None):
+    given = 'layer' if layer is not None else 'grid'
+    raise UserError(f'{method} looks at no layer; leave {given} out')
+  point, images, targets = prepare(model, images, targets, layer, grid, output=output, score=score)
   logits = _logits(point, images)
   classes = resolve_targets(logits, targets)
   arguments = dict(options)
@@ -161,17 +240,21 @@ def explain(
     arguments |= {'layer': layer, 'grid': grid}
   if chosen.needs_key:
     arguments['key'] = jax.random.key(0) if key is None else key
-  maps = chosen.fn(point, images, classes, **arguments)
-  return Explanation(
-    maps, constant_maps(maps), classes, logits, _queries(chosen, point, images, options)
-  )
+  found = chosen.detail(point, images, classes, **arguments)
+  queries = _queries(chosen, point, images, options, found.steps)
+  constant = constant_maps(found.maps)
+  return Explanation(found.maps, constant, classes, logits, queries, found.values, found.delta)
 
 
-def _queries(method: Method, point: Tap, images: jax.Array, options: dict[str, Any]) -> int:
+def _queries(
+  method: Method, point: Tap, images: jax.Array, options: dict[str, Any], steps: Any
+) -> int:
   filled = method.options() | options
+  if steps is not None and not isinstance(steps, Tracer):
+    filled['steps'] = float(np.mean(np.asarray(steps)))
   if method.needs_layer:
     filled['channels'] = point.feature_shape(images)[-1]
-  return method.queries(tuple(images.shape[1:]), filled)
+  return math.ceil(method.queries(tuple(images.shape[1:]), filled))
 
 
 _logits = jax.jit(lambda point, images: point(images))

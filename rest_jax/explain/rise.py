@@ -8,6 +8,7 @@ scikit-image, which mirrors half a cell at the border where ours repeats the bor
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from rest_jax.errors import UserError
-from rest_jax.explain.common import min_max, prepare, probability
+from rest_jax.explain.common import gained, prepare, probability, support
 from rest_jax.explain.metrics.fills import fill_images
-from rest_jax.explain.registry import register
+from rest_jax.explain.registry import Detail, register
 from rest_jax.explain.sampling import QUERY_BATCH, known_targets, sum_samples
 
 MASKS, CELLS, VISIBLE = 4000, 7, 0.5  # section 4.1; the paper takes 8000 for ResNet-50
@@ -40,9 +41,17 @@ def rise(
   cells: int = CELLS,
   visible: float = VISIBLE,
   fill: str | jax.Array | np.ndarray = 'zero',
+  output: str | None = None,
+  score: Callable[[Any], jax.Array] | None = None,
   query_batch: int = QUERY_BATCH,
-) -> jax.Array:
-  """The masks' mean, weighted by the class's probability on the masked image (equation 6).
+) -> Detail:
+  """How much more probable the class is where a pixel is seen (equations 4 and 6).
+
+  Equation 6, the masks' mean weighted by the probabilities p_i of the masked images, estimates
+  E[p | the pixel is seen]. Here it is taken of p_i - mean(p), which estimates that expectation
+  less E[p], and is 0 for a pixel that has no effect, whatever the masks drawn: below 0 lies what
+  speaks against the class. The map shows the support, values above 0 over the largest;
+  `explain.explain(...).values` keeps the signed values.
 
   Args:
     model: as `tap` takes it: a `Classifier`, or any function of images to logits (B, K).
@@ -53,6 +62,8 @@ def rise(
     cells: of the grid, a side.
     visible: probability of a cell to be seen, in (0, 1].
     fill: what is seen where a mask is 0, see `metrics.fill_images`; the paper's zero by default.
+    output: 'softmax' or 'sigmoid', what makes probabilities of logits; as `explain.tap` takes it.
+    score: what is explained instead of a class; as `explain.tap` takes it.
     query_batch: masked images a forward pass; changes memory and speed only.
 
   Returns:
@@ -61,7 +72,7 @@ def rise(
   Raises:
     UserError: bad images, targets or options.
   """
-  point, images, targets = prepare(model, images, targets)
+  point, images, targets = prepare(model, images, targets, output=output, score=score)
   if masks < 1 or cells < 1 or not 0 < visible <= 1:
     raise UserError(
       'RISE takes masks and cells of 1 or more and visible in (0, 1], '
@@ -70,24 +81,31 @@ def rise(
   key = jax.random.key(0) if key is None else key
   fills = fill_images(point, images, fill)
   targets = known_targets(point, images, targets, query_batch)
-  return _maps(point, images, fills, targets, key, visible, masks, cells, query_batch)
+  values = _values(point, images, fills, targets, key, visible, masks, cells, query_batch)
+  return Detail(support(values), values)
 
 
 @functools.partial(jax.jit, static_argnames=('masks', 'cells', 'query_batch'))
-def _maps(point, images, fills, targets, key, visible, masks, cells, query_batch):
+def _values(point, images, fills, targets, key, visible, masks, cells, query_batch):
   def contribution(items, sample, weights):
     pairs, labels = items
     count, size = len(pairs), pairs.shape[2:4]
     planes = random_masks(key, sample, size, cells, visible)
     mask = planes[:, None, :, :, None]
     seen = mask * pairs[None, :, 0] + (1 - mask) * pairs[None, :, 1]
-    logits = point(seen.reshape(-1, *seen.shape[2:]))
-    scores = probability(logits, jnp.tile(labels, len(sample))).reshape(-1, count)
-    return jnp.einsum('r,rp,rhw->phw', weights, scores, planes, precision='highest')
+    seen = seen.reshape(-1, *seen.shape[2:])
+    scores = probability(point, seen, jnp.tile(labels, len(sample))).reshape(-1, count)
+    scores = weights[:, None] * scores
+    weighted = jnp.einsum('rp,rhw->phw', scores, planes, precision='highest')
+    plane = jnp.einsum('r,rhw->hw', weights, planes, precision='highest')
+    plane = jnp.broadcast_to(plane[None], weighted.shape)
+    return weighted, plane, scores.sum(0), jnp.abs(scores).sum(0)
 
   pairs = jnp.stack([images, fills], 1)
-  total = sum_samples(contribution, (pairs, targets), masks, query_batch)
-  return min_max(total / (masks * visible))
+  sums = sum_samples(contribution, (pairs, targets), masks, query_batch)
+  weighted, planes, total, sizes = sums
+  mean, size = (x[:, None, None] / masks * planes for x in (total, sizes))
+  return gained(weighted, mean, size) / (masks * visible)
 
 
 @functools.partial(jax.jit, static_argnames=('size', 'cells'))

@@ -1,22 +1,26 @@
 """Score-CAM.
 
 Paper: Wang et al., "Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural
-Networks", CVPR Workshops 2020, arXiv 1910.01279, definitions 3 and 4.
-As in the code beside Group-CAM (github.com/wofmanaf/Group-CAM): a channel's weight is the target's
-probability behind its mask, without a baseline and without a softmax over channels.
+Networks", CVPR Workshops 2020, arXiv 1910.01279, definitions 2 to 4.
+Variant 'code' is what the code beside Group-CAM (github.com/wofmanaf/Group-CAM) has: a channel's
+weight is the target's probability behind its mask, without that of the baseline.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from rest_jax.errors import UserError
 from rest_jax.explain.common import (
   chunked,
+  gained,
   min_max,
+  only_finite,
   prepare,
   probability,
   resolve_targets,
@@ -30,7 +34,7 @@ from rest_jax.explain.taps import Tap
 @register(
   'score_cam',
   source='Wang et al. 2020',
-  queries=lambda shape, options: options['channels'] + 1,
+  queries=lambda shape, options: options['channels'] + 1 + (options['variant'] == 'paper'),
   needs_layer=True,
 )
 def score_cam(
@@ -40,12 +44,16 @@ def score_cam(
   *,
   layer: str | None = None,
   grid: tuple[int, int] | None = None,
+  variant: str = 'paper',
+  output: str | None = None,
+  score: Callable[[Any], jax.Array] | None = None,
   query_batch: int = 32,
 ) -> jax.Array:
-  """ReLU(sum over k of p_k A_k), p_k the probability of the image seen through channel k.
+  """ReLU(sum over k of w_k A_k), w_k by how much channel k raises the target's probability.
 
-  What a mask hides is 0 for the network: a classifier's mean colour, and the value 0 for any other
-  function. Constant channels are skipped. One forward pass a channel.
+  That is the probability of the image seen through the channel less that of the baseline, of
+  which nothing is seen. What a mask hides is 0 for the network: a classifier's mean colour, and
+  the value 0 for any other function. Constant channels are skipped. One forward pass a channel.
 
   Args:
     model: as `explain.tap` takes it.
@@ -53,6 +61,9 @@ def score_cam(
     targets: class indices, (B,) or one for all; by default the predicted classes.
     layer: path of the layer whose map A is used; a default by `explain.tap`.
     grid: (rows, columns) of a layer that gives tokens.
+    output: 'softmax' or 'sigmoid', what makes probabilities of logits; as `explain.tap` takes it.
+    score: what is explained instead of a class; as `explain.tap` takes it.
+    variant: 'paper', or 'code', where w_k is the probability itself.
     query_batch: images a forward pass. It bounds the memory, whatever K and B are.
 
   Returns:
@@ -61,18 +72,21 @@ def score_cam(
   Raises:
     UserError: bad images, targets or layer.
   """
-  point, images, targets = prepare(model, images, targets, layer, grid)
-  return _run(point, images, targets, query_batch)
+  point, images, targets = prepare(model, images, targets, layer, grid, output=output, score=score)
+  if variant not in ('paper', 'code'):
+    raise UserError(f"variant is 'paper' or 'code', not {variant!r}")
+  return _run(point, images, targets, variant, query_batch)
 
 
-@functools.partial(jax.jit, static_argnames='query_batch')
-def _run(point: Tap, images, targets, query_batch: int) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=('variant', 'query_batch'))
+def _run(point: Tap, images, targets, variant: str, query_batch: int) -> jax.Array:
   size = images.shape[1:3]
 
   def look(item):
     chunk, classes = item
     logits, features = point.perturbed(chunk)
-    return jnp.moveaxis(features, -1, 1), resolve_targets(logits, classes)
+    maps = only_finite(jnp.moveaxis(features, -1, 1), logits)
+    return maps, resolve_targets(logits, classes)
 
   maps, targets = chunked(look, (images, targets), query_batch)
   hidden = jnp.asarray(point.mean or 0.0, jnp.float32) + jnp.zeros(images.shape[-1:])
@@ -82,11 +96,17 @@ def _run(point: Tap, images, targets, query_batch: int) -> jax.Array:
     up = upsample(maps[image, channel], size)
     mask = min_max(up)[..., None]
     seen = images[image] * mask + hidden[None, None, None] * (1 - mask)
-    return jnp.where(span(up).varied[:, 0, 0], probability(point(seen), targets[image]), 0)
+    varied = span(up).varied[:, 0, 0]
+    return probability(point, seen, targets[image]), varied
 
   pairs = jnp.meshgrid(jnp.arange(len(images)), jnp.arange(maps.shape[1]), indexing='ij')
-  weights = chunked(query, tuple(axis.ravel() for axis in pairs), query_batch)
-  weights = weights.reshape(maps.shape[:2])
+  found = chunked(query, tuple(axis.ravel() for axis in pairs), query_batch)
+  weights, varied = (x.reshape(maps.shape[:2]) for x in found)
+  if variant == 'paper':
+    baseline = jnp.broadcast_to(hidden[None, None, None], images.shape)
+    ask = lambda item: probability(point, *item)  # noqa: E731
+    weights = gained(weights, chunked(ask, (baseline, targets), query_batch)[:, None])
+  weights = jnp.where(varied, weights, 0)
   # Bringing to size is linear, so the sum comes first.
   total = jnp.einsum('bk,bkhw->bhw', weights, maps, precision='highest')
   return min_max(jax.nn.relu(upsample(total, size)))

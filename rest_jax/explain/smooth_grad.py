@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rest_jax.errors import UserError
-from rest_jax.explain.common import min_max, prepare
+from rest_jax.explain.common import chunked, min_max, peak, prepare
 from rest_jax.explain.gradient import channels, check_reduction, target_gradients
 from rest_jax.explain.registry import register
 from rest_jax.explain.sampling import QUERY_BATCH, cross, known_targets, sum_samples
@@ -22,8 +23,9 @@ SAMPLES, NOISE = 32, 0.15
   'smooth_grad',
   needs_layer=False,
   needs_key=True,
-  queries=lambda image_shape, options: 1 + 2 * options.get('samples', SAMPLES),
+  queries=lambda image_shape, options: 1 + 2 * (options['samples'] + options['squared']),
   source='Smilkov et al. 2017, arXiv 1706.03825',
+  by_gradient=True,
 )
 def smooth_grad(
   model: Any,
@@ -35,6 +37,8 @@ def smooth_grad(
   noise: float = NOISE,
   squared: bool = False,
   reduction: str = 'max',
+  output: str | None = None,
+  score: Callable[[Any], jax.Array] | None = None,
   query_batch: int = QUERY_BATCH,
 ) -> jax.Array:
   """The mean gradient of noisy copies of the image.
@@ -49,6 +53,8 @@ def smooth_grad(
     noise: deviation of the noise over the image's range (its largest less its least value).
     squared: the mean of squared gradients instead (SmoothGrad Squared, Hooker et al. 2019).
     reduction: 'max' or 'sum' of the channels' absolute values.
+    output: 'softmax' or 'sigmoid', what makes probabilities of logits; as `explain.tap` takes it.
+    score: what is explained instead of a class; as `explain.tap` takes it.
     query_batch: noisy copies a pass; changes memory and speed only.
 
   Returns:
@@ -57,7 +63,7 @@ def smooth_grad(
   Raises:
     UserError: bad images, targets or options.
   """
-  point, images, targets = prepare(model, images, targets)
+  point, images, targets = prepare(model, images, targets, output=output, score=score)
   check_reduction(reduction)
   check_samples(samples, noise)
   key = jax.random.key(0) if key is None else key
@@ -67,16 +73,19 @@ def smooth_grad(
 
 @functools.partial(jax.jit, static_argnames=('samples', 'squared', 'reduction', 'query_batch'))
 def _maps(point, images, targets, key, noise, samples, squared, reduction, query_batch):
+  # Squares would leave the range of float32; the scale cancels in the end.
+  ask = lambda item: peak(target_gradients(point, *item))  # noqa: E731
+  unit = chunked(ask, (images, targets), query_batch) if squared else jnp.ones(len(images))
+
   def contribution(items, sample, weights):
-    x, labels = items
+    x, labels, unit = items
     copies = cross(draws(key, sample, x.shape[1:]), x, lambda z, x: x + noise * spread(x) * z)
     gradients = target_gradients(point, copies, jnp.tile(labels, len(sample)))
-    gradients = gradients**2 if squared else gradients
-    return jnp.einsum(
-      'r,rpijc->pijc', weights, gradients.reshape(len(sample), *x.shape), precision='highest'
-    )
+    gradients = gradients.reshape(len(sample), *x.shape)
+    gradients = (gradients / unit[None]) ** 2 if squared else gradients
+    return jnp.einsum('r,rpijc->pijc', weights, gradients, precision='highest')
 
-  total = sum_samples(contribution, (images, targets), samples, query_batch)
+  total = sum_samples(contribution, (images, targets, unit), samples, query_batch)
   return min_max(channels(total / samples, reduction))
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +15,9 @@ from jax.extend.core import get_opaque_trace_state
 from jax.tree_util import Partial
 
 from rest_jax.errors import UserError, did_you_mean
+from rest_jax.explain.outputs import describe, find_plane
+
+_NORM = re.compile(r'(norm[^/]*|(^|[/_])ln(_?\d+)?(_[^/]*)?)$')
 
 # Below this a map is a handful of numbers: the published maps are 7 x 7 and 14 x 14.
 MIN_GRID = 7
@@ -24,17 +28,34 @@ class Survey:
   """What one pass of a model showed.
 
   Attributes:
-    layers: output shape of every module that gives one array, in the order in which they end
-      (for the last of several calls).
+    layers: output shape of every module that gives one array, or several with one map among them
+      (`outputs.find_plane`), in the order in which they end (for the last of several calls).
     calls: how often each of them is called.
     hidden: modules inside a transformation of the model's own (jit, remat, scan, vmap).
-    logits: shape of the model's result.
+    unclear: what the modules give that give several arrays and not one map.
+    norms: those of `layers` that normalise, by their class or name.
+    tree: of what the model returns.
+    leaves: of the same, shapes in the place of arrays.
   """
 
   layers: dict[str, tuple[int, ...]]
   calls: dict[str, int]
   hidden: frozenset[str]
-  logits: tuple[int, ...]
+  unclear: dict[str, str]
+  norms: frozenset[str]
+  tree: Any
+  leaves: tuple[Any, ...]
+
+  def columns(self, read: Callable[[Any], jax.Array]) -> int:
+    """How many columns a function makes of what the model returns; nothing is computed."""
+    arrays = [leaf for leaf in self.leaves if isinstance(leaf, jax.ShapeDtypeStruct)]
+    return jax.eval_shape(lambda *x: read(self._returned(x)), *arrays).shape[1]
+
+  def _returned(self, arrays: Sequence[jax.Array]) -> Any:
+    rest = iter(arrays)
+    is_shape = [isinstance(leaf, jax.ShapeDtypeStruct) for leaf in self.leaves]
+    filled = [next(rest) if is_ else x for is_, x in zip(is_shape, self.leaves, strict=True)]
+    return jax.tree.unflatten(self.tree, filled)
 
 
 def path_of(context: nn.module.InterceptorContext) -> str | None:
@@ -66,40 +87,52 @@ class _Watch:
     self.outputs: dict[str, tuple[int, ...]] = {}
     self.calls: dict[str, int] = {}
     self.hidden: set[str] = set()
+    self.unclear: dict[str, str] = {}
+    self.norms: set[str] = set()
     self.state = get_opaque_trace_state()
 
   def __call__(self, next_fun, args, kwargs, context):
     out = next_fun(*args, **kwargs)
     path = path_of(context)
-    if path is None or not isinstance(out, jax.Array):
+    plane = None if path is None else find_plane(out)
+    if path is None or not isinstance(plane, jax.Array):
+      if path is not None and len(jax.tree.leaves(out)) > 1:
+        self.unclear[path] = describe(out)
       return out
     if get_opaque_trace_state() != self.state:
       self.hidden.add(path)
       return out
     self.outputs.pop(path, None)  # so that the order is that of the last calls
-    self.outputs[path] = tuple(out.shape)
+    self.outputs[path] = tuple(plane.shape)
     self.calls[path] = self.calls.get(path, 0) + 1
+    if 'norm' in type(context.module).__name__.lower() or _NORM.search(path.lower()):
+      self.norms.add(path)
     return out
 
 
 @functools.lru_cache(maxsize=64)
 def _survey(tree: Any, shapes: tuple[Any, ...], image_shape: tuple[int, ...]) -> Survey:
-  watches = []
+  watches, returned = [], []
 
   def run(leaves, images):
     watches.append(_Watch())
     with nn.intercept_methods(watches[-1]):
-      return jax.tree.unflatten(tree, leaves)(images)
+      out = jax.tree.unflatten(tree, leaves)(images)
+    flat, of_out = jax.tree.flatten(out)
+    # A name or a number among the outputs is no result of a traced function.
+    returned.append((of_out, [None if isinstance(leaf, jax.Array) else leaf for leaf in flat]))
+    return [leaf for leaf in flat if isinstance(leaf, jax.Array)]
 
   structs = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in shapes]
   result = jax.eval_shape(run, structs, jax.ShapeDtypeStruct(image_shape, jnp.float32))
-  if not hasattr(result, 'shape'):
-    raise UserError(f'a model gives one array of logits (B, K), not {type(result).__name__}')
-  logits = tuple(result.shape)
-  if len(logits) != 2 or logits[0] != image_shape[0]:
-    raise UserError(f'a model gives logits ({image_shape[0]}, K), got an array of shape {logits}')
   seen = watches[-1]
-  return Survey(seen.outputs, seen.calls, frozenset(seen.hidden - set(seen.outputs)), logits)
+  hidden = frozenset(seen.hidden - set(seen.outputs))
+  unclear = {name: what for name, what in seen.unclear.items() if name not in seen.outputs}
+  of_out, leaves = returned[-1]
+  arrays = iter(result)
+  leaves = tuple(next(arrays) if leaf is None else leaf for leaf in leaves)
+  norms = frozenset(seen.norms)
+  return Survey(seen.outputs, seen.calls, hidden, unclear, norms, of_out, leaves)
 
 
 def check_layer(name: str, seen: Survey) -> None:
@@ -111,6 +144,11 @@ def check_layer(name: str, seen: Survey) -> None:
       f'layer {name!r} runs inside jit, remat, scan or vmap of the model itself, where it cannot '
       'be tapped; tap the module around it, or build the model without that transformation'
     )
+  if name in seen.unclear:
+    raise UserError(
+      f'layer {name!r} gives {seen.unclear[name]}, not one map; tap a module inside it, or give '
+      'the model as a pair (features_fn, head_fn)'
+    )
   if not seen.layers:
     raise UserError(
       'no Linen module was seen running in this model (one that is jitted inside is not seen); '
@@ -121,18 +159,26 @@ def check_layer(name: str, seen: Survey) -> None:
 
 
 def default_layer(
-  seen: Survey, image_shape: tuple[int, ...], is_plane: Callable[[tuple[int, ...]], bool] | None
+  seen: Survey,
+  image_shape: tuple[int, ...],
+  grid_of: Callable[[tuple[int, ...]], tuple[int, int] | None],
+  given: bool = False,
 ) -> str:
   """The layer to explain when none is named.
 
   Of the modules made of modules (stages, blocks; single layers where there are none), those whose
   map is smaller than the image: the smallest map of 7 x 7 or more, or the largest one where all
-  are smaller; among equals the outermost module, and of these the last one.
+  are smaller; among equals the outermost module, and of these the last one. Of a model that works
+  on tokens, the outermost last module made of modules; where class or register tokens go before
+  those of the image, what the last block works on (`_before_the_last_block`).
 
   Args:
     seen: what the model ran.
     image_shape: (B, H, W, C).
-    is_plane: whether tokens of a shape (B, N, C) lie on the grid given; None without one.
+    grid_of: the plane (rows, columns) on which tokens of a shape (B, N, C) lie, None where it is
+      not known.
+    given: whether that plane is the user's word: then the model is taken to work on tokens;
+      otherwise where its last module made of modules gives tokens.
 
   Returns:
     Its path.
@@ -142,20 +188,56 @@ def default_layer(
   """
   layers = _planes(seen.layers)
   tokens = {n: s for n, s in seen.layers.items() if len(s) == 3}
-  if is_plane is not None:
-    tokens = {n: s for n, s in tokens.items() if is_plane(s)}
-    composite = {n: s for n, s in tokens.items() if _is_composite(n, seen)}
-    if tokens:
-      return _outermost_last(composite or tokens)
-  elif tokens and not any(_is_composite(n, seen) for n in layers):
+  on_grid = {n: s for n, s in tokens.items() if grid_of(s)}
+  last_map, last_tokens = (_last_composite(pool, seen) for pool in (layers, on_grid or tokens))
+  if not given and last_tokens <= last_map:
+    on_grid = {} if last_map >= 0 else on_grid
+  elif tokens and not on_grid:
     raise UserError(
       'this model works on tokens (B, N, C): say layer=... and grid=(rows, columns); '
-      f'its layers: {", ".join(_some(tokens))}'
+      f'its layers: {_some(tokens)}'
     )
+  if on_grid:
+    return _of_tokens(on_grid, seen, grid_of)
   if not layers:
     check_layer('', seen)  # nothing ran, or
     raise UserError(f'no layer gives a map (B, h, w, C); there are: {_some(seen.layers)}')
   return _by_grid(layers, seen, image_shape)
+
+
+def _of_tokens(tokens, seen: Survey, grid_of) -> str:
+  composite = {n: s for n, s in tokens.items() if _is_composite(n, seen)}
+  last = _outermost_last(composite or tokens)
+  rows, columns = grid_of(tokens[last])
+  if tokens[last][1] == rows * columns:
+    return last
+  return _before_the_last_block(tokens, seen) or last
+
+
+def _before_the_last_block(tokens, seen: Survey) -> str | None:
+  """Where the image's tokens still reach the class token: what enters the last block's attention.
+
+  After the last block a head that reads the class token has no gradient at the others. The last
+  block's first norm is before its attention where it is the first that the block runs; where the
+  norm comes after, the block before is taken.
+  """
+  blocks = [n for n in tokens if any(_parent(m) == n for m in seen.norms)]
+  blocks = [n for n in blocks if not any(other.startswith(n + '/') for other in blocks)]
+  if not blocks:
+    return None
+  inside = [n for n in seen.layers if n.startswith(blocks[-1] + '/')]
+  if inside[0] in seen.norms and inside[0] in tokens:
+    return inside[0]
+  return blocks[-2] if len(blocks) > 1 else None
+
+
+def _last_composite(pool, seen: Survey) -> int:
+  order = list(seen.layers)
+  return max((order.index(n) for n in pool if _is_composite(n, seen)), default=-1)
+
+
+def _parent(path: str) -> str:
+  return path.rpartition('/')[0]
 
 
 def _by_grid(layers, seen: Survey, image_shape: tuple[int, ...]) -> str:

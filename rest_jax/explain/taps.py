@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,6 +22,15 @@ from jax.tree_util import Partial
 from rest_jax.callables import as_function
 from rest_jax.errors import UserError
 from rest_jax.explain import survey as surveys
+from rest_jax.explain.outputs import (
+  as_logits,
+  as_scores,
+  check_output,
+  describe,
+  find_plane,
+  probabilities,
+  replace_plane,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,29 +39,43 @@ class Tap:
 
   Maps are float32 (B, h, w, K) whatever the model computes in. Tokens (B, N, K) are laid out as
   the rows of `grid`; where N is larger than it holds, the first ones (class and register tokens)
-  are no part of the map and flow on as they are.
+  are no part of the map and flow on as they are. Without `grid` the plane is inferred
+  (`infer_grid`). A layer that gives several arrays is tapped at the one that is a map.
 
   A module that is called several times is tapped at its last call, as a PyTorch hook leaves it.
 
   Attributes:
     function: images -> logits, or images -> features of a pair; its weights are data.
     head: features -> logits of a pair.
+    score: outputs -> one number an image, what is explained instead of a class; None for classes.
     layer: path of the module; None for the default (`resolve` tells which).
-    grid: (rows, columns) of a layer that gives tokens.
+    grid: (rows, columns) of a layer that gives tokens; None: inferred.
+    output: 'softmax' or 'sigmoid', what makes probabilities of logits; None: the sigmoid of one
+      logit, the softmax of several.
     mean: mean colour of the classifier's normalisation, the value that it sees as 0; None where
       the model does not tell.
   """
 
   function: Partial
   head: Partial | None = None
+  score: Partial | None = None
   layer: str | None = None
   grid: tuple[int, int] | None = None
+  output: str | None = None
   mean: tuple[float, ...] | None = None
 
   def __call__(self, images: jax.Array) -> jax.Array:
-    """Logits, float32 (B, K)."""
+    """Logits, float32 (B, K); with a score of one's own that, (B, 1)."""
     out = self.function(images)
-    return _as_logits(out if self.head is None else self.head(out), images.shape[0])
+    return self._read(out if self.head is None else self.head(out), images.shape[0])
+
+  def probabilities(self, logits: jax.Array) -> jax.Array:
+    """What `__call__` gave (B, K), as probabilities; a score of one's own as it is.
+
+    Not a number in the whole row where one of its logits is not finite.
+    """
+    made = logits if self.score is not None else probabilities(logits, self.output)
+    return jnp.where(jnp.isfinite(logits).all(-1, keepdims=True), made, jnp.nan)
 
   def features(self, images: jax.Array) -> jax.Array:
     """The layer's map, float32 (B, h, w, K); arguments and errors as `perturbed`."""
@@ -75,8 +99,9 @@ class Tap:
     """
     if self.head is not None:
       features = self.function(images)
-      plane = self._plane(features)
-      return _as_logits(self.head(self._add(features, delta)), images.shape[0]), plane
+      plane = self._plane(features, images.shape)
+      changed = self._add(features, delta, images.shape)
+      return self._read(self.head(changed), images.shape[0]), plane
     path = self.resolve(images.shape)
     last = surveys.survey(self.function, images.shape).calls[path]
     seen = []
@@ -86,11 +111,11 @@ class Tap:
       if surveys.path_of(context) != path:
         return out
       seen.append(out)
-      return self._add(out, delta) if len(seen) == last else out
+      return self._add(out, delta, images.shape) if len(seen) == last else out
 
     with nn.intercept_methods(watch):
       logits = self.function(images)
-    return _as_logits(logits, images.shape[0]), self._plane(seen[-1])
+    return self._read(logits, images.shape[0]), self._plane(seen[-1], images.shape)
 
   def resolve(self, image_shape: tuple[int, ...]) -> str:
     """Name of the layer for images (B, H, W, C): the one asked for, or the default.
@@ -102,7 +127,8 @@ class Tap:
       return 'features'
     seen = surveys.survey(self.function, image_shape)
     if self.layer is None:
-      return surveys.default_layer(seen, image_shape, self.grid and self._holds)
+      grid_of = lambda shape: self._grid(shape, image_shape)  # noqa: E731
+      return surveys.default_layer(seen, image_shape, grid_of, self.grid is not None)
     surveys.check_layer(self.layer, seen)
     return self.layer
 
@@ -112,53 +138,115 @@ class Tap:
     if self.head is None:
       native = surveys.survey(self.function, shape).layers[self.resolve(shape)]
     else:
-      native = jax.eval_shape(self.function, jax.ShapeDtypeStruct(shape, jnp.float32)).shape
-    return self._plane_shape(tuple(native))
+      out = jax.eval_shape(self.function, jax.ShapeDtypeStruct(shape, jnp.float32))
+      native = self._array(out).shape
+    return self._plane_shape(tuple(native), shape)
 
   def num_classes(self, image_shape: tuple[int, ...]) -> int:
-    """Number of logits for images (B, H, W, C)."""
+    """Number of logits for images (B, H, W, C); 1 with a score of one's own."""
     images = jax.ShapeDtypeStruct(tuple(image_shape), jnp.float32)
-    if self.head is None:
-      return surveys.survey(self.function, images.shape).logits[1]
-    return jax.eval_shape(self, images).shape[1]
+    if self.head is not None:
+      return jax.eval_shape(self, images).shape[1]
+    seen = surveys.survey(self.function, images.shape)
+    return seen.columns(lambda out: self._read(out, images.shape[0]))
 
-  def _holds(self, shape: tuple[int, ...]) -> bool:
-    return self.grid is not None and shape[1] >= math.prod(self.grid)
+  def _read(self, out: Any, batch: int) -> jax.Array:
+    return as_logits(out, batch) if self.score is None else as_scores(self.score, out, batch)
 
-  def _plane_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
+  def _grid(self, shape: tuple[int, ...], image_shape: tuple[int, ...]) -> tuple[int, int] | None:
+    if self.grid is None:
+      return infer_grid(shape[1], (image_shape[1], image_shape[2]))
+    return self.grid if shape[1] >= math.prod(self.grid) else None
+
+  def _array(self, out: Any) -> Any:
+    plane = find_plane(out)
+    if plane is None:
+      raise UserError(
+        f'{self.layer or "the layer"} gives {describe(out)}, not one map (B, h, w, C); '
+        'name a layer, or write features_fn, so that it gives one'
+      )
+    return plane
+
+  def _plane_shape(
+    self, shape: tuple[int, ...], image_shape: tuple[int, ...]
+  ) -> tuple[int, int, int, int]:
     if len(shape) == 4:
       return shape  # pyright: ignore[reportReturnType]
     what = f'{self.layer or "the layer"} gives {shape}'
     if len(shape) != 3:
       raise UserError(f'{what}, which is no map (B, h, w, C); explain.list_layers names those')
-    if self.grid is None:
+    grid = self._grid(shape, image_shape)
+    if grid is None and self.grid is None:
       raise UserError(f'{what}, tokens without a plane; say grid=(rows, columns)')
-    if not self._holds(shape):
+    if grid is None:
       raise UserError(f'{what}: a grid of {self.grid} holds more than its {shape[1]} tokens')
-    return shape[0], *self.grid, shape[2]
+    return shape[0], *grid, shape[2]
 
-  def _plane(self, out: jax.Array) -> jax.Array:
-    shape = self._plane_shape(out.shape)
+  def _plane(self, out: Any, image_shape: tuple[int, ...]) -> jax.Array:
+    out = self._array(out)
+    shape = self._plane_shape(out.shape, image_shape)
     if out.ndim == 3:
       out = out[:, out.shape[1] - shape[1] * shape[2] :].reshape(shape)
     return out.astype(jnp.float32)
 
-  def _add(self, out: jax.Array, delta: jax.Array | None) -> jax.Array:
+  def _add(self, out: Any, delta: jax.Array | None, image_shape: tuple[int, ...]) -> Any:
+    plane = self._array(out)
+    self._plane_shape(plane.shape, image_shape)
     if delta is None:
       return out
-    delta = delta.astype(out.dtype)
-    if out.ndim == 3:
+    delta = delta.astype(plane.dtype)
+    if plane.ndim == 3:
       delta = delta.reshape(delta.shape[0], -1, delta.shape[-1])
-      delta = jnp.pad(delta, ((0, 0), (out.shape[1] - delta.shape[1], 0), (0, 0)))
-    return out + delta
+      delta = jnp.pad(delta, ((0, 0), (plane.shape[1] - delta.shape[1], 0), (0, 0)))
+    return replace_plane(out, plane, plane + delta)
 
 
 jax.tree_util.register_dataclass(
-  Tap, data_fields=['function', 'head'], meta_fields=['layer', 'grid', 'mean']
+  Tap,
+  data_fields=['function', 'head', 'score'],
+  meta_fields=['layer', 'grid', 'output', 'mean'],
 )
 
 
-def tap(model: Any, layer: str | None = None, grid: tuple[int, int] | None = None) -> Tap:
+# Class and register tokens before those of the image.
+_MOST_PREFIX = 5
+
+
+def infer_grid(tokens: int, size: tuple[int, int]) -> tuple[int, int] | None:
+  """The plane on which so many tokens lie.
+
+  For a square image the square of N, or of N less one to five (class and register tokens), whose
+  side is 2 or more; for any other, rows and columns that divide its sides by the same number.
+
+  Args:
+    tokens: N.
+    size: (H, W) of the image.
+
+  Returns:
+    (rows, columns), None where there is none.
+  """
+  height, width = size
+  for count in range(tokens, max(tokens - _MOST_PREFIX - 1, 0), -1):
+    if height == width:
+      rows = columns = math.isqrt(count)
+    else:
+      rows = math.isqrt(count * height // width)
+      columns = count // max(rows, 1)
+      if rows * width != columns * height or height % max(rows, 1):
+        continue
+    if rows * columns == count and min(rows, columns) > 1:
+      return rows, columns
+  return None
+
+
+def tap(
+  model: Any,
+  layer: str | None = None,
+  grid: tuple[int, int] | None = None,
+  *,
+  output: str | None = None,
+  score: Callable[[Any], jax.Array] | None = None,
+) -> Tap:
   """Looks into a model at a layer.
 
   Args:
@@ -166,26 +254,37 @@ def tap(model: Any, layer: str | None = None, grid: tuple[int, int] | None = Non
       `(features_fn, head_fn)`, `head_fn(features_fn(images))` being the logits; or a tap.
     layer: path of a Linen module, such as 'stage4/block1'; `list_layers` names them. By default
       the smallest map of 7 x 7 or more among the model's stages (`survey.default_layer`).
-    grid: (rows, columns) of a layer that gives tokens (B, N, C) instead of a map.
+    grid: (rows, columns) of a layer that gives tokens (B, N, C) instead of a map; inferred where
+      it can be (`infer_grid`).
+    output: what makes probabilities of logits: 'softmax', or 'sigmoid' for each by itself
+      (multi-label); by default the sigmoid of a single logit and the softmax of several.
+    score: what is explained instead of a class: a function of the model's outputs, whatever they
+      are, to one real number an image (B,), such as `lambda outputs: outputs['boxes'][:, 0, 4]`
+      for a detection, `lambda outputs: outputs[:, 20:40, 8:16, 3].mean((1, 2))` for a part of a
+      segmentation, or `lambda outputs: outputs[:, 0]` for a regression. Methods differentiate it,
+      or compare its values, as they do with a class's logit and probability. A new lambda each
+      time compiles anew.
 
   Returns:
     The tap; a tap that is given and not changed comes back as it is.
 
   Raises:
-    UserError: no model, or a layer's name together with a pair. What the model runs is looked at
-      later, when the images' shape is known.
+    UserError: no model, a layer's name together with a pair, an unknown output. What the model
+      runs is looked at later, when the images' shape is known.
   """
   grid = _checked_grid(grid)
+  of_score = None if score is None else as_function(score)
   if isinstance(model, Tap):
-    changes: dict[str, Any] = {'layer': layer, 'grid': grid}
+    changes: dict[str, Any] = {'layer': layer, 'grid': grid, 'output': output, 'score': of_score}
     changes = {name: value for name, value in changes.items() if value is not None}
     made = dataclasses.replace(model, **changes) if changes else model
   elif isinstance(model, tuple) and len(model) == 2:
-    functions = (_outside_jit(as_function(function)) for function in model)
-    made = Tap(*functions, layer=layer, grid=grid)
+    features, head = (_outside_jit(as_function(function)) for function in model)
+    made = Tap(features, head, of_score, layer, grid, output)
   else:
     function = _outside_jit(as_function(model))
-    made = Tap(function, None, layer, grid, mean_of(model))
+    made = Tap(function, None, of_score, layer, grid, output, mean_of(model))
+  check_output(made.output, made.score is not None)
   if made.head is not None and made.layer is not None:
     raise UserError(f'a pair (features_fn, head_fn) has one layer only, so no {made.layer!r}')
   return made
@@ -252,10 +351,3 @@ def _outside_jit(function: Partial) -> Partial:
 
 
 _jitted = jax.jit(lambda: None)
-
-
-def _as_logits(out: Any, batch: int) -> jax.Array:
-  if not isinstance(out, jax.Array) or out.ndim != 2 or out.shape[0] != batch:
-    got = getattr(out, 'shape', type(out).__name__)
-    raise UserError(f'a model gives logits ({batch}, K), got {got}')
-  return out.astype(jnp.float32)

@@ -7,16 +7,18 @@ BMVC 2020, arXiv 2008.02312, equation 8.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from rest_jax.explain.common import ROUNDING, peak
 from rest_jax.explain.gradient_cams import gradient_cam
 from rest_jax.explain.registry import register
 
 
-@register('xgrad_cam', source='Fu et al. 2020', queries=2, needs_layer=True)
+@register('xgrad_cam', source='Fu et al. 2020', queries=2, needs_layer=True, by_gradient=True)
 def xgrad_cam(
   model: Any,
   images: Any,
@@ -24,11 +26,14 @@ def xgrad_cam(
   *,
   layer: str | None = None,
   grid: tuple[int, int] | None = None,
+  output: str | None = None,
+  score: Callable[[Any], jax.Array] | None = None,
   query_batch: int = 32,
 ) -> jax.Array:
   """ReLU(sum over k of w_k A_k), w_k the mean of the gradient weighted by A_k.
 
-  w_k = sum(A_k dS/dA_k) / sum(A_k), sums over the plane; 0 for a channel that sums to 0.
+  w_k = sum(A_k dS/dA_k) / sum(A_k), sums over the plane; 0 for a channel that sums to 0
+  (to rounding, measured by the sum of its sizes).
 
   Args:
     model: as `explain.tap` takes it.
@@ -36,6 +41,8 @@ def xgrad_cam(
     targets: class indices, (B,) or one for all; by default the predicted classes.
     layer: path of the layer whose map A is used; a default by `explain.tap`.
     grid: (rows, columns) of a layer that gives tokens.
+    output: 'softmax' or 'sigmoid', what makes probabilities of logits; as `explain.tap` takes it.
+    score: what is explained instead of a class; as `explain.tap` takes it.
     query_batch: images at a time.
 
   Returns:
@@ -44,12 +51,15 @@ def xgrad_cam(
   Raises:
     UserError: bad images, targets or layer.
   """
-  return gradient_cam(_combine, model, images, targets, layer, grid, query_batch)
+  return gradient_cam(_combine, model, images, targets, layer, grid, output, score, query_batch)
 
 
 def _combine(features: jax.Array, gradients: jax.Array) -> jax.Array:
-  total, weighted = (
-    jnp.sum(x, axis=(1, 2), keepdims=True) for x in (features, features * gradients)
+  features = features / peak(features)
+  total, sizes, weighted = (
+    jnp.sum(x, axis=(1, 2), keepdims=True)
+    for x in (features, jnp.abs(features), features * (gradients / peak(gradients)))
   )
-  weights = jnp.where(total == 0, 0, weighted / jnp.where(total == 0, 1, total))
+  none = jnp.abs(total) <= ROUNDING * sizes
+  weights = jnp.where(none, 0, weighted / jnp.where(none, 1, total))
   return jax.nn.relu(jnp.sum(weights * features, axis=-1))

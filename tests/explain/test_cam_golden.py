@@ -20,8 +20,7 @@ from rest_jax import explain
 GOLDEN = Path(__file__).parents[1] / 'golden' / 'groupcam_small_cnn.npz'
 METHODS = {
   'gradcam': explain.grad_cam,
-  'gradcampp': explain.grad_cam_pp,
-  'scorecam': explain.score_cam,
+  'scorecam': functools.partial(explain.score_cam, variant='code'),
 }
 GROUP_CAMS = {
   f'groupcam{extra}{groups}': dict(groups=groups, variant=variant)
@@ -107,6 +106,15 @@ class Reference:
     total = np.maximum(total, 0)
     return (total - total.min()) / (total.max() - total.min())
 
+  def grad_cam_pp(self, i, target, added):
+    """Their code, which adds 1e-7 to the denominator of alpha; without it the paper's equation."""
+    plane = self.features(self.golden['input'][i])
+    g = self.golden['param/fc.weight'][target] / plane[0].size
+    alpha = g**2 / (2 * g**2 + plane.sum((1, 2)) * g**3 + added)
+    small = np.maximum(np.tensordot(alpha * np.maximum(g, 0), plane, 1), 0)
+    big = enlarge(small, self.golden['input'].shape[2:])
+    return (big - big.min()) / (big.max() - big.min())
+
 
 def enlarge(x, size):
   rows, columns = (interpolated(n, m) for n, m in zip(x.shape, size, strict=True))
@@ -140,6 +148,16 @@ def test_maps(golden, pair, images, targets, name):
     maps = METHODS[name](pair, images, classes)
     for i, map_ in enumerate(maps):
       np.testing.assert_allclose(map_, golden[f'{name}/{target}/{i}'], atol=1e-5)
+
+
+def test_grad_cam_pp(golden, pair, images, targets):
+  reference = Reference(golden)
+  for target, classes in targets.items():
+    maps = explain.grad_cam_pp(pair, images, classes)
+    for i, map_ in enumerate(maps):
+      theirs = reference.grad_cam_pp(i, classes[i], 1e-7)
+      np.testing.assert_allclose(theirs, golden[f'gradcampp/{target}/{i}'], atol=1e-6)
+      np.testing.assert_allclose(map_, reference.grad_cam_pp(i, classes[i], 0), atol=1e-5)
 
 
 @pytest.mark.parametrize('name', GROUP_CAMS)

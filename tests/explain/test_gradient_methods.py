@@ -1,5 +1,7 @@
 """Gradient methods against closed forms, and the axioms they are known for."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +10,10 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from rest_jax import UserError, explain
+from rest_jax.explain.checking import Incomplete
 from rest_jax.explain.gradient import target_gradients
 
+FEW = {'smooth_integrated_gradients': {'samples': 64, 'noise': 0.01}}
 METHODS = ('gradient', 'smooth_grad', 'integrated_gradients', 'smooth_integrated_gradients')
 MEAN = (0.4, 0.5, 0.6)
 
@@ -63,7 +67,7 @@ def test_predicted_class_is_the_default(images, network):
   assert len(set(predicted.tolist())) > 1
   for name in METHODS:
     method = explain.METHODS[name].fn
-    maps = [method(network, images, targets) for targets in (None, predicted)]
+    maps = [method(network, images, targets, **FEW.get(name, {})) for targets in (None, predicted)]
     np.testing.assert_allclose(*maps, atol=1e-5)
 
 
@@ -90,6 +94,42 @@ def test_two_steps_are_exact_for_a_cubic(images):
 
   got = explain.integrated_gradient_attributions(cubic, images, 0, steps=2)
   np.testing.assert_allclose(got, images**3, atol=1e-6)
+
+
+class Kinks:
+  """ReLUs that open one after another along the way from black: 32 points miss their kinks."""
+
+  def __call__(self, x):
+    bias = jnp.linspace(0.01, 0.3, 40)
+    opened = (
+      jax.nn.relu(x.mean((1, 2, 3))[:, None] - bias[None]) * jnp.sign(jnp.sin(200 * bias))[None]
+    )
+    return jnp.stack([400 * opened.sum(1), 0 * x[:, 0, 0, 0]], 1)
+
+
+@pytest.mark.parametrize('name', ['integrated_gradients', 'smooth_integrated_gradients'])
+def test_steps_are_added_until_the_sum_is_complete(images, name):
+  model, target = Kinks(), 0
+  options = {} if name == 'integrated_gradients' else {'noise': 0.0}
+  found = explain.explain(model, images, name, target, **options)
+  gain = np.asarray(model(images) - model(0 * images))[:, target]
+  assert (np.asarray(found.delta) <= 0.05).all()
+  np.testing.assert_allclose(found.values.sum((1, 2)), gain, rtol=0.051)
+  fixed = {'steps': 1} if name == 'integrated_gradients' else {'noise': 0.0, 'samples': 1}
+  with pytest.warns(Incomplete, match=f'{name}: the attributions of .* miss .* after 1 gradients'):
+    few = explain.explain(model, images, name, target, **fixed)
+  assert few.delta.max() > 0.05 and few.queries < found.queries
+  with pytest.warns(Incomplete):
+    explain.METHODS[name].fn(model, images, target, **fixed)
+
+
+def test_a_gain_of_almost_nothing_is_measured_by_the_scores(images):
+  """100 for the image and the baseline: a relative error of that difference means nothing."""
+
+  def model(x):
+    return 100 + 1e-5 * jnp.stack([x.mean((1, 2, 3)), 0 * x[:, 0, 0, 0]], 1)
+
+  assert explain.explain(model, images, 'integrated_gradients', 0).delta.max() < 0.05
 
 
 def test_smooth_grad_without_noise_is_the_gradient(images, network):
@@ -127,16 +167,23 @@ def test_smooth_integrated_gradients_of_a_quadratic(images, weights, quadratic, 
   ways = images[None] + spread[None] * draws[:, None] - start
   shares = ((np.arange(samples) + 0.5) / samples)[:, None, None, None, None]
   parts = ways * weights[None, None, ..., 1] * (start + shares * ways)
-  got = explain.smooth_integrated_gradients(
-    quadratic, images, 1, key=key, samples=samples, noise=noise, baseline=0.5, query_batch=5
-  )
-  np.testing.assert_allclose(got, normalised(np.abs(parts.mean(0)).sum(-1)), atol=1e-5)
+  options = dict(samples=samples, noise=noise, baseline=0.5, query_batch=5)
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore', Incomplete)  # of six samples; see below
+    got = explain.explain(quadratic, images, 'smooth_integrated_gradients', 1, key=key, **options)
+  np.testing.assert_allclose(got.maps, normalised(np.abs(parts.mean(0)).sum(-1)), atol=1e-5)
+  np.testing.assert_allclose(got.values, parts.mean(0).sum(-1), atol=1e-5)
+  ends = np.asarray([quadratic(start + way)[:, 1] for way in ways]).mean(0)
+  gain = ends - np.asarray(quadratic(0 * images + start))[:, 1]
+  missed = np.abs(parts.mean(0).sum((1, 2, 3)) - gain) / np.abs(gain)
+  np.testing.assert_allclose(got.delta, missed, rtol=1e-3)
+  assert got.queries == 2 + 3 * samples
 
 
 @pytest.mark.parametrize('name', METHODS)
 def test_batch_equals_single_images(name, images, network, key):
   method = explain.METHODS[name]
-  options = {'key': key} if method.needs_key else {}
+  options = {**({'key': key} if method.needs_key else {}), **FEW.get(name, {})}
   together = method.fn(network, images, 2, **options)
   for i in range(len(images)):
     alone = method.fn(network, images[i : i + 1], 2, query_batch=3, **options)
@@ -199,4 +246,4 @@ def test_images_shared_out_over_devices(name):
 
   mesh = Mesh(np.asarray(jax.devices()), ('batch',))
   shared = jax.shard_map(maps, mesh=mesh, in_specs=P('batch'), out_specs=P('batch'))
-  np.testing.assert_allclose(jax.jit(shared)(images, targets), maps(images, targets), atol=1e-5)
+  np.testing.assert_allclose(jax.jit(shared)(images, targets), maps(images, targets), atol=5e-5)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from rest_jax import UserError
 from rest_jax.explain.guided_backprop import guided_backprop
@@ -12,6 +13,19 @@ from rest_jax.explain.guided_relu import guided
 RELUS = {
   'jax.nn.relu': jax.nn.relu,
   'maximum': lambda x: jnp.maximum(x, 0),
+  'maximum, zero first': lambda x: jnp.maximum(0, x),
+  'where': lambda x: jnp.where(x > 0, x, 0),
+  'where, not negative': lambda x: jnp.where(x >= 0, x, jnp.zeros_like(x)),
+  'where, turned round': lambda x: jnp.where(x <= 0, 0.0, x),
+  'where, zero first': lambda x: jnp.where(x > 0, x, 0),
+  'where not': lambda x: jnp.where(~(x > 0), 0, x),
+  'where of a jitted mask': lambda x: jnp.where(jax.jit(lambda x: x > 0)(x), x, 0),
+  'select': lambda x: jax.lax.select(x > 0, x, jnp.zeros_like(x)),
+  'times its mask': lambda x: x * (x > 0).astype(x.dtype),
+  'clip': lambda x: jnp.clip(x, 0, None),
+  'clip, both ends': lambda x: jnp.clip(x, 0, 1e6),
+  'clamp': lambda x: jax.lax.clamp(0.0, x, 1e6),
+  'relu6': lambda x: 1e6 * jax.nn.relu6(x / 1e6),
   'zeros_like': lambda x: jnp.maximum(x, jnp.zeros_like(x)),
   'jit': jax.jit(jax.nn.relu),
   'checkpoint': jax.checkpoint(jax.nn.relu),
@@ -54,6 +68,35 @@ def test_relu6_is_guided_below_its_ceiling():
   assert gradient.tolist() == [0, 1, 0, 0]
 
 
+@pytest.mark.parametrize('norm', [nn.LayerNorm, lambda: nn.GroupNorm(2), nn.RMSNorm])
+def test_the_variance_of_a_norm_is_no_relu(norm):
+  x = jax.random.normal(jax.random.key(0), (2, 3, 3, 4))
+  variables = norm().init(jax.random.key(1), x)
+
+  def model(x):
+    return jax.nn.gelu(norm().apply(variables, x)).mean((1, 2))
+
+  with pytest.raises(UserError, match='no ReLU is seen'):
+    guided(model)(x)
+
+
+NO_RELUS = {
+  'leaky': lambda x: jnp.where(x > 0, x, 0.1 * x),
+  'elu': jax.nn.elu,
+  'mask of another value': lambda x: jnp.where(x[::-1] > 0, x, 0),
+  'the negative part': lambda x: jnp.where(x > 0, 0, x),
+  'a softmax': jax.nn.softmax,
+  'the larger of two': lambda x: jnp.maximum(x, x[::-1]),
+  'a floor': lambda x: jnp.maximum(x, 1e-6),
+}
+
+
+@pytest.mark.parametrize('name', NO_RELUS)
+def test_what_is_no_relu(name):
+  with pytest.raises(UserError, match='no ReLU is seen'):
+    guided(NO_RELUS[name])(jnp.arange(-2.0, 2.0))
+
+
 def test_custom_derivatives_and_variances_stay():
   @jax.custom_vjp
   def doubled(x):
@@ -62,20 +105,20 @@ def test_custom_derivatives_and_variances_stay():
   doubled.defvjp(lambda x: (x, None), lambda _, g: (2 * g,))
 
   def network(x):
-    variance = jnp.maximum(0.0, jnp.var(x))
-    return doubled(jax.nn.relu(x)) - variance
+    root = jnp.sqrt(jnp.maximum(0.0, jnp.var(x)) + 1e-5)
+    return doubled(jax.nn.relu(x)) - root
 
   x = jnp.array([1.0, 2.0, -3.0])
   got = jax.grad(lambda x: guided(network)(x).sum())(x)
-  variance = jax.grad(lambda x: -3 * jnp.var(x))(x)
-  np.testing.assert_allclose(got, jnp.array([2.0, 2.0, 0.0]) + variance, rtol=1e-6)
+  root = jax.grad(lambda x: -3 * jnp.sqrt(jnp.var(x) + 1e-5))(x)
+  np.testing.assert_allclose(got, jnp.array([2.0, 2.0, 0.0]) + root, rtol=1e-6)
 
 
 def test_no_relu_is_said():
   def model(x):
     return jax.nn.gelu(x).mean((1, 2))
 
-  with pytest.raises(UserError, match='no ReLU'):
+  with pytest.raises(UserError, match='no ReLU is seen'):
     guided_backprop(model, jnp.ones((1, 4, 4, 3)))
 
 

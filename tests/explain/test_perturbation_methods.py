@@ -23,9 +23,9 @@ def corner(x):
   return jnp.stack([part, x.mean((1, 2, 3))], 1) * 8
 
 
-def normalised(maps):
-  low, high = (f(maps, axis=(1, 2), keepdims=True) for f in (np.min, np.max))
-  return (maps - low) / (high - low)
+def supporting(values):
+  """What speaks for the class, over its largest."""
+  return np.maximum(values, 0) / values.max((1, 2), keepdims=True)
 
 
 def scores(x, target):
@@ -56,11 +56,15 @@ def test_rise_is_the_weighted_mean_of_its_masks(images, key):
   expected = []
   for image, target in zip(images, (0, 1), strict=True):
     seen = masks[..., None] * image[None] + (1 - masks[..., None]) * fill
-    expected.append((scores(seen, target)[:, None, None] * masks).sum(0) / (9 * 0.4))
-  got = explain.rise(
-    corner, images, [0, 1], key=key, masks=9, cells=3, visible=0.4, fill=fill, query_batch=5
-  )
-  np.testing.assert_allclose(got, normalised(np.stack(expected)), atol=1e-5)
+    found = scores(seen, target)
+    equation_6 = (found[:, None, None] * masks).sum(0) / (9 * 0.4)
+    expected.append(equation_6 - found.mean() * masks.sum(0) / (9 * 0.4))  # nothing: 0
+  options = dict(masks=9, cells=3, visible=0.4, fill=fill, query_batch=5)
+  got = explain.explain(corner, images, 'rise', [0, 1], key=key, **options)
+  np.testing.assert_allclose(got.values, np.stack(expected), atol=1e-5)
+  np.testing.assert_allclose(got.maps, supporting(np.stack(expected)), atol=1e-4)
+  same = explain.rise(corner, images, [0, 1], key=key, **options)
+  np.testing.assert_array_equal(same, got.maps)
 
 
 def test_rise_finds_what_matters(key):
@@ -83,10 +87,32 @@ def test_occlusion_is_the_mean_drop_of_the_patches(images, query_batch):
         drop[y : y + patch, x : x + patch] += whole - scores(covered[None], target)[0]
         over[y : y + patch, x : x + patch] += 1
     expected.append(drop / over)
-  got = explain.occlusion(
-    corner, images, [1, 0], patch=patch, stride=stride, fill=fill, query_batch=query_batch
-  )
-  np.testing.assert_allclose(got, normalised(np.stack(expected)), atol=1e-5)
+  options = dict(patch=patch, stride=stride, fill=fill, query_batch=query_batch)
+  got = explain.explain(corner, images, 'occlusion', [1, 0], **options)
+  np.testing.assert_allclose(got.values, np.stack(expected), atol=1e-5)
+  assert got.values.min() < 0
+  np.testing.assert_allclose(got.maps, supporting(np.stack(expected)), atol=1e-4)
+
+
+@pytest.mark.parametrize('name', ['rise', 'occlusion'])
+def test_no_effect_is_zero_where_something_speaks_against_the_class(name):
+  """The upper left speaks against class 1, nothing speaks for it, the rest has no effect."""
+
+  def model(x):
+    return jnp.stack([8 * x[:, :4, :4].mean((1, 2, 3)), 0 * x[:, 0, 0, 0]], 1)
+
+  options = {'masks': 600} if name == 'rise' else {'fill': np.zeros(3), 'patch': 2}
+  found = explain.explain(model, np.ones((1, 16, 16, 3), np.float32), name, 1, **options)
+  assert found.values[0, :4, :4].max() < 0
+  if name == 'occlusion':
+    assert found.constant[0] and not found.maps.any()
+    assert not found.values[0, 6:, 6:].any()
+  else:
+    chance = np.abs(found.values[0, 9:, 9:]).max()
+    assert chance < 0.5 * np.abs(found.values[0, :3, :3]).min()
+  other = explain.explain(model, np.ones((1, 16, 16, 3), np.float32), name, 0, **options)
+  np.testing.assert_allclose(other.values, -found.values, atol=1e-5)
+  assert other.maps[0, 1, 1] > 0.8 and other.maps[0, 9:, 9:].max() < 0.5
 
 
 def test_patches_cover_every_pixel():
@@ -114,11 +140,17 @@ def test_batch_equals_single_images(name, images):
     np.testing.assert_allclose(alone[0], together[i], atol=2e-5)
 
 
-def test_model_that_sees_nothing_has_a_constant_occlusion_map(images):
-  def blind(x):
-    return jnp.zeros((len(x), 3)) + jnp.arange(3.0)[None]
+@pytest.mark.parametrize('name', ['rise', 'occlusion'])
+def test_model_that_sees_nothing_has_a_constant_map(name, images):
+  """Also where its logits differ in the last place from image to image."""
 
-  assert explain.constant_maps(explain.occlusion(blind, images)).all()
+  def blind(x):
+    noise = 1 + 1e-7 * jnp.sign(jnp.sin(1e4 * x.mean((1, 2, 3))))
+    return noise[:, None] * jnp.arange(1.0, 4.0)[None]
+
+  options = {'masks': 50} if name == 'rise' else {}
+  found = explain.explain(blind, images, name, **options)
+  assert found.constant.all() and not found.values.any()
 
 
 @pytest.mark.parametrize(

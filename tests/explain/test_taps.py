@@ -10,6 +10,7 @@ from jax.tree_util import Partial
 from rest_jax import Classifier, UserError, explain
 from rest_jax.explain import common
 from rest_jax.explain.common import chunked
+from rest_jax.explain.taps import infer_grid
 
 layer_gradient = jax.jit(common.layer_gradient)
 
@@ -214,12 +215,34 @@ class Mix(nn.Module):
     return x + nn.Dense(x.shape[1], name='mix')(x.swapaxes(1, 2)).swapaxes(1, 2)
 
 
+PAD = ((0, 0), (0, 0), (0, 1), (0, 0))
+
+
+@pytest.mark.parametrize(
+  ('tokens', 'size', 'grid'),
+  [
+    *((196 + extra, (224, 224), (14, 14)) for extra in range(6)),
+    (202, (224, 224), None),
+    (49, (32, 32), (7, 7)),
+    (4, (32, 32), (2, 2)),
+    (1, (32, 32), None),
+    (13, (32, 24), (4, 3)),
+    (50, (32, 24), (8, 6)),
+    (9, (32, 24), None),
+    (98 + 1, (112, 224), (7, 14)),
+  ],
+)
+def test_the_plane_of_tokens_is_inferred(tokens, size, grid):
+  assert infer_grid(tokens, size) == grid
+
+
 @pytest.mark.parametrize('class_tokens', [0, 1])
 def test_tokens_on_a_grid(class_tokens):
   images = jax.random.uniform(jax.random.key(1), (2, 32, 24, 3))
   module = Tokens(class_tokens)
   model = Partial(module.apply, module.init(jax.random.key(0), images))
-  point = explain.tap(model, grid=(4, 3))
+  point = explain.tap(model)  # 32 x 24 px are 4 x 3 patches of 8 px, which is inferred
+  assert explain.tap(model, grid=(4, 3)).feature_shape(images) == (2, 4, 3, 6)
   assert point.resolve(images.shape) == 'block'
   assert point.feature_shape(images) == (2, 4, 3, 6)
   seen = layer_gradient(point, images, None)
@@ -231,10 +254,11 @@ def test_tokens_on_a_grid(class_tokens):
   assert shapes['block'] == (1, 12 + class_tokens, 6)
   maps = explain.eigen_cam(model, images, layer='block', grid=(4, 3))
   assert maps.shape == (2, 32, 24)
+  odd = images[:, :, :23]  # 4 x 2 patches and as much class token: no plane of 23:32
   with pytest.raises(UserError, match=r'say grid=\(rows, columns\)'):
-    explain.grad_cam(model, images, layer='block')
-  with pytest.raises(UserError, match='works on tokens'):
-    explain.grad_cam(model, images)
+    explain.tap(Partial(lambda x: model(jnp.pad(x, PAD))), 'block').feature_shape(odd)
+  with pytest.raises(UserError, match=r'works on tokens .*; its layers: .*block \(2, 1'):
+    explain.tap(Partial(lambda x: model(jnp.pad(x, PAD)))).feature_shape(odd)
   with pytest.raises(UserError, match='holds more than'):
     explain.grad_cam(model, images, layer='block', grid=(7, 7))
   with pytest.raises(UserError, match='two positive integers'):

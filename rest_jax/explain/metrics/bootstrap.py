@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from rest_jax.errors import UserError
 
@@ -42,6 +43,8 @@ def bootstrap(
   Raises:
     UserError: no values, values that are not finite, a level outside (0, 1), no resamples.
   """
+  if isinstance(values, Tracer):
+    raise UserError('a bootstrap runs on the host, so not inside jit; give it arrays')
   table = np.asarray(values, np.float64)
   if table.ndim not in (1, 2) or not len(table):
     raise UserError(f'a bootstrap needs values (N,) or (N, columns), N > 0, got {table.shape}')

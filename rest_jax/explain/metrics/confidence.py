@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,14 +12,20 @@ import numpy as np
 
 from rest_jax.explain.common import prepare, resolve_targets
 from rest_jax.explain.metrics.fills import fill_images
-from rest_jax.explain.metrics.queries import check_maps, of_target, probabilities
+from rest_jax.explain.metrics.queries import (
+  check_finite_scores,
+  check_maps,
+  of_target,
+  probabilities,
+)
 
 
 class DropIncrease(NamedTuple):
   """What becomes of the confidence when only the salient part is seen.
 
   Attributes:
-    drop: float32 (B,) in [0, 1], max(0, whole - masked) / whole; lower is better.
+    drop: float32 (B,) in [0, 1], max(0, whole - masked) / whole; lower is better. (Of a score of
+      one's own over its size, and with no bound.)
     increase: bool (B,), masked > whole; the more the better.
   """
 
@@ -33,9 +40,11 @@ def drop_increase(
   targets: Any = None,
   *,
   fill: str | jax.Array | np.ndarray = 'zero',
+  output: str | None = None,
+  score: Callable[[Any], jax.Array] | None = None,
   query_batch: int = 64,
 ) -> DropIncrease:
-  """Compares the class's softmax probability of the image and of image * map + fill * (1 - map).
+  """Compares the class's probability of the image and of image * map + fill * (1 - map).
 
   With the default fill that is the map times the normalised image, as the paper's authors mask.
   Their tables hold 100 times the mean of `drop` and of `increase`.
@@ -46,6 +55,8 @@ def drop_increase(
     maps: (B, H, W) in [0, 1].
     targets: class indices, (B,) or one for all; None for the predicted classes.
     fill: what is seen where the map is 0, see `fill_images`.
+    output: 'softmax' or 'sigmoid', what makes probabilities of logits; as `explain.tap` takes it.
+    score: what is explained instead of a class; as `explain.tap` takes it.
     query_batch: images a forward pass.
 
   Returns:
@@ -54,10 +65,12 @@ def drop_increase(
   Raises:
     UserError: shapes that do not belong together, an unknown fill.
   """
-  point, images, targets = prepare(model, images, targets)
+  point, images, targets = prepare(model, images, targets, output=output, score=score)
   maps = check_maps(maps, images)
   fills = fill_images(point, images, fill)
-  return _drop_increase(point, images, fills, maps, targets, query_batch)
+  found = _drop_increase(point, images, fills, maps, targets, query_batch)
+  check_finite_scores(found.drop)
+  return found
 
 
 @functools.partial(jax.jit, static_argnames='query_batch')
@@ -73,5 +86,5 @@ def _drop_increase(point, images, fills, maps, targets, query_batch: int) -> Dro
   scores = probabilities(point, make, items, query_batch).reshape(*shape, -1)
   targets = resolve_targets(scores[0], targets)
   whole, seen = (of_target(s, targets) for s in scores)
-  drop = jnp.maximum(whole - seen, 0) / jnp.maximum(whole, jnp.finfo(jnp.float32).tiny)
-  return DropIncrease(drop, seen > whole)
+  size = jnp.where(whole == 0, 1, jnp.abs(whole))
+  return DropIncrease(jnp.maximum(whole - seen, 0) / size, seen > whole)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from rest_jax.errors import UserError
+from rest_jax.explain.metrics.order import check_finite_maps, ranks
 
 TOLERANCE = 15 / 224  # of the shorter side: Zhang et al. 2018, 15 px at 224
 
@@ -21,8 +23,8 @@ def pointing_game(
 ) -> np.ndarray:
   """Whether a map's maximum lies on the object or near it (Zhang et al. 2018, arXiv 1608.00507).
 
-  The maximum is the first in reading order where several pixels share it, as argmax has it. A
-  constant map points nowhere: no hit.
+  Where several pixels share the maximum, the one that counts is the first in the order of
+  `metrics.order`, which has no pattern. A constant map points nowhere: no hit.
 
   Args:
     maps: float (B, H, W).
@@ -34,16 +36,16 @@ def pointing_game(
     bool (B,).
 
   Raises:
-    UserError: shapes that do not belong together, an object without a pixel, a negative tolerance.
+    UserError: shapes that do not belong together, an object without a pixel, a negative tolerance,
+      a map that is not finite; inside jit.
   """
   maps, masks = _maps_and_masks(maps, objects)
   height, width = maps.shape[1:]
-  tolerance = TOLERANCE * min(height, width) if tolerance is None else tolerance
   reach = TOLERANCE * min(height, width) if tolerance is None else tolerance
   if not reach >= 0:
     raise UserError(f'a tolerance is 0 px or more, got {tolerance}')
   flat = maps.reshape(len(maps), -1)
-  y, x = np.divmod(np.argmax(flat, 1), width)
+  y, x = np.divmod(np.argmin(ranks(maps).reshape(flat.shape), 1), width)
   squares = (np.arange(height)[:, None] - y[:, None, None]) ** 2
   squares = squares + (np.arange(width) - x[:, None, None]) ** 2
   nearest = np.where(masks, squares, height**2 + width**2).min((1, 2))
@@ -61,9 +63,14 @@ def energy_share(maps: jax.Array | np.ndarray, objects: jax.Array | np.ndarray) 
     float64 (B,) in [0, 1]; 0 for a map of zeros.
 
   Raises:
-    UserError: shapes that do not belong together, an object without a pixel.
+    UserError: shapes that do not belong together, an object without a pixel, a map that is not
+      finite or has values under 0; inside jit.
   """
   maps, masks = _maps_and_masks(maps, objects)
+  if maps.min() < 0:
+    raise UserError('energy is that of maps of 0 or more, and these have values below; clip them')
+  largest = maps.max((1, 2), keepdims=True)
+  maps = maps / np.where(largest > 0, largest, 1)  # so that no sum overflows
   total = maps.sum((1, 2))
   inside = np.where(masks, maps, 0).sum((1, 2))
   return np.where(total > 0, inside / np.where(total > 0, total, 1), 0)
@@ -98,9 +105,12 @@ def box_masks(boxes: jax.Array | np.ndarray, size: tuple[int, int]) -> np.ndarra
 
 
 def _maps_and_masks(maps, objects) -> tuple[np.ndarray, np.ndarray]:
+  if isinstance(maps, Tracer) or isinstance(objects, Tracer):
+    raise UserError('this measure runs on the host, so not inside jit; give it arrays')
   maps, objects = np.asarray(maps, np.float64), np.asarray(objects)
   if maps.ndim != 3 or not maps.size:
     raise UserError(f'maps are (B, H, W), got {maps.shape}')
+  check_finite_maps(maps)
   if objects.shape == (len(maps), 4) and np.issubdtype(objects.dtype, np.floating):
     masks = box_masks(objects, (maps.shape[1], maps.shape[2]))
   elif objects.shape == maps.shape:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from rest_jax.errors import UserError
 from rest_jax.explain.common import chunked
@@ -17,7 +18,9 @@ from rest_jax.explain.taps import Tap
 def probabilities(
   point: Tap, make: Callable[[Any], jax.Array], items: Any, query_batch: int
 ) -> jax.Array:
-  """Softmax of the model's logits on `make(items)`; never more than `query_batch` images at once.
+  """Probabilities, or the score of one's own, of the images that `make(items)` gives.
+
+  Never more than `query_batch` of them at once.
 
   Args:
     point: images (Q, H, W, C) to logits (Q, K).
@@ -30,9 +33,23 @@ def probabilities(
   """
 
   def run(chunk):
-    return jax.nn.softmax(point(make(chunk)), axis=-1)
+    return point.probabilities(point(make(chunk)))
 
   return chunked(run, items, query_batch)
+
+
+def check_finite_scores(*scores: jax.Array) -> None:
+  """Raises `UserError` unless all scores (B, ...) of images are finite; not inside jit."""
+  if any(isinstance(values, Tracer) for values in scores):
+    return
+  for values in map(np.asarray, scores):
+    wrong = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1))
+    if len(wrong):
+      count = int((~np.isfinite(values)).sum())
+      raise UserError(
+        f"{count} of the model's {values.size} scores are not finite (logits of nan or inf), the "
+        f'first those of image {wrong[0]}; look at the weights, and at what overflows'
+      )
 
 
 def check_maps(maps: jax.Array | np.ndarray, images: jax.Array) -> jax.Array:

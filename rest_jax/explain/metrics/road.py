@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +13,13 @@ import numpy as np
 from rest_jax.errors import UserError
 from rest_jax.explain.common import prepare, resolve_targets
 from rest_jax.explain.metrics.imputation import impute
-from rest_jax.explain.metrics.queries import check_maps, of_target, probabilities
+from rest_jax.explain.metrics.order import ranks
+from rest_jax.explain.metrics.queries import (
+  check_finite_scores,
+  check_maps,
+  of_target,
+  probabilities,
+)
 
 PERCENTILES = (10, 20, 30, 40, 50, 70, 90)  # of the authors' experiments
 _TOLERANCE = 1e-5  # some 1e-4 in a pixel, far below the noise
@@ -47,6 +53,8 @@ def road(
   key: jax.Array | None = None,
   percentiles: Sequence[float] = PERCENTILES,
   noise: float = 0.01,
+  output: str | None = None,
+  score: Callable[[Any], jax.Array] | None = None,
   query_batch: int = 64,
 ) -> Road:
   """Removes pixels by noisy linear imputation, so that what is left gives no mask away.
@@ -54,11 +62,14 @@ def road(
   Args:
     model: as `tap` takes it: a `Classifier`, or any function of images to logits (B, K).
     images: float32 (B, H, W, C).
-    maps: (B, H, W), any scale; only their order counts, ties go by position.
+    maps: (B, H, W), any scale; only their order counts; ties go in an order without a
+      pattern (`metrics.order`).
     targets: class indices, (B,) or one for all; None for the predicted classes.
     key: of the noise, the same for every image; jax.random.key(0) by default.
     percentiles: per cent of the pixels to remove, each in [0, 100).
     noise: deviation of the Gaussian noise on imputed pixels, in the images' units.
+    output: 'softmax' or 'sigmoid', what makes probabilities of logits; as `explain.tap` takes it.
+    score: what is explained instead of a class; as `explain.tap` takes it.
     query_batch: images a forward pass; 2 P + 1 passes an image.
 
   Returns:
@@ -67,21 +78,22 @@ def road(
   Raises:
     UserError: shapes that do not belong together, percentiles or noise out of range.
   """
-  point, images, targets = prepare(model, images, targets)
-  maps = check_maps(maps, images)
+  point, images, targets = prepare(model, images, targets, output=output, score=score)
+  places = ranks(check_maps(maps, images))
   if not len(percentiles) or not all(0 <= p < 100 for p in percentiles):
     raise UserError(f'percentiles are in [0, 100), one or more, got {tuple(percentiles)}')
   if not noise >= 0:
     raise UserError(f'noise is 0 or more, got {noise}')
   key = jax.random.key(0) if key is None else key
   shares = jnp.asarray(percentiles, jnp.float32)
-  return _road(point, images, maps, targets, key, shares, noise, query_batch)
+  found = _road(point, images, places, targets, key, shares, noise, query_batch)
+  check_finite_scores(found.whole, found.morf, found.lerf)
+  return found
 
 
 @functools.partial(jax.jit, static_argnames='query_batch')
-def _road(point, images, maps, targets, key, percentiles, noise, query_batch: int) -> Road:
-  ranks = _ranks(maps)
-  pixels = ranks[0].size
+def _road(point, images, places, targets, key, percentiles, noise, query_batch: int) -> Road:
+  pixels = places[0].size
   removed = jnp.round(percentiles * (pixels / 100)).astype(jnp.int32)
   # The most relevant pixels have the lowest ranks; a first query removes nothing.
   low = jnp.concatenate([jnp.zeros_like(removed), pixels - removed, jnp.zeros(1, jnp.int32)])
@@ -92,7 +104,7 @@ def _road(point, images, maps, targets, key, percentiles, noise, query_batch: in
 
   def make(chunk):
     image, query = chunk
-    rank = ranks[image]
+    rank = places[image]
     gone = (rank >= low[query][:, None, None]) & (rank < high[query][:, None, None])
     filled = impute(images[image], gone, tolerance=_TOLERANCE)
     return filled + jnp.where(gone[..., None], disturbance[None], 0)
@@ -101,12 +113,3 @@ def _road(point, images, maps, targets, key, percentiles, noise, query_batch: in
   curves = of_target(scores, resolve_targets(scores[:, -1], targets))
   morf, lerf = jnp.split(curves[:, :-1], 2, axis=1)
   return Road(percentiles, curves[:, -1], morf, lerf, jnp.mean(lerf - morf, 1) / 2)
-
-
-def _ranks(maps: jax.Array) -> jax.Array:
-  """Each pixel's place in the order of decreasing saliency, 0 the first; int32 (B, H, W)."""
-  flat = maps.reshape(len(maps), -1)
-  order = jnp.argsort(-flat, axis=1)
-  places = jnp.broadcast_to(jnp.arange(flat.shape[1], dtype=jnp.int32)[None], flat.shape)
-  ranks = jnp.zeros_like(places).at[jnp.arange(len(maps))[:, None], order].set(places)
-  return ranks.reshape(maps.shape)

@@ -1,0 +1,126 @@
+"""What is looked at before maps go out: that they are numbers, and that their gradient is not 0."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from rest_jax.errors import UserError
+from rest_jax.explain.common import constant_maps, layer_gradient, prepare
+from rest_jax.explain.convergence import COMPLETE
+from rest_jax.explain.gradient import target_gradients
+from rest_jax.explain.taps import Tap
+
+
+class EmptyMaps(UserWarning):
+  """All maps of a batch are empty because the score does not depend on what was looked at."""
+
+
+class Incomplete(UserWarning):
+  """Integrated gradients whose sum is not the score's difference."""
+
+
+def check_finite(name: str, maps: Any, model: Any, images: Any, options: dict[str, Any]) -> None:
+  """Raises `UserError` for maps that are not numbers, and says why; nothing inside jit.
+
+  Args:
+    name: of the method.
+    maps: (B, H, W).
+    model: as the method took it.
+    images: as the method took them.
+    options: keyword arguments of the method.
+  """
+  if isinstance(maps, Tracer):
+    return
+  wrong = np.flatnonzero(~np.isfinite(np.asarray(maps)).all((1, 2)))
+  if not len(wrong):
+    return
+  point, images, _ = prepare(model, images, **_of_tap(options))
+  logits = np.asarray(_logits(point, images[wrong]))
+  what = 'scores' if point.score is not None else 'logits'
+  count = int((~np.isfinite(logits)).sum())
+  if count:
+    reason = f'{count} of {logits.size} {what} there are nan or inf'
+  else:
+    reason = f'its {what} are, so a gradient, or an output for a changed image, is nan or inf'
+  raise UserError(
+    f'{name}: no finite map of {_which(wrong, len(maps))}: {reason}; look at the weights, and at '
+    'what overflows'
+  )
+
+
+def warn_if_empty(
+  name: str, needs_layer: bool, maps: Any, model: Any, images: Any, targets: Any, options: Any
+) -> None:
+  """Warns in one line where all maps are 0 because the gradient that makes them is.
+
+  Args:
+    name: of the method.
+    needs_layer: whether it looks at a layer's gradient, otherwise at that of the pixels.
+    maps: (B, H, W).
+    model: as the method took it.
+    images: as the method took them.
+    targets: as the method took them.
+    options: keyword arguments of the method.
+  """
+  if isinstance(maps, Tracer) or not bool(constant_maps(maps).all()):
+    return
+  point, images, targets = prepare(model, images, targets, **_of_tap(options))
+  if bool(np.any(np.asarray(_gradient(point, images, targets, needs_layer)))):
+    return
+  where = f'layer {point.resolve(images.shape)}' if needs_layer else 'every pixel'
+  cure = (
+    'the score does not depend on the map there (behind the last attention only the class token '
+    'reaches it); name an earlier one, explain.list_layers knows them'
+    if needs_layer
+    else 'something in the model rounds, or stops gradients; rise and occlusion need none'
+  )
+  warnings.warn(
+    f'{name}: all maps are empty, for the gradient at {where} is 0 in all images: {cure}',
+    EmptyMaps,
+    stacklevel=4,
+  )
+
+
+def warn_if_incomplete(name: str, delta: Any, steps: Any) -> None:
+  """Warns in one line of attributions that miss the score's difference by over 5 %."""
+  if delta is None or isinstance(delta, Tracer):
+    return
+  delta, steps = np.asarray(delta), np.asarray(steps)
+  wrong = np.flatnonzero(delta > COMPLETE)
+  if len(wrong):
+    warnings.warn(
+      f'{name}: the attributions of {_which(wrong, len(delta))} miss the difference of scores by '
+      f'{delta.max():.0%} at worst, after {steps[wrong].max()} gradients; take more, or leave '
+      'their number to the method',
+      Incomplete,
+      stacklevel=4,
+    )
+
+
+def _of_tap(options: dict[str, Any]) -> dict[str, Any]:
+  names = ('layer', 'grid', 'output', 'score')
+  return {name: options[name] for name in names if name in options}
+
+
+def _which(wrong: np.ndarray, count: int) -> str:
+  if len(wrong) == count:
+    return f'all {count} images' if count > 1 else 'the image'
+  listed = ', '.join(str(i) for i in wrong[:5])
+  return f'image{"s" if len(wrong) > 1 else ""} {listed}{", ..." if len(wrong) > 5 else ""}'
+
+
+_logits = jax.jit(lambda point, images: point(images))
+
+
+@functools.partial(jax.jit, static_argnames='needs_layer')
+def _gradient(point: Tap, images: jax.Array, targets: Any, needs_layer: bool) -> jax.Array:
+  if needs_layer:
+    return jnp.abs(layer_gradient(point, images, targets).gradients).max()
+  return jnp.abs(target_gradients(point, images, targets)).max()

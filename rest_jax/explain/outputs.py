@@ -1,0 +1,141 @@
+"""What a model gives, and what of it is explained: a class's logit and probability, or a score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeGuard
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rest_jax.errors import UserError
+
+OUTPUTS = ('softmax', 'sigmoid')
+
+
+def as_logits(out: Any, batch: int) -> jax.Array:
+  """Logits of whatever a model returns.
+
+  Args:
+    out: an array (B, K), or (B,) for one logit; or a tree in which one array alone is (B, K), or
+      one that has it under 'logits' (a key or an attribute).
+    batch: B.
+
+  Returns:
+    float32 (B, K).
+
+  Raises:
+    UserError: there are no logits, or it is not plain which array they are.
+  """
+  found = _find_logits(out, batch)
+  if found.ndim == 1:
+    found = found[:, None]
+  return found.astype(jnp.float32)
+
+
+def _find_logits(out: Any, batch: int) -> Any:
+  if _is_array(out):
+    if out.ndim in (1, 2) and out.shape[0] == batch:
+      return out
+    raise UserError(
+      f'a model gives logits ({batch}, K), got {tuple(out.shape)}; of a model that gives something '
+      'else say what is explained: score=lambda outputs: ..., one number an image'
+    )
+  named = out.get('logits') if isinstance(out, Mapping) else getattr(out, 'logits', None)
+  if _is_array(named) and named.ndim == 2 and named.shape[0] == batch:
+    return named
+  leaves = [leaf for leaf in jax.tree.leaves(out) if _is_array(leaf)]
+  fitting = [leaf for leaf in leaves if leaf.ndim == 2 and leaf.shape[0] == batch]
+  fitting = [leaf for leaf in fitting if jnp.issubdtype(leaf.dtype, jnp.floating)]
+  if len(fitting) == 1:
+    return fitting[0]
+  raise UserError(
+    f'a model gives logits ({batch}, K), got {describe(out)}, where {len(fitting)} arrays could '
+    'be the logits; give a function that returns them, such as lambda x: model(x)[0], or say what '
+    'is explained: score=lambda outputs: ...'
+  )
+
+
+def as_scores(score: Callable[[Any], Any], out: Any, batch: int) -> jax.Array:
+  """What a function of the user's own makes of the outputs, as one column: float32 (B, 1).
+
+  Raises:
+    UserError: it does not give one number an image.
+  """
+  made = score(out)
+  if not _is_array(made) or made.shape not in ((batch,), (batch, 1)):
+    raise UserError(
+      f'score gives one number an image, ({batch},), got {describe(made)}; sum or pick: '
+      'lambda outputs: outputs[:, 3], or outputs.sum((1, 2))'
+    )
+  if not jnp.issubdtype(made.dtype, jnp.floating):
+    raise UserError(f'score gives real numbers, which have a gradient, got {made.dtype}')
+  return made.reshape(batch, 1).astype(jnp.float32)
+
+
+def probabilities(logits: jax.Array, output: str | None) -> jax.Array:
+  """Of logits (B, K): the softmax over K, or the sigmoid of each.
+
+  Args:
+    logits: float32 (..., K).
+    output: 'softmax' or 'sigmoid'; None: the sigmoid of a single logit, the softmax of several.
+
+  Raises:
+    UserError: the softmax of a single logit, which is 1 whatever the image.
+  """
+  single = logits.shape[-1] == 1
+  if output == 'softmax' and single:
+    raise UserError("the softmax of one logit is always 1; leave output out, or say 'sigmoid'")
+  if output == 'sigmoid' or single:
+    return jax.nn.sigmoid(logits)
+  return jax.nn.softmax(logits, axis=-1)
+
+
+def check_output(output: Any, scored: bool) -> None:
+  """Raises `UserError` for an unknown kind of output, or for one beside a score of one's own."""
+  if output is None:
+    return
+  if output not in OUTPUTS:
+    raise UserError(f"output is 'softmax' or 'sigmoid', got {output!r}")
+  if scored:
+    raise UserError('with score=... output has no effect; leave it out')
+
+
+def describe(out: Any) -> str:
+  """A line on a tree of arrays: its type and its arrays' shapes."""
+  if _is_array(out):
+    return f'an array {tuple(out.shape)}'
+  leaves = jax.tree.leaves(out)
+  shapes = [str(tuple(leaf.shape)) if _is_array(leaf) else type(leaf).__name__ for leaf in leaves]
+  more = ', ...' if len(shapes) > 6 else ''
+  return f'a {type(out).__name__} of {", ".join(shapes[:6]) or "nothing"}{more}'
+
+
+def find_plane(out: Any) -> Any:
+  """The map that a layer gives: its one array (B, h, w, C), or else its one array (B, N, C).
+
+  Args:
+    out: what a module returned.
+
+  Returns:
+    The array, or None where there is none or more than one; an array comes back as it is, and
+    the same one twice counts once.
+  """
+  if _is_array(out):
+    return out
+  leaves = [leaf for leaf in jax.tree.leaves(out) if _is_array(leaf)]
+  for rank in (4, 3):
+    fitting = {id(leaf): leaf for leaf in leaves if leaf.ndim == rank}
+    if fitting:
+      return next(iter(fitting.values())) if len(fitting) == 1 else None
+  return None
+
+
+def replace_plane(out: Any, plane: jax.Array, new: jax.Array) -> Any:
+  """The same tree with another array wherever `plane`, one of its leaves, stands."""
+  return jax.tree.map(lambda leaf: new if leaf is plane else leaf, out)
+
+
+def _is_array(x: Any) -> TypeGuard[jax.Array]:
+  return isinstance(x, (jax.Array, np.ndarray, jax.ShapeDtypeStruct))
