@@ -1,0 +1,92 @@
+"""Reads a `.pth` file of either format."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rest_jax.errors import UserError
+from rest_jax.models.pth import archive, stream
+from rest_jax.models.pth.faults import PthError
+from rest_jax.models.pth.names import NumpyArray
+from rest_jax.models.pth.tensors import Tensor
+
+# What wrong bytes can lead to beside a `PthError`: numbers out of range, missing entries, bad text.
+_DAMAGE = (
+  ArithmeticError, AttributeError, LookupError, MemoryError, OSError, TypeError, ValueError,
+  struct.error,
+)  # fmt: skip
+
+_ZIP = b'PK\x03\x04'
+# By the first bytes: what people have in the place of a checkpoint, and what to do.
+_OTHERS = {
+  b'version https://git-lfs': 'is a pointer of Git LFS: fetch the file itself (git lfs pull)',
+  b'<': 'is a web page: the download gave a page in the place of the file, try it in a browser',
+  b'\x89HDF': 'is an HDF5 file, none of PyTorch',
+  b'\x1f\x8b': 'is compressed by gzip: unpack it first',
+}
+
+
+def read(path: str | os.PathLike[str]) -> Any:
+  """What a `.pth` file holds, without PyTorch and without executing anything.
+
+  Args:
+    path: a file of `torch.save`, either format.
+
+  Returns:
+    Plain data: dicts, lists, tuples, sets, strings, bytes and numbers; `Tensor`s (and NumPy arrays
+    behind the same attributes), whose values `to_numpy` reads. Ordered dicts, counters and
+    `argparse.Namespace`s become dicts, sizes tuples, devices strings.
+
+  Raises:
+    UserError: no such file, none of PyTorch, one that is cut off or damaged, or one that needs
+      more than tensors and plain data; the message names what it needs.
+  """
+  path = Path(path)
+  with _reading(path), open(path, 'rb') as file:
+    size = os.fstat(file.fileno()).st_size
+    head = file.read(512)
+    if head[257:262] == b'ustar':
+      raise PthError('is a checkpoint of PyTorch before 0.1.10: load and save it with PyTorch')
+    for start, words in _OTHERS.items():
+      if head.startswith(start):
+        raise PthError(words)
+    if not head:
+      raise PthError('is empty')
+    return (archive if head.startswith(_ZIP) else stream).read(file, path, size)
+
+
+def to_numpy(tensor: Tensor | NumpyArray, path: str | os.PathLike[str]) -> np.ndarray:
+  """The values of a tensor that `read` gave.
+
+  Args:
+    tensor: of `read(path)`.
+    path: for the message.
+
+  Returns:
+    The array, contiguous and in native byte order; bfloat16 and float8 in the types of ml_dtypes.
+
+  Raises:
+    UserError: its bytes are damaged.
+  """
+  with _reading(Path(path)):
+    return tensor.numpy()
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+  """Turns a fault into one line about the file."""
+  try:
+    yield
+  except PthError as error:
+    raise UserError(f'{path} {error}') from error
+  except OSError as error:
+    raise UserError(f'{path} cannot be read: {error.strerror or error}') from error
+  except _DAMAGE as error:
+    raise UserError(f'{path} is no complete PyTorch checkpoint: its bytes are damaged') from error
