@@ -10,6 +10,7 @@ import numpy as np
 
 from rest_jax.data.sources import DataSources, ImageSource, load
 from rest_jax.errors import UserError
+from rest_jax.models import imagenet
 from rest_jax.models.classifier import Classifier
 
 _CHECKPOINTS = ('.pth', '.pt', '.bin', '.safetensors')
@@ -68,7 +69,7 @@ def open_sources(
     UserError: there is no such data set, or it has other classes.
   """
   sources = load(data, data_dir, extras=tuple(extras))
-  if sources.class_names != classifier.class_names:
+  if imagenet.in_words(sources.class_names) != imagenet.in_words(classifier.class_names):
     raise UserError(
       f'{data} has classes {_some(sources.class_names)}, the model {model} '
       f'{_some(classifier.class_names)}: choose a model of this data set'

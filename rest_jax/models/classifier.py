@@ -15,8 +15,9 @@ from flax import linen as nn
 from PIL import Image
 
 from rest_jax.errors import UserError
-from rest_jax.models import model_dir, preprocess, registry
+from rest_jax.models import imagenet, model_dir, packaged, preprocess, registry
 from rest_jax.models.model_config import ModelConfig, freeze, freeze_overrides
+from rest_jax.models.published_views import published_view
 
 # Options that say how a model runs, not which it is: a model directory does not keep them.
 _RUNTIME = ('dtype', 'bn_axis_name', 'remat')
@@ -95,10 +96,14 @@ class Classifier:
     config = model_dir.read_config(directory)
     try:
       module = registry.create_model(config.model, config.num_classes, **dict(config.overrides))
-      expected = model_dir.abstract_tensors(module)
+      away = packaged.is_packaged(directory)
+      expected = {} if away else model_dir.abstract_tensors(module)
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
       # UserError, and whatever else a module makes of options that are nonsense.
       raise UserError(f'{directory / model_dir.CONFIG} describes no model: {error}') from error
+    if away:
+      variables, names = packaged.load(directory, module)
+      return cls(module, variables, config, names)
     names = model_dir.read_labels(directory, config.num_classes)
     return cls(module, model_dir.read_variables(directory, expected), config, names)
 
@@ -113,7 +118,7 @@ class Classifier:
     ema: bool = False,
     class_names: Sequence[str] | None = None,
   ) -> Classifier:
-    """Reads an official PyTorch checkpoint, with the papers' evaluation at 224 px.
+    """Reads a published PyTorch checkpoint, to be evaluated as its authors did.
 
     Args:
       path: `.pth` and the like, or `.safetensors`.
@@ -121,7 +126,8 @@ class Classifier:
       num_classes: classes of the model.
       drop_head: initialise the head anew instead of taking the file's.
       ema: take averaged weights.
-      class_names: one a class.
+      class_names: one a class; by default ImageNet's words for 1,000 classes of the file's own
+        head, else '0', '1', ...
 
     Returns:
       The classifier.
@@ -141,10 +147,10 @@ class Classifier:
       variables = convert.from_pytorch(state_dict, module, drop_head=drop_head)
     except UserError as error:
       raise UserError(f'{path} is not a checkpoint of {model}: {error}') from error
-    crop_pct = 1.0 if model.startswith('restv2') else 0.875
-    return cls.create(
-      model, variables, num_classes=num_classes, class_names=class_names, crop_pct=crop_pct
-    )
+    if class_names is None and num_classes == imagenet.CLASSES and not drop_head:
+      class_names = imagenet.words()
+    view = published_view(model)
+    return cls.create(model, variables, num_classes=num_classes, class_names=class_names, **view)
 
   def save(
     self,
