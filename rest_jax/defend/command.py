@@ -42,7 +42,7 @@ _FLAGS = (
   Flag(
     'model',
     dict(default='digit_scenes'),
-    'model directory, name of the zoo, or an official PyTorch checkpoint (.pth, needs torch)',
+    'model directory, name of the zoo, or a published PyTorch checkpoint (.pth)',
   ),
   Flag('architecture', {}, 'model name of a .pth that is not called after it, such as rest_small'),
   Flag('data', dict(default='digit_scenes'), 'TFDS name or folder, its test split'),

@@ -15,8 +15,8 @@ _FLAGS = (
   ),
   Flag(
     'model',
-    dict(default='digit_scenes'),
-    'model directory, name of the zoo, or an official PyTorch checkpoint (.pth, needs torch)',
+    dict(default='efficientnet_lite0'),
+    'model directory, name of the zoo, or a published PyTorch checkpoint (.pth)',
   ),
   Flag('architecture', {}, 'model name of a .pth that is not called after it, such as rest_small'),
   Flag('method', dict(nargs='+', default=['group_cam']), 'one method, several, or all'),

@@ -16,6 +16,7 @@ from PIL import Image
 
 from rest_jax.errors import UserError
 from rest_jax.models import imagenet, model_dir, packaged, preprocess, registry
+from rest_jax.models import predict as predicting
 from rest_jax.models.model_config import ModelConfig, freeze, freeze_overrides
 from rest_jax.models.published_views import published_view
 
@@ -245,6 +246,15 @@ class Classifier:
       crop_pct=self.config.crop_pct,
       interpolation=self.config.interpolation,
     )
+
+  def predict(
+    self, pictures: Any, *, top: int = 5, batch_size: int = predicting.BATCH_SIZE
+  ) -> list[predicting.Prediction]:
+    """The most probable classes of pictures: files, folders, images or arrays.
+
+    Arguments, results and errors as `rest_jax.models.predict.predict`.
+    """
+    return predicting.predict(self, pictures, top=top, batch_size=batch_size)
 
   @property
   def mean(self) -> tuple[float, ...]:

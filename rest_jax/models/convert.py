@@ -169,7 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     prog='python -m rest_jax.models.convert',
     description='Turns a PyTorch checkpoint into a model directory.',
   )
-  parser.add_argument('checkpoint', help='.safetensors, or .pth/.pt/.bin (needs PyTorch)')
+  parser.add_argument('checkpoint', help='.safetensors, or .pth/.pt/.bin')
   parser.add_argument('--model', required=True, help='name of the model, such as rest_small')
   parser.add_argument('--out', required=True, help='model directory to write')
   parser.add_argument('--num_classes', type=int, default=1000, help='classes (default: 1000)')

@@ -28,13 +28,14 @@ def words() -> tuple[str, ...]:
 
 
 def in_words(class_names: Sequence[str]) -> tuple[str, ...]:
-  """Class names with ImageNet's synsets in words, so that a model's and a data set's compare.
+  """Class names with ImageNet's synsets in words, so that those of models and data sets compare.
 
   Args:
-    class_names: of a model or a data set (TFDS's imagenet2012 and ImageNet's folders have synsets).
+    class_names: of a model or a data set; TFDS's imagenet2012 and the folders of ImageNet, and of
+      its offspring with fewer classes, are named by synsets.
 
   Returns:
-    The words where the names are the 1,000 synsets in their order, else the names.
+    The words, in the same order, where all names are synsets of ImageNet-1k; else the names.
   """
-  names = tuple(class_names)
-  return words() if names == synsets() else names
+  names, known = tuple(class_names), dict(_rows())
+  return tuple(known[name] for name in names) if all(n in known for n in names) else names

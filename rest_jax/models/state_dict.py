@@ -46,7 +46,7 @@ def load_state_dict(path: str | os.PathLike[str], *, ema: bool = False) -> dict[
   else:
     known = ', '.join(('.safetensors', *_TORCH_SUFFIXES))
     raise UserError(f'{path}: a checkpoint ends in one of {known}')
-  tensors = {name: _to_numpy(tensor, path) for name, tensor in tensors.items()}
+  tensors = {name: _to_numpy(tensor) for name, tensor in tensors.items()}
   if tensors and all(name.startswith('module.') for name in tensors):
     tensors = {name.removeprefix('module.'): tensor for name, tensor in tensors.items()}
   return tensors
@@ -87,8 +87,8 @@ def _is_weight(name: Any, value: Any) -> bool:
   return isinstance(name, str) and hasattr(value, 'shape') and hasattr(value, 'dtype')
 
 
-def _to_numpy(tensor: Any, path: Path) -> np.ndarray:
+def _to_numpy(tensor: Any) -> np.ndarray:
   """An array of what stands for one; floats of less than 32 bits become float32, exactly."""
-  array = tensor if isinstance(tensor, np.ndarray) else pth.to_numpy(tensor, path)
+  array = np.asarray(tensor)
   narrow = array.dtype.itemsize < 4 and array.dtype.kind not in 'iub'
   return array.astype(np.float32) if narrow else array

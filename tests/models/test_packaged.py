@@ -116,7 +116,9 @@ def test_classes_of_imagenet():
   assert {k: words[k] for k in known} == known
   assert synsets[0] == 'n01440764' and synsets[999] == 'n15075141'
   assert imagenet.in_words(synsets) == words == imagenet.in_words(words)
-  assert imagenet.in_words(['a', 'b']) == ('a', 'b')
+  assert imagenet.in_words(synsets[5:2:-1]) == words[5:2:-1]  # a part, in another order
+  for names in (('a', 'b'), ('n01440764', 'a'), ()):
+    assert imagenet.in_words(names) == names
 
 
 def test_a_data_set_of_synsets_is_the_words_data_set(monkeypatch):

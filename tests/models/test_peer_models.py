@@ -132,7 +132,7 @@ def test_wrong_options_and_images_are_refused():
     ('efficientnet_lite0', dict(widths=(8, 8))),
     ('efficientnet_lite0', dict(depths=(1, 2, 2, 3, 3, 4, 0))),
   ):
-    with pytest.raises(UserError, match='takes .* numbers of 1 or more'):
+    with pytest.raises(UserError, match=r'takes .* numbers of 1 or more'):
       model_dir.abstract_tensors(create_model(name, **options))
   for name in ('vgg16', 'efficientnet_lite1'):
     model = create_model(name)

@@ -9,7 +9,7 @@ Source: the two formats as PyTorch's own `torch/serialization.py` writes them, a
 `pickletools` for what a pickle's instructions mean.
 """
 
-from rest_jax.models.pth.reading import read, to_numpy
+from rest_jax.models.pth.reading import read
 from rest_jax.models.pth.tensors import Tensor
 
-__all__ = ['Tensor', 'read', 'to_numpy']
+__all__ = ['Tensor', 'read']

@@ -3,6 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rest_jax.errors import UserError
+
+# What wrong bytes can lead to beside a `PthError`: numbers out of range, missing entries, bad text.
+_DAMAGE = (
+  ArithmeticError, AttributeError, LookupError, MemoryError, OSError, TypeError, ValueError,
+  struct.error,
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,3 +61,16 @@ def shown(value: object, most: int = 80) -> str:
 
 def _is_short(value: object) -> bool:
   return value is None or (isinstance(value, int) and value.bit_length() < 64)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+  """Turns whatever a file makes of the reading into a `UserError`, one line about the file."""
+  try:
+    yield
+  except PthError as error:
+    raise UserError(f'{path} {error}') from error
+  except OSError as error:
+    raise UserError(f'{path} cannot be read: {error.strerror or error}') from error
+  except _DAMAGE as error:
+    raise UserError(f'{path} is no complete PyTorch checkpoint: its bytes are damaged') from error

@@ -67,9 +67,9 @@ class NumpyArray:
     """Of the array."""
     return self.array.dtype
 
-  def numpy(self) -> np.ndarray:
+  def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
     """The array."""
-    return self.array
+    return self.array if dtype is None and not copy else np.array(self.array, dtype)
 
 
 def as_bytes(value: Any) -> bytes:

@@ -3,25 +3,11 @@
 from __future__ import annotations
 
 import os
-import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from rest_jax.errors import UserError
 from rest_jax.models.pth import archive, stream
-from rest_jax.models.pth.faults import PthError
-from rest_jax.models.pth.names import NumpyArray
-from rest_jax.models.pth.tensors import Tensor
-
-# What wrong bytes can lead to beside a `PthError`: numbers out of range, missing entries, bad text.
-_DAMAGE = (
-  ArithmeticError, AttributeError, LookupError, MemoryError, OSError, TypeError, ValueError,
-  struct.error,
-)  # fmt: skip
+from rest_jax.models.pth.faults import PthError, reading
 
 _ZIP = b'PK\x03\x04'
 # By the first bytes: what people have in the place of a checkpoint, and what to do.
@@ -40,8 +26,8 @@ def read(path: str | os.PathLike[str]) -> Any:
     path: a file of `torch.save`, either format.
 
   Returns:
-    Plain data: dicts, lists, tuples, sets, strings, bytes and numbers; `Tensor`s (and NumPy arrays
-    behind the same attributes), whose values `to_numpy` reads. Ordered dicts, counters and
+    Plain data: dicts, lists, tuples, sets, strings, bytes and numbers; `Tensor`s (and what stands
+    for NumPy arrays), whose values `np.asarray` reads. Ordered dicts, counters and
     `argparse.Namespace`s become dicts, sizes tuples, devices strings.
 
   Raises:
@@ -49,7 +35,7 @@ def read(path: str | os.PathLike[str]) -> Any:
       more than tensors and plain data; the message names what it needs.
   """
   path = Path(path)
-  with _reading(path), open(path, 'rb') as file:
+  with reading(path), open(path, 'rb') as file:
     size = os.fstat(file.fileno()).st_size
     head = file.read(512)
     if head[257:262] == b'ustar':
@@ -60,33 +46,3 @@ def read(path: str | os.PathLike[str]) -> Any:
     if not head:
       raise PthError('is empty')
     return (archive if head.startswith(_ZIP) else stream).read(file, path, size)
-
-
-def to_numpy(tensor: Tensor | NumpyArray, path: str | os.PathLike[str]) -> np.ndarray:
-  """The values of a tensor that `read` gave.
-
-  Args:
-    tensor: of `read(path)`.
-    path: for the message.
-
-  Returns:
-    The array, contiguous and in native byte order; bfloat16 and float8 in the types of ml_dtypes.
-
-  Raises:
-    UserError: its bytes are damaged.
-  """
-  with _reading(Path(path)):
-    return tensor.numpy()
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-  """Turns a fault into one line about the file."""
-  try:
-    yield
-  except PthError as error:
-    raise UserError(f'{path} {error}') from error
-  except OSError as error:
-    raise UserError(f'{path} cannot be read: {error.strerror or error}') from error
-  except _DAMAGE as error:
-    raise UserError(f'{path} is no complete PyTorch checkpoint: its bytes are damaged') from error

@@ -11,7 +11,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from rest_jax.models.pth.faults import PthError, damaged, shown
+from rest_jax.models.pth.faults import PthError, damaged, reading, shown
 
 # PyTorch's complex32 is a pair of halves, which NumPy does not know: it is read as bytes first.
 _COMPLEX32 = np.dtype('V4')
@@ -94,7 +94,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tensor:
-  """A strided view of a storage; `numpy` reads it.
+  """A strided view of a storage; `np.asarray` reads it, contiguous and in native byte order.
 
   Attributes:
     shape: of the array.
@@ -111,7 +111,7 @@ class Tensor:
 
   @property
   def dtype(self) -> np.dtype:
-    """NumPy's, of the array that `numpy` gives."""
+    """NumPy's, of the array."""
     return np.dtype(np.complex64) if self.element == _COMPLEX32 else self.element
 
   @property
@@ -119,12 +119,17 @@ class Tensor:
     """Length in bytes, were every element stored."""
     return math.prod(self.shape) * self.element.itemsize
 
-  def numpy(self) -> np.ndarray:
-    """The values, contiguous, in the machine's byte order; tensors that share bytes may share them.
+  def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    """The values; those of tensors that share bytes in the file may share them.
 
     Raises:
-      PthError: the file changed since, or its bytes are not those that were written.
+      UserError: the file changed since, or its bytes are not those that were written.
     """
+    with reading(self.part.storage.path):
+      array = np.asarray(self._values())  # arithmetic on a single value leaves no array
+    return array if dtype is None and not copy else np.array(array, dtype)
+
+  def _values(self) -> np.ndarray:
     size = self.element.itemsize
     if not self.nbytes:
       return np.empty(self.shape, self.dtype)
