@@ -15,8 +15,9 @@ _FLAGS = (
   ),
   Flag(
     'model',
-    dict(default='efficientnet_lite0'),
-    'model directory, name of the zoo, or a published PyTorch checkpoint (.pth)',
+    {},
+    'model directory, name of the zoo, or a published PyTorch checkpoint (.pth); '
+    'efficientnet_lite0 if unset, digit_scenes to --evaluate on that data set',
   ),
   Flag('architecture', {}, 'model name of a .pth that is not called after it, such as rest_small'),
   Flag('method', dict(nargs='+', default=['group_cam']), 'one method, several, or all'),
@@ -103,9 +104,16 @@ def _check(values: dict) -> Command:
   check_whole(values, ('groups', 'limit', 'batch_size', 'query_batch'))
   check_seed(values['seed'])
   values['image'] = tuple(values['image'])
+  values['model'] = values['model'] or _model(values)
   values['method'] = split_list(values['method'])
   evaluate = values['evaluate']
   place = f'work/explain_{Path(values["data"]).name}' if evaluate else 'work/explain'
   values['output'] = Path(values['output'] or place)
   values['batch_size'] = values['batch_size'] or (50 if evaluate else 8)
   return Command(**values)
+
+
+def _model(values: dict) -> str:
+  """The model where none is named: one for photographs, or the one of the embedded data set."""
+  embedded = values['evaluate'] and values['data'] == 'digit_scenes'
+  return 'digit_scenes' if embedded else 'efficientnet_lite0'

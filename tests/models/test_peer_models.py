@@ -102,26 +102,18 @@ def test_four_maps_at_an_odd_size(name, strides, widths):
 
 @pytest.mark.parametrize('case', ['efficientnet_lite', 'vgg_bn'])
 def test_training_pass(case):
-  options = dict(LOGITS[case]['options'], remat=case == 'vgg_bn', drop_rate=0.5)
+  options = dict(LOGITS[case]['options'], drop_rate=0.5)
+  options |= dict(drop_path_rate=0.5) if case == 'efficientnet_lite' else dict(remat=True)
   model = create_model(LOGITS[case]['model'], 3, **options)
   x = jnp.asarray(seeded_images((2, 32, 32, 3)))
 
   @jax.jit
   def step(key):
     variables = model.init(jax.random.key(0), x, train=False)
+    return model.apply(variables, x, train=True, mutable=['batch_stats'], rngs={'dropout': key})
 
-    def loss(params):
-      values = {**variables, 'params': params}
-      rngs = {'dropout': key}
-      logits, state = model.apply(values, x, train=True, mutable=['batch_stats'], rngs=rngs)
-      return jnp.square(logits).sum(), (logits, state)
-
-    return jax.grad(loss, has_aux=True)(variables['params'])
-
-  grads, (one, state) = step(jax.random.key(1))
-  _, (two, _) = step(jax.random.key(2))
-  assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
-  assert (one != two).any()  # dropout draws anew
+  (one, state), (two, _) = step(jax.random.key(1)), step(jax.random.key(2))
+  assert np.isfinite(one).all() and (one != two).any()  # dropout draws anew
   counts = [v for k, v in model_dir.flatten(state).items() if k.endswith('count')]
   assert counts and all(count == 1 for count in counts)
 
