@@ -13,6 +13,7 @@ from rest_jax.data.sample import Sample, take_sample
 from rest_jax.data.source import ImageSource
 from rest_jax.data.sources import JudgedData, load, load_judged
 from rest_jax.errors import UserError
+from rest_jax.models import imagenet
 from rest_jax.models.classifier import Classifier
 from rest_jax.models.convert import JUDGING_ADVICE
 from rest_jax.models.part import take_part
@@ -123,7 +124,11 @@ def matched(
   if not classifier.num_classes:
     raise UserError(f'the model {model} has no classes, so it decides nothing')
   found = match_classes(
-    class_names, classifier.class_names, data=data, model=model, numbered=numbered
+    imagenet.in_words(class_names),
+    imagenet.in_words(classifier.class_names),
+    data=data,
+    model=model,
+    numbered=numbered,
   )
   if found.classes is None:
     return dataclasses.replace(classifier, class_names=found.class_names), ''

@@ -25,7 +25,14 @@ _FLAGS = (
     'pictures: files, folders, glob patterns; "**" goes down',
     'name',
   ),
-  *MODEL_FLAGS,
+  Flag(
+    'model',
+    {},
+    'work directory, model directory, name of the zoo, or a checkpoint (.pth, .safetensors); '
+    'efficientnet_lite0 if unset, digit_scenes to --evaluate on that data set',
+    'name',
+  ),
+  *MODEL_FLAGS[1:],
   Flag('method', dict(nargs='+', default=['group_cam']), 'one method, several, or all'),
   Flag(
     'target',
@@ -120,6 +127,7 @@ def _check(values: dict) -> Command:
   check_whole(values, ('groups', 'limit', 'batch_size', 'query_batch'))
   check_seed(values['seed'])
   values['image'] = tuple(values['image'])
+  values['model'] = values['model'] or _model(values)
   values['method'] = split_list(values['method'])
   evaluate = values['evaluate']
   data = safe_name(Path(values['data']).resolve().name, 'data')
@@ -127,3 +135,9 @@ def _check(values: dict) -> Command:
   values['output'] = check_folder(Path(values['output'] or place))
   values['batch_size'] = values['batch_size'] or (50 if evaluate else 8)
   return Command(**values)
+
+
+def _model(values: dict) -> str:
+  """The model where none is named: one for photographs, or the one of the embedded data set."""
+  embedded = values['evaluate'] and values['data'] == 'digit_scenes'
+  return 'digit_scenes' if embedded else 'efficientnet_lite0'

@@ -18,8 +18,10 @@ from PIL import Image
 
 from rest_jax import ops
 from rest_jax.errors import UserError
-from rest_jax.models import model_dir, preprocess, registry
+from rest_jax.models import imagenet, model_dir, packaged, preprocess, registry
+from rest_jax.models import predict as predicting
 from rest_jax.models.model_config import ModelConfig, freeze, freeze_overrides
+from rest_jax.models.published_views import published_view
 from rest_jax.text import plural
 
 # Options that say how a model runs, not which it is: a model directory does not keep them.
@@ -123,10 +125,14 @@ class Classifier:
     config = model_dir.read_config(directory)
     try:
       module = registry.create_model(config.model, config.num_classes, **dict(config.overrides))
-      expected = model_dir.abstract_tensors(module)
+      away = packaged.is_packaged(directory)
+      expected = {} if away else model_dir.abstract_tensors(module)
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
       # UserError, and whatever else a module makes of options that are nonsense.
       raise UserError(f'{directory / model_dir.CONFIG} describes no model: {error}') from error
+    if away:
+      variables, names = packaged.load(directory, module)
+      return cls(module, variables, config, names)
     names = model_dir.read_labels(directory, config.num_classes)
     return cls(module, model_dir.read_variables(directory, expected), config, names)
 
@@ -142,7 +148,7 @@ class Classifier:
     class_names: Sequence[str] | None = None,
     head_advice: Any = None,
   ) -> Classifier:
-    """Reads an official PyTorch checkpoint, with the papers' evaluation at 224 px.
+    """Reads a published PyTorch checkpoint, to be evaluated as its authors did.
 
     Args:
       path: `.pth` and the like, or `.safetensors`.
@@ -151,7 +157,8 @@ class Classifier:
       drop_head: initialise the head anew instead of taking the file's; for as many classes as there
         are class names, or 1000, where their number is not given.
       ema: take averaged weights.
-      class_names: one a class.
+      class_names: one a class; by default ImageNet's words for 1,000 classes of the file's own
+        head, else '0', '1', ...
       head_advice: a `convert.HeadAdvice` for errors about the head; speaks of these arguments by
         default.
 
@@ -180,10 +187,10 @@ class Classifier:
       variables = convert.from_pytorch(state_dict, module, drop_head=drop_head, **advice)
     except UserError as error:
       raise UserError(f'{path} is not a checkpoint of {model}: {error}') from error
-    crop_pct = 1.0 if model.startswith('restv2') else 0.875
-    return cls.create(
-      model, variables, num_classes=num_classes, class_names=class_names, crop_pct=crop_pct
-    )
+    if class_names is None and num_classes == imagenet.CLASSES and not drop_head:
+      class_names = imagenet.words()
+    view = published_view(model)
+    return cls.create(model, variables, num_classes=num_classes, class_names=class_names, **view)
 
   def save(
     self,
@@ -278,6 +285,15 @@ class Classifier:
       crop_pct=self.config.crop_pct,
       interpolation=self.config.interpolation,
     )
+
+  def predict(
+    self, pictures: Any, *, top: int = 5, batch_size: int = predicting.BATCH_SIZE
+  ) -> list[predicting.Prediction]:
+    """The most probable classes of pictures: files, folders, images or arrays.
+
+    Arguments, results and errors as `rest_jax.models.predict.predict`.
+    """
+    return predicting.predict(self, pictures, top=top, batch_size=batch_size)
 
   @property
   def mean(self) -> tuple[float, ...]:

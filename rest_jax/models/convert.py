@@ -229,7 +229,7 @@ def _parser() -> argparse.ArgumentParser:
     prog='python -m rest_jax.models.convert',
     description='Turns a PyTorch checkpoint into a model directory.',
   )
-  parser.add_argument('checkpoint', help='.safetensors, or .pth/.pt/.bin (needs PyTorch)')
+  parser.add_argument('checkpoint', help='.safetensors, or .pth/.pt/.bin')
   parser.add_argument(
     *('--architecture', '--model_name', '--model'),
     required=True,

@@ -5,14 +5,15 @@ kw); here they are (in, out) and (kh, kw, in/groups, out). Vectors are the same 
 Names on our side are Linen paths with their collection, 'params/stem/conv1/kernel'.
 
 Sources: for ResT and ResTv2 the names of the authors' published checkpoints
-(github.com/wofmanaf/ResT), for ResNet those of torchvision.
+(github.com/wofmanaf/ResT), for ResNet and VGG those of torchvision (ResNet's are timm's too), for
+EfficientNet-Lite those of the package efficientnet-lite-pytorch.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from flax import linen as nn
@@ -59,6 +60,11 @@ KERNEL = Transform(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2
 # A 1x1 convolution over the heads is a matrix on our side.
 HEADS = Transform(
   lambda x: x[:, :, 0, 0].transpose(1, 0), lambda x: x.transpose(1, 0)[..., None, None]
+)
+# A linear layer over flattened maps (C, 7, 7), which are (7, 7, C) on our side.
+FLATTENED = Transform(
+  lambda x: x.reshape(len(x), -1, 7, 7).transpose(2, 3, 1, 0).reshape(-1, len(x)),
+  lambda x: x.reshape(7, 7, -1, x.shape[1]).transpose(3, 2, 0, 1).reshape(x.shape[1], -1),
 )
 # PyTorch counts batches in int64, which JAX has only in its 64-bit mode.
 COUNT = Transform(lambda x: x.astype(np.int32), lambda x: x.astype(np.int64))
@@ -132,12 +138,52 @@ CIFAR_RESNET = (
   Row(r'head', r'linear', _DENSE),
 )
 
-# By the class and, where it has several, the version of a model.
-TABLES = {
+
+def _efficientnet_lite(model: Any) -> tuple[Row, ...]:
+  """Blocks are numbered through all stages."""
+  rows = [
+    Row(r'stem/conv', r'_conv_stem', _CONV),
+    Row(r'stem/norm', r'_bn0', _BATCH_NORM),
+    Row(r'neck/conv', r'_conv_head', _CONV),
+    Row(r'neck/norm', r'_bn1', _BATCH_NORM),
+    Row(r'head', r'_fc', _DENSE),
+  ]
+  places = [(s, b) for s, depth in enumerate(model.stage_depths, 1) for b in range(depth)]
+  for number, (stage, block) in enumerate(places):
+    for norm, step in enumerate(('expand', 'depthwise', 'project')):
+      path, theirs = f'stage{stage}/block{block}/{step}', f'_blocks.{number}.'
+      rows.append(Row(f'{path}/conv', f'{theirs}_{step}_conv', _CONV))
+      rows.append(Row(f'{path}/norm', f'{theirs}_bn{norm}', _BATCH_NORM))
+  return tuple(rows)
+
+
+def _vgg(model: Any) -> tuple[Row, ...]:
+  """Convolutions, norms, ReLUs and poolings are numbered in the order in which they run."""
+  rows, number = [], 0
+  for stage, depth in zip(
+    ('stem', 'stage1', 'stage2', 'stage3', 'stage4'), model.depths, strict=True
+  ):
+    for i in range(depth):
+      rows.append(Row(f'{stage}/conv{i}', f'features.{number}', _CONV))
+      if model.batch_norm:
+        rows.append(Row(f'{stage}/norm{i}', f'features.{number + 1}', _BATCH_NORM))
+      number += 3 if model.batch_norm else 2
+    number += 1
+  flattened = (Leaf('params', 'kernel', 'weight', FLATTENED), _BIAS)
+  rows.append(Row(r'fc1', r'classifier.0', flattened))
+  rows.append(Row(r'fc2', r'classifier.3', _DENSE))
+  return (*rows, Row(r'head', r'classifier.6', _DENSE))
+
+
+# By the class and, where it has several, the version of a model; a function where rows depend on
+# its depths.
+TABLES: dict[tuple[str, int], tuple[Row, ...] | Callable[[Any], tuple[Row, ...]]] = {
   ('ResT', 1): REST,
   ('ResT', 2): REST_V2,
   ('ResNet', 1): RESNET,
   ('CifarResNet', 1): CIFAR_RESNET,
+  ('EfficientNetLite', 1): _efficientnet_lite,
+  ('VGG', 1): _vgg,
 }
 
 
@@ -151,7 +197,8 @@ def table_for(model: nn.Module) -> tuple[Row, ...]:
   if family not in TABLES:
     known = ', '.join(sorted({name for name, _ in TABLES}))
     raise UserError(f'{family[0]} has no table of PyTorch names; there is one for {known}')
-  return TABLES[family]
+  rows = TABLES[family]
+  return rows(model) if callable(rows) else rows
 
 
 def target(path: str, table: tuple[Row, ...], position: str = 'pa') -> Target:

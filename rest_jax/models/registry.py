@@ -16,6 +16,8 @@ _MODULES = (
   'rest_jax.models.rest',
   'rest_jax.models.resnet',
   'rest_jax.models.resnet_cifar',
+  'rest_jax.models.vgg',
+  'rest_jax.models.efficientnet_lite',
   'rest_jax.models.autoencoder',
 )
 

@@ -188,6 +188,7 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
   'resnet18': dict(),
   'resnet34': dict(depths=(3, 4, 6, 3)),
   'resnet50': dict(depths=(3, 4, 6, 3), bottleneck=True),
+  'resnet101': dict(depths=(3, 4, 23, 3), bottleneck=True),
 }
 
 for _name, _fields in _PUBLISHED.items():

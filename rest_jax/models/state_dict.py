@@ -1,12 +1,8 @@
-"""Reads the files that PyTorch users keep weights in; PyTorch itself only for its own format."""
+"""Reads the files that PyTorch users keep weights in, without PyTorch."""
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import os
-import pickle
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +12,11 @@ import safetensors
 import safetensors.numpy
 
 from rest_jax.errors import UserError
+from rest_jax.models import pth
 from rest_jax.paths import local
 
 _TORCH_SUFFIXES = ('.pth', '.pt', '.bin', '.tar')
+_MOST_WRAPPINGS = 8
 _PLAIN = ('model', 'state_dict', 'model_state_dict', 'net', 'module')
 _EMA = ('model_ema', 'state_dict_ema', 'ema')
 # What wrappers put before all names, in any order and number.
@@ -32,17 +30,17 @@ def load_state_dict(path: str | os.PathLike[str], *, ema: bool = False) -> dict[
   """Reads a PyTorch checkpoint or a safetensors file.
 
   Args:
-    path: `.safetensors`, or `.pth`, `.pt`, `.bin`, `.tar`, which need PyTorch to be installed and
-      are read with `weights_only=True`. The state dict may stand alone or under 'model',
+    path: `.safetensors`, or `.pth`, `.pt`, `.bin`, `.tar` as PyTorch saves them (`models.pth` reads
+      them; nothing of a file is executed). The state dict may stand alone or under 'model',
       'model_ema', 'state_dict' or 'state_dict_ema', one in another; `plain_names` says which
       prefixes of its names are understood.
     ema: take the averaged weights of a checkpoint that has both.
 
   Returns:
-    {name: array}; half precision as float32.
+    {name: array}; floats of less than 32 bits as float32.
 
   Raises:
-    UserError: no such file, not a checkpoint, cut off, or PyTorch is missing.
+    UserError: no such file, not a checkpoint, cut off, or one that needs more than tensors.
   """
   path = local(path, 'the checkpoint')
   if not path.is_file():
@@ -52,7 +50,7 @@ def load_state_dict(path: str | os.PathLike[str], *, ema: bool = False) -> dict[
     if ema:
       raise UserError(f'{path} holds one set of weights: ask for it without ema')
   elif path.suffix in _TORCH_SUFFIXES:
-    tensors = unwrap(_read_torch(path), path, ema)
+    tensors = unwrap(_read_pth(path), path, ema)
   else:
     known = ', '.join(('.safetensors', *_TORCH_SUFFIXES))
     raise UserError(f'{path}: a checkpoint ends in one of {known}')
@@ -98,25 +96,8 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     raise UserError(f'{path} is no complete safetensors file: {error}') from error
 
 
-def _read_torch(path: Path) -> Any:
-  try:
-    torch: Any = importlib.import_module('torch')
-  except ImportError as error:
-    raise UserError(
-      f"{path} needs PyTorch to be read: pip install 'rest-jax[torch]', "
-      'or convert the file to .safetensors'
-    ) from error
-  try:
-    # Training scripts keep their flags beside the weights; a Namespace holds plain values only.
-    with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-      # What it warns of (another pickle protocol) it then reads or refuses, which is enough.
-      warnings.simplefilter('ignore')
-      return torch.load(path, map_location='cpu', weights_only=True)
-  except pickle.UnpicklingError as error:
-    reason = 'it is damaged, no PyTorch checkpoint, or holds Python objects beside its tensors'
-    raise UserError(f'{path} was not read: {reason}') from error
-  except (OSError, RuntimeError, EOFError, ValueError, KeyError, IndexError) as error:
-    raise UserError(f'{path} is no complete PyTorch checkpoint: {error}') from error
+def _read_pth(path: Path) -> Any:
+  return pth.read(path)
 
 
 def unwrap(content: Any, path: Path | str, ema: bool = False) -> Mapping[str, Any]:
@@ -133,7 +114,9 @@ def unwrap(content: Any, path: Path | str, ema: bool = False) -> Mapping[str, An
   Raises:
     UserError: there is none.
   """
-  while isinstance(content, Mapping):
+  for _ in range(_MOST_WRAPPINGS):  # a file can hold itself
+    if not isinstance(content, Mapping):
+      break
     if not ema and content and all(map(_is_entry, content.items())):
       return content
     wanted = _EMA if ema else _PLAIN + _EMA
@@ -143,7 +126,9 @@ def unwrap(content: Any, path: Path | str, ema: bool = False) -> Mapping[str, An
     content, ema = content[present[0]], False
   if ema:
     raise UserError(f'{path} has no averaged weights ({" or ".join(_EMA)})')
-  found = f'keys {list(content)[:10]}' if isinstance(content, Mapping) else type(content).__name__
+  found = type(content).__name__
+  if isinstance(content, Mapping):
+    found = f'keys {[str(key)[:80] for key in list(content)[:10]]}'
   raise UserError(f'{path} holds no state dict: found {found}')
 
 
@@ -154,10 +139,10 @@ def _is_entry(item: tuple[Any, Any]) -> bool:
 
 
 def to_numpy(tensor: Any) -> np.ndarray:
-  """An array of a PyTorch tensor or of an array; half precision becomes float32, exactly."""
+  """An array of a PyTorch tensor or of an array; floats of less than 32 bits become float32."""
   if not hasattr(tensor, 'detach'):
-    tensor = np.asarray(tensor)
+    array = np.asarray(tensor)
   else:
-    tensor = (tensor.detach().float() if tensor.is_floating_point() else tensor).numpy()
-  half = tensor.dtype.itemsize == 2 and tensor.dtype.kind not in 'iub'
-  return tensor.astype(np.float32) if half else tensor
+    array = (tensor.detach().float() if tensor.is_floating_point() else tensor).numpy()
+  narrow = array.dtype.itemsize < 4 and array.dtype.kind not in 'iub'
+  return array.astype(np.float32) if narrow else array

@@ -18,7 +18,7 @@ def parse(*args):
 def test_defaults():
   parsed = parse('--image', 'a.png')
   assert (parsed.image, parsed.method, parsed.target) == (('a.png',), ('group_cam',), 'predicted')
-  assert (parsed.model, parsed.output) == ('digit_scenes', Path('work/explain'))
+  assert (parsed.model, parsed.output) == ('efficientnet_lite0', Path('work/explain'))
   assert (parsed.seed, parsed.batch_size, parsed.query_batch) == (0, 8, None)
   assert not (parsed.curves or parsed.animate or parsed.sanity or parsed.evaluate)
 
@@ -29,7 +29,9 @@ def test_several_pictures_and_methods_and_evaluation():
   assert parsed.curves and parsed.seed == 3
   study = parse('--evaluate', '--data', 'some/folder', '--limit', '500')
   assert (study.limit, study.batch_size) == (500, 50)
-  assert study.output == Path('work/explain_folder')
+  assert study.output == Path('work/explain_folder') and study.model == 'efficientnet_lite0'
+  assert parse('--evaluate').model == 'digit_scenes'
+  assert parse('--evaluate', '--model', 'cifar10').model == 'cifar10'
 
 
 def test_help_explains_every_flag(capsys):

@@ -1,0 +1,202 @@
+"""From pictures to class names: what `Classifier.predict` and `python -m rest_jax predict` do."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import glob
+import io
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from rest_jax.errors import UserError
+
+BATCH_SIZE = 32
+_TOP = 5
+_FORMULA = ('=', '+', '-', '@')  # begins what a spreadsheet would compute
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+  """What a classifier says of one picture.
+
+  Attributes:
+    file: the picture's path; '' of a picture that was no file.
+    class_names: the most probable classes, the first one first.
+    probabilities: of these classes, floats in [0, 1].
+    classes: their numbers.
+  """
+
+  file: str
+  class_names: tuple[str, ...]
+  probabilities: tuple[float, ...]
+  classes: tuple[int, ...]
+
+  def __str__(self) -> str:
+    named = zip(self.class_names, self.probabilities, strict=True)
+    listed = ', '.join(f'{name} ({100 * p:.1f} %)' for name, p in named)
+    return f'{self.file}: {listed}' if self.file else listed
+
+
+def predict(
+  classifier: Any, pictures: Any, *, top: int = _TOP, batch_size: int = BATCH_SIZE
+) -> list[Prediction]:
+  """The most probable classes of pictures.
+
+  Args:
+    classifier: a `Classifier`.
+    pictures: a file, a folder (its picture files), a glob pattern; a Pillow image, or a uint8 array
+      (H, W) or (H, W, 1|3|4); or a list of these. Each is read as a person sees it, resized and
+      cropped as the classifier was evaluated.
+    top: classes a picture, from 1; all where there are fewer.
+    batch_size: pictures that are computed together, from 1.
+
+  Returns:
+    One a picture, in order.
+
+  Raises:
+    UserError: no picture, one that cannot be read, no classes, or numbers below 1.
+  """
+  found = list(iterate(classifier, expand(pictures), top=top, batch_size=batch_size))
+  for _, error in found:
+    if error is not None:
+      raise error
+  return [prediction for prediction, _ in found if prediction is not None]
+
+
+def iterate(
+  classifier: Any, pictures: Sequence[Any], *, top: int = _TOP, batch_size: int = BATCH_SIZE
+) -> Iterator[tuple[Prediction | None, UserError | None]]:
+  """Predictions one after another; a picture that cannot be read gives its error instead.
+
+  Args and errors as `predict`, `pictures` being what `expand` gives.
+  """
+  check(classifier, top, batch_size)
+  size = min(batch_size, len(pictures))
+  for start in range(0, len(pictures), batch_size):
+    batch = [_read(classifier, picture) for picture in pictures[start : start + batch_size]]
+    pixels = [p for p, _ in batch if p is not None]
+    rows = _top_classes(classifier, pixels, top, size) if pixels else iter(())
+    for picture, (_, error) in zip(pictures[start : start + batch_size], batch, strict=True):
+      if error is not None:
+        yield None, error
+        continue
+      classes, values = next(rows)
+      yield _prediction(classifier, picture, classes, values), None
+
+
+def check(classifier: Any, top: int, batch_size: int) -> None:
+  """Refuses what `predict` cannot work with.
+
+  Raises:
+    UserError: a classifier without classes, or numbers below 1.
+  """
+  for name, value in (('top', top), ('batch_size', batch_size)):
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+      raise UserError(f'{name} is a whole number from 1, not {value!r}')
+  if not classifier.num_classes:
+    raise UserError('the model has no classes, so there is nothing to predict')
+
+
+def expand(pictures: Any) -> list[Any]:
+  """The single pictures of what `predict` takes: paths as `Path`, images and arrays as they are.
+
+  Raises:
+    UserError: nothing, or what is no picture.
+  """
+  if isinstance(pictures, str | os.PathLike):
+    return list(_files(pictures))
+  if isinstance(pictures, np.ndarray) and pictures.ndim == 4:
+    return list(pictures)  # a stack; a single one has (H, W) or (H, W, C)
+  if isinstance(pictures, Image.Image | np.ndarray):
+    return [pictures]
+  if isinstance(pictures, Iterable):
+    found = [one for picture in pictures for one in expand(picture)]
+    if found:
+      return found
+    raise UserError('no pictures: the list is empty')
+  raise UserError(
+    'a picture is a file, a Pillow image or a uint8 array (H, W, 3), or a list of these, not '
+    f'{type(pictures).__name__}'
+  )
+
+
+def _files(place: str | os.PathLike[str]) -> list[Path]:
+  """The picture files that a word stands for."""
+  # What the scripts take, too.
+  from rest_jax.explain.pictures import find_pictures
+
+  path = Path(place).expanduser()
+  word = str(place) if glob.has_magic(str(place)) and not path.exists() else str(path)
+  return find_pictures([word])
+
+
+def _read(classifier: Any, picture: Any) -> tuple[np.ndarray | None, UserError | None]:
+  """(H, W, 3) as the classifier takes it, or the error."""
+  from rest_jax.explain.pictures import read_picture
+
+  try:
+    image = read_picture(picture) if isinstance(picture, Path) else picture
+    return classifier.preprocess(image)[0], None
+  except UserError as error:
+    named = isinstance(picture, Path) and str(picture) not in str(error)
+    return None, UserError(f'{picture}: {error}') if named else error
+
+
+def _top_classes(
+  classifier: Any, pixels: list[np.ndarray], top: int, size: int
+) -> Iterator[tuple[Any, Any]]:
+  """(classes, probabilities) of each picture; a batch has `size` rows, so that it compiles once."""
+  rows = np.stack(pixels + pixels[-1:] * (size - len(pixels)))
+  values, classes = _best(classifier, rows, min(top, classifier.num_classes))
+  values, classes = np.asarray(values), np.asarray(classes)
+  if not np.isfinite(values[: len(pixels)]).all():
+    raise UserError('the model gives no finite probabilities: its weights are damaged')
+  return zip(classes[: len(pixels)], values, strict=False)
+
+
+@jax.jit(static_argnums=2)
+def _best(classifier: Any, images: jax.Array, top: int) -> tuple[jax.Array, jax.Array]:
+  """The largest probabilities (B, top) and their classes."""
+  return jax.lax.top_k(jax.nn.softmax(jnp.asarray(classifier(images)), axis=-1), top)
+
+
+def _prediction(classifier: Any, picture: Any, classes: Any, values: Any) -> Prediction:
+  file = str(picture) if isinstance(picture, Path) else ''
+  names = tuple(classifier.class_names[index] for index in classes)
+  return Prediction(file, names, tuple(map(float, values)), tuple(map(int, classes)))
+
+
+def to_csv(predictions: Iterable[Prediction]) -> str:
+  """A table with a row a picture: file, then name, number and probability of every class.
+
+  Args:
+    predictions: of one call, so that all have as many classes.
+
+  Returns:
+    The text of a CSV file, with a header.
+  """
+  predictions, out = list(predictions), io.StringIO()
+  count = max((len(p.classes) for p in predictions), default=0)
+  table = csv.writer(out, lineterminator='\n')
+  columns = (
+    f'{kind}{i}' for i in range(1, count + 1) for kind in ('class', 'number', 'probability')
+  )
+  table.writerow(['file', *columns])
+  for p in predictions:
+    names = map(_text, p.class_names)
+    cells = zip(names, p.classes, (f'{v:.6g}' for v in p.probabilities), strict=True)
+    table.writerow([_text(p.file), *(cell for group in cells for cell in group)])
+  return out.getvalue()
+
+
+def _text(text: str) -> str:
+  """A cell that no spreadsheet takes for a formula."""
+  return f"'{text}" if text.startswith(_FORMULA) else text

@@ -1,0 +1,94 @@
+"""`python -m rest_jax predict photos/ --csv out.csv`: what pictures show, in words."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from rest_jax.errors import UserError
+from rest_jax.files import replacing
+from rest_jax.models import predict
+
+_ADVICE = 'give another --csv'
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    prog='python -m rest_jax predict', description='Names what pictures show.'
+  )
+  parser.add_argument('pictures', nargs='+', help='files, folders, glob patterns; "**" goes down')
+  parser.add_argument(
+    '--model',
+    default='efficientnet_lite0',
+    help='model directory, name of the zoo, or a PyTorch checkpoint (default: efficientnet_lite0)',
+  )
+  parser.add_argument('--architecture', help='model name of a checkpoint not called after it')
+  parser.add_argument('--top', type=int, default=5, help='classes a picture (default: 5)')
+  parser.add_argument('--batch_size', type=int, default=32, help='pictures at once (default: 32)')
+  parser.add_argument('--csv', help='table to write: file, class1, number1, probability1, ...')
+  return parser
+
+
+def main(argv: Sequence[str]) -> int:
+  """Prints the most probable classes of pictures, and writes them as a table where asked.
+
+  A picture that cannot be read is reported on stderr, and the others go on.
+
+  Args:
+    argv: the words behind the command's name.
+
+  Returns:
+    The exit status: 0, or 2 where a picture failed.
+
+  Raises:
+    UserError: no such model or picture, wrong numbers, or a table that cannot be written.
+  """
+  from rest_jax.opening import open_classifier
+
+  args = _parser().parse_args(argv)
+  for name, value in (('--top', args.top), ('--batch_size', args.batch_size)):
+    if value < 1:
+      raise UserError(f'{name} is a whole number from 1, not {value}')
+  pictures = predict.expand(args.pictures)
+  with _table(args.csv) as table:
+    classifier = open_classifier(args.model, args.architecture)
+    found, failed = _predict(classifier, pictures, args)
+    if table is not None:
+      table.write_text(predict.to_csv(found), encoding='utf-8')
+  return 2 if failed else 0
+
+
+@contextlib.contextmanager
+def _table(csv: str | None) -> Iterator[Path | None]:
+  """Where the table is written to, looked at before any work; None where none is asked for."""
+  if csv is None:
+    yield None
+    return
+  path = Path(csv).expanduser()
+  if path.is_dir():
+    raise UserError(f'--csv {csv} is a folder: name a file in it')
+  with replacing(path, advice=_ADVICE) as temporary:
+    temporary.touch()
+    yield temporary
+
+
+def _predict(
+  classifier: Any, pictures: Sequence[Any], args: argparse.Namespace
+) -> tuple[list[predict.Prediction], int]:
+  """The predictions, each printed when it is there, and how many pictures failed."""
+  found, failed = [], 0
+  pairs = predict.iterate(classifier, pictures, top=args.top, batch_size=args.batch_size)
+  for prediction, error in tqdm(pairs, total=len(pictures), disable=not sys.stderr.isatty()):
+    if prediction is None:
+      tqdm.write(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+      failed += 1
+    else:
+      tqdm.write(str(prediction), file=sys.stdout)
+      found.append(prediction)
+  return found, failed

@@ -1,0 +1,170 @@
+"""Pictures to class names: every kind of picture, folders, bad files, the table, the command."""
+
+import csv
+import io
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from PIL import Image
+
+from rest_jax import __main__ as command
+from rest_jax.errors import UserError
+from rest_jax.models import predict
+from rest_jax.models.classifier import Classifier
+from rest_jax.models.model_config import ModelConfig
+
+NAMES = ('=red', 'green', 'blue, deep')
+
+
+class Colours(nn.Module):
+  """Logits: ten times the mean of each channel."""
+
+  num_classes: int = 3
+
+  @nn.compact
+  def __call__(self, x, train: bool = False):
+    return 10 * jnp.mean(x, axis=(1, 2))[:, : self.num_classes]
+
+
+def make(classes=3):
+  config = ModelConfig('colours', classes, mean=(0.0,) * 3, std=(1.0,) * 3, input_size=32)
+  return Classifier(Colours(classes), {}, config, NAMES[:classes])
+
+
+@pytest.fixture(scope='module')
+def classifier():
+  return make()
+
+
+def picture(red, green, blue, size=(40, 50)):
+  return Image.new('RGB', size, (red, green, blue))
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """Three pictures, red, green and blue, and what is none."""
+  for name, colour in (('a.png', (255, 0, 0)), ('b.png', (0, 255, 0)), ('c.png', (0, 0, 255))):
+    picture(*colour).save(tmp_path / name)
+  (tmp_path / 'notes.txt').write_text('none')
+  return tmp_path
+
+
+def test_every_kind_of_picture(classifier, folder):
+  path = folder / 'b.png'
+  green = picture(0, 255, 0)
+  for given in (path, str(path), green, np.asarray(green), [green], np.asarray(green)[None]):
+    (found,) = classifier.predict(given, top=2)
+    assert found.class_names[0] == 'green' and found.classes[0] == 1
+    expected = jax.nn.softmax(jnp.array([0.0, 10.0, 0.0]))
+    np.testing.assert_allclose(found.probabilities, [expected[1], expected[0]], rtol=1e-5)
+    assert found.file == (str(path) if isinstance(given, str | Path) else '')
+
+
+def test_folders_patterns_and_lists_keep_their_order(classifier, folder):
+  for given in (folder, str(folder), str(folder / '*.png')):
+    assert [p.classes[0] for p in classifier.predict(given)] == [0, 1, 2]
+  mixed = [picture(0, 0, 255), folder, folder / 'a.png']
+  assert [p.classes[0] for p in classifier.predict(mixed)] == [2, 0, 1, 2, 0]
+
+
+def test_batches_of_one_shape_compile_once(classifier, folder):
+  before = predict._best._cache_size()
+  found = classifier.predict([folder / n for n in ('a.png', 'b.png', 'c.png')] * 3, batch_size=4)
+  assert [p.classes[0] for p in found] == [0, 1, 2] * 3
+  assert all(len(p.classes) == 3 for p in found)  # fewer than five classes: all
+  assert predict._best._cache_size() <= before + 1
+
+
+def test_a_picture_lies_as_a_person_sees_it(classifier, tmp_path):
+  tall = Image.new('RGB', (40, 80), (255, 0, 0))
+  tall.paste((0, 0, 255), (0, 40, 40, 80))
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  tall.save(tmp_path / 'x.png', exif=exif)
+  (turned,) = classifier.predict(tmp_path / 'x.png')
+  (plain,) = classifier.predict(tall.rotate(-90, expand=True))
+  assert turned.probabilities == plain.probabilities
+
+
+@pytest.mark.parametrize(
+  'given, options, words',
+  [
+    ([], {}, 'the list is empty'),
+    (7, {}, 'not int'),
+    (np.zeros((2, 3), np.float32), {}, 'uint8 array'),
+    ('absent.png', {}, 'absent.png'),
+    (picture(1, 2, 3), dict(top=0), 'top is a whole number from 1, not 0'),
+    (picture(1, 2, 3), dict(batch_size=True), 'batch_size is a whole number'),
+  ],
+)
+def test_bad_input_is_one_line(given, options, words, classifier):
+  with pytest.raises(UserError) as error:
+    classifier.predict(given, **options)
+  assert words in str(error.value) and '\n' not in str(error.value)
+
+
+def test_a_model_that_decides_nothing():
+  with pytest.raises(UserError, match='no classes'):
+    make(0).predict(picture(1, 2, 3))
+
+
+def test_the_table(classifier, folder):
+  found = classifier.predict(folder, top=2)
+  rows = list(csv.DictReader(io.StringIO(predict.to_csv(found))))
+  assert [row['class1'] for row in rows] == ["'=red", 'green', 'blue, deep']
+  assert rows[0]['number1'] == '0' and float(rows[0]['probability1']) > 0.99
+  assert rows[2]['file'] == str(folder / 'c.png')
+  assert predict.to_csv([]) == 'file\n'
+  assert str(found[0]).endswith('a.png: =red (100.0 %), green (0.0 %)')
+
+
+@pytest.fixture
+def run(classifier, monkeypatch):
+  """The command with a model that needs no weights."""
+  opened = []
+
+  def open_classifier(*words):
+    opened.append(words)
+    return classifier
+
+  monkeypatch.setattr('rest_jax.opening.open_classifier', open_classifier)
+
+  def call(*words):
+    return command.main(['predict', *map(str, words)]), opened
+
+  return call
+
+
+def test_command(run, folder, capsys):
+  (folder / 'd.png').write_bytes(b'no picture')
+  status, opened = run(folder, '--csv', folder / 'sub' / 'out.csv', '--top', 1)
+  out, err = capsys.readouterr()
+  assert status == 2 and opened == [('efficientnet_lite0', None)]
+  assert out.count('\n') == 3 and 'b.png: green (100.0 %)' in out
+  assert err.count('\n') == 1 and err.startswith('error: ') and 'd.png' in err
+  assert (folder / 'sub' / 'out.csv').read_text().count('\n') == 4
+  assert run(folder / 'a.png')[0] in (0, None)
+
+
+def test_command_refuses_before_any_work(run, folder):
+  (folder / 'file').touch()
+  for words, message in (
+    ((folder, '--top', 0), '--top is a whole number from 1'),
+    ((folder, '--csv', folder), 'is a folder'),
+    ((folder, '--csv', folder / 'file' / 'x.csv'), 'cannot write'),
+    ((folder / '*.jpg',), 'no file matches'),
+  ):
+    with pytest.raises(UserError, match=message.replace('*', r'\*')):
+      run(*words)
+  assert run(folder / 'a.png')[1] == [('efficientnet_lite0', None)]  # opened here alone
+
+
+def test_commands_have_names(capsys):
+  assert command.main([]) == 0
+  assert 'predict' in capsys.readouterr().out
+  with pytest.raises(UserError, match='did you mean predict'):
+    command.main(['predikt'])
