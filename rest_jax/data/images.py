@@ -13,6 +13,7 @@ from PIL import Image, ImageFile, JpegImagePlugin
 
 from rest_jax import rgb
 from rest_jax.errors import UserError
+from rest_jax.profiles import to_srgb
 
 Region = tuple[float, float, float, float]
 _SCALES = (8, 4, 2)  # by which libjpeg can decode smaller
@@ -155,7 +156,7 @@ class EncodedImage:
         image.load()  # complains of the rows that are left
       # Rows come in order: the last one is there unless it is black, and then nobody knows.
       if image.crop((0, rows - 1, image.width, rows)).getbbox():
-        return image
+        return to_srgb(image, image.info.get('icc_profile'))
     return None
 
   @contextlib.contextmanager
