@@ -37,7 +37,8 @@ def get_config(variant: str = 'pgd'):
   config.adversarial.eps = 8 / 255
   config.adversarial.step_size = 2 / 255 if variant in ('pgd', 'trades', 'mart') else 0.0
   config.adversarial.steps = 10
-  config.adversarial.replays = 8
+  if variant == 'free':
+    config.adversarial.replays = 8
   # The papers of free and fast training leave the network in training mode throughout.
   config.adversarial.batch_norm = 'train' if variant == 'fast' else 'eval'
   config.adversarial.eval_steps = 20

@@ -24,9 +24,10 @@ def get_config(variant: str = 'default'):
   config = digit_scenes.get_config()
   config.model.init = 'digit_scenes'
 
-  config.augment.group_cam = 0.0 if variant == 'plain' else 0.5
-  config.augment.group_cam_groups = 8
-  config.augment.group_cam_layer = 'stage2'
+  if variant == 'default':
+    config.augment.group_cam = 0.5
+    config.augment.group_cam_groups = 8
+    config.augment.group_cam_layer = 'stage2'
 
   config.optim.name = 'sgd'
   config.optim.lr = 1e-3

@@ -14,6 +14,7 @@ from rest_jax.data.source import ImageSource
 from rest_jax.data.sources import JudgedData, load, load_judged
 from rest_jax.errors import UserError
 from rest_jax.models.classifier import Classifier
+from rest_jax.models.convert import JUDGING_ADVICE
 from rest_jax.models.part import take_part
 
 
@@ -23,7 +24,7 @@ def open_classifier(name: str, architecture: str | None = None, ema: bool = Fals
   Raises:
     UserError: there is none, it is damaged, or it has no classes.
   """
-  classifier = Classifier.load(name, architecture, ema=ema)
+  classifier = Classifier.load(name, architecture, ema=ema, head_advice=JUDGING_ADVICE)
   if not classifier.num_classes:
     raise UserError(f'the model {name} has no classes, so it decides nothing')
   return classifier
@@ -59,7 +60,6 @@ def open_judged(
   seed: int = 0,
 ) -> Judged:
   """Opens the split of `--data` that a model is judged on, and matches their classes.
-
 
   Args:
     data: TFDS name, folder or list of labels.

@@ -110,7 +110,8 @@ def turn_box_back(box: Box, size: tuple[int, int], how: int) -> Box:
 def to_rgb(image: Image.Image | np.ndarray) -> Image.Image:
   """An RGB picture of a picture in any mode, not turned.
 
-  Transparency is dropped. Grey of 16 bits is scaled by its range: that of the format where it has
+  Transparency is dropped, a colour profile is converted to sRGB. Grey of 16 bits is scaled by its
+  range: that of the format where it has
   one (PGM, JPEG 2000, the bits or the largest value that a TIFF states), else 0..65535 where more
   than 14 bits are used. Values that end below may be of 10, 12 or 14 bits, as cameras give them.
 
@@ -155,7 +156,8 @@ def converted(image: Image.Image) -> Image.Image:
     _check_bits(int(np.asarray(image).max()) * 256)
   if image.mode in ('P', 'PA', 'LA', 'La', 'RGBa') or 'transparency' in image.info:
     image = image.convert('RGBA')  # the direct way warns, or does not exist
-  return to_srgb(image if image.mode in ('L', 'CMYK') else image.convert('RGB'), profile)
+  image = image if image.mode in ('L', 'CMYK') else image.convert('RGB')
+  return to_srgb(image, profile)
 
 
 def _stores_16_bits(image: Image.Image) -> bool:

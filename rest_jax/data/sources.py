@@ -193,7 +193,7 @@ def load(
     UserError: unknown or unprepared data set, unusable folder, no such split (those that exist are
       named), images that cannot be cached.
   """
-  name = expanded(os.fspath(name), 'the data set')
+  name = os.fspath(name)
   if cache and extras:
     raise UserError(f'cache=True holds images and labels only, without {", ".join(extras)}')
   opened = _open(name, data_dir, extras)
@@ -237,8 +237,9 @@ def load_judged(
 def _open(
   name: str, data_dir: str | os.PathLike | None, extras: tuple[str, ...]
 ) -> Folder | TfdsSet:
-  is_list = name.lower().endswith('.csv') and os.path.isfile(name)
-  if name != _EMBEDDED and (os.path.isdir(name) or is_list):
+  place = name = expanded(name, 'the data set')
+  is_list = place.lower().endswith('.csv') and os.path.isfile(place)
+  if name != _EMBEDDED and (os.path.isdir(place) or is_list):
     missing = [extra for extra in extras if extra not in _FOLDER_EXTRAS]
     if missing:
       raise UserError(f'the folder {name} has images and labels only, no {", ".join(missing)}')
@@ -247,7 +248,8 @@ def _open(
     return open_folder(name)
   if name != _EMBEDDED and os.path.isfile(name):
     raise UserError(f'{name} is a file: a data set is a folder, a CSV with labels or a TFDS name')
-  root = local(default_data_dir() if data_dir is None else data_dir, 'the data directory')
+  given = default_data_dir() if data_dir is None else data_dir
+  root = os.fspath(local(given, 'the data directory'))
   if name == _EMBEDDED:
     from rest_jax.data.digit_scenes import prepare
 

@@ -81,7 +81,7 @@ def _lead(found: Found) -> list[Block]:
     f'Can a defence in front of a classifier keep an attacker from changing its answer? The '
     f'classifier is {markdown_code(found.model_name)} ({found.classifier.config.model}, {classes}, '
     f'{found.classifier.input_size} pixels a side), the images are '
-    f'{markdown(found.data_line or len(found.labels))}.'
+    f'{markdown(found.data_line or str(len(found.labels)))}.'
   )
   return [Text(asked), Text(verdict(rows), strong=True), Bullets(findings(rows))]
 

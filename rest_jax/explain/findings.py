@@ -223,7 +223,7 @@ def _animate(result: PictureResult, finding: Finding, name: str, classifier: Cla
   step = paper_step(result.pixels.shape)
   baseline = np.asarray(fill_images(classifier, jnp.asarray(result.pixels)[None], 'blur'))[0]
   frames = animate.insertion_frames(result.pixels, baseline, finding.saliency, step)
-  name = literal(classifier.class_names[finding.target])
-  title = f'{literal(figures.title_of(finding.method))}, class {name}'
+  target = literal(classifier.class_names[finding.target])
+  title = f'{literal(figures.title_of(finding.method))}, class {target}'
   auc = float(finding.curves.insertion_auc)
   animate.write_insertion(result.folder / name, frames, curve, f'{title}: insertion AUC {auc:.3f}')

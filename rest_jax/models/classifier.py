@@ -12,8 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax.linen import module as linen_module
+from jax.core import Tracer
 from PIL import Image
 
+from rest_jax import ops
 from rest_jax.errors import UserError
 from rest_jax.models import model_dir, preprocess, registry
 from rest_jax.models.model_config import ModelConfig, freeze, freeze_overrides
@@ -28,7 +31,8 @@ class Classifier:
   """A function from images in [0, 1] to logits, and a pytree whose leaves are the weights.
 
   Normalisation is inside, so whatever looks at the images (masks, attacks, denoisers) speaks
-  pixels. A classifier may be an argument of jitted, differentiated and vectorised functions.
+  pixels. A classifier may be an argument of jitted, differentiated and vectorised functions; called
+  outside of them it compiles itself, once for each shape of images.
 
   Attributes:
     module: Linen module, called as `module.apply(variables, normalised, train=False)`.
@@ -86,6 +90,7 @@ class Classifier:
     architecture: str | None = None,
     *,
     ema: bool = False,
+    head_advice: Any = None,
   ) -> Classifier:
     """Opens a model, whatever holds it; every script opens `--model` so.
 
@@ -94,16 +99,17 @@ class Classifier:
         a PyTorch checkpoint (see `from_pytorch`).
       architecture: of a checkpoint: name of the registry; by default what its file is called.
       ema: of a checkpoint: take its averaged weights.
+      head_advice: of a checkpoint: as in `from_pytorch`.
 
     Returns:
       The classifier, weights in float32.
 
     Raises:
-      UserError: there is none of that name, a file of it is damaged or does not fit, or
-        `architecture` or `ema` for what is no checkpoint.
+      UserError: there is none of that name, a file of it is damaged or does not fit, weights are
+        not finite, or `architecture` or `ema` for what is no checkpoint.
     """
     if (file := model_dir.checkpoint(name)) is not None:
-      return cls.from_pytorch(file, model=architecture, ema=ema)
+      return cls.from_pytorch(file, model=architecture, ema=ema, head_advice=head_advice)
     directory = model_dir.resolve(name)
     if architecture is not None or ema:
       raise UserError(
@@ -130,26 +136,30 @@ class Classifier:
     path: str | os.PathLike[str],
     *,
     model: str | None = None,
-    num_classes: int = 1000,
+    num_classes: int | None = None,
     drop_head: bool = False,
     ema: bool = False,
     class_names: Sequence[str] | None = None,
+    head_advice: Any = None,
   ) -> Classifier:
     """Reads an official PyTorch checkpoint, with the papers' evaluation at 224 px.
 
     Args:
       path: `.pth` and the like, or `.safetensors`.
       model: name of the registry; by default the file's name without its ending.
-      num_classes: classes of the model.
-      drop_head: initialise the head anew instead of taking the file's.
+      num_classes: classes of the model; by default those of the file's head.
+      drop_head: initialise the head anew instead of taking the file's; for as many classes as there
+        are class names, or 1000, where their number is not given.
       ema: take averaged weights.
       class_names: one a class.
+      head_advice: a `convert.HeadAdvice` for errors about the head; speaks of these arguments by
+        default.
 
     Returns:
       The classifier.
 
     Raises:
-      UserError: a bad file, or one of another model.
+      UserError: a bad file, one of another model, or weights that are not finite.
     """
     # Not at the top: `python -m rest_jax.models.convert` would find itself imported already.
     from rest_jax.models import convert
@@ -159,10 +169,15 @@ class Classifier:
       raise UserError(
         f'which model is {path}? Say its architecture (--architecture), one of {_models()}'
       )
-    module = registry.create_model(model, num_classes)
     state_dict = convert.load_state_dict(path, ema=ema)
+    if num_classes is None and not drop_head:
+      num_classes = convert.count_classes(state_dict, registry.create_model(model))
+    if num_classes is None:
+      num_classes = 1000 if class_names is None else len(class_names)
+    module = registry.create_model(model, num_classes)
+    advice = {} if head_advice is None else {'head_advice': head_advice}
     try:
-      variables = convert.from_pytorch(state_dict, module, drop_head=drop_head)
+      variables = convert.from_pytorch(state_dict, module, drop_head=drop_head, **advice)
     except UserError as error:
       raise UserError(f'{path} is not a checkpoint of {model}: {error}') from error
     crop_pct = 1.0 if model.startswith('restv2') else 0.875
@@ -223,14 +238,18 @@ class Classifier:
     Raises:
       UserError: another rank, channel count or dtype.
     """
-    return self._apply(images).astype(jnp.float32)
+    return self._apply(images, '__call__').astype(jnp.float32)
 
   def features(self, images: jax.Array | np.ndarray) -> tuple[jax.Array, ...]:
     """The maps after each stage, NHWC; arguments and errors as `__call__`."""
-    return self._apply(images, method='features')
+    return self._apply(images, 'features')
 
   def normalise(self, images: jax.Array | np.ndarray) -> jax.Array:
     """What the module gets: images without mean and deviation, float32; errors as `__call__`."""
+    self._check_images(images)
+    return _normalise(images, (self.config.mean, self.config.std))
+
+  def _check_images(self, images: Any) -> None:
     channels, dtype = len(self.config.mean), getattr(images, 'dtype', None)
     shape = tuple(np.shape(images))
     is_float = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
@@ -239,10 +258,6 @@ class Classifier:
         f'a classifier takes floats in [0, 1] of shape (B, H, W, {channels}), got {dtype} {shape}; '
         'pixels of 0 to 255 are divided by 255 first, a single image gets a leading axis'
       )
-    mean, std = (
-      jnp.asarray(v, jnp.float32)[None, None, None] for v in (self.config.mean, self.config.std)
-    )
-    return (jnp.asarray(images, jnp.float32) - mean) / std
 
   def preprocess(self, image: Image.Image | np.ndarray) -> np.ndarray:
     """A picture as this classifier was evaluated on it.
@@ -284,20 +299,69 @@ class Classifier:
     """Outputs; 0 without a head."""
     return self.config.num_classes
 
-  def _apply(self, images, **options) -> Any:
-    return self.module.apply(self.variables, self.normalise(images), train=False, **options)
+  def _apply(self, images, method: str) -> Any:
+    self._check_images(images)
+    config = (self.config.mean, self.config.std)
+    if _runs_alone(self.module, self.variables, images):
+      return _compiled(self.variables, images, self.module, config, method, ops.form())
+    return _forward(self.variables, images, self.module, config, method)
+
+
+def _normalise(images: Any, config: tuple[tuple[float, ...], tuple[float, ...]]) -> jax.Array:
+  mean, std = (jnp.asarray(v, jnp.float32)[None, None, None] for v in config)
+  return (jnp.asarray(images, jnp.float32) - mean) / std
+
+
+def _forward(variables, images, module: nn.Module, config, method: str, form: str = '') -> Any:
+  del form  # of `ops`; a compiled function must not be found again under another one
+  return module.apply(variables, _normalise(images, config), train=False, method=method)
+
+
+# Weights and images are its arguments, so what it keeps of a classifier is its description.
+_compiled = jax.jit(_forward, static_argnames=('module', 'config', 'method', 'form'))
+
+
+def _runs_alone(module: nn.Module, variables: Any, images: Any) -> bool:
+  """Whether a call may compile by itself: nothing around it traces, or looks into the module."""
+  if any(isinstance(x, Tracer) for x in (images, *jax.tree.leaves(variables))):
+    return False
+  if linen_module._global_interceptor_stack or linen_module._context.capture_stack:
+    return False
+  try:
+    hash(module)
+  except TypeError:
+    return False  # a module of one's own with attributes that are no constants
+  return True
 
 
 def _models() -> str:
   return ', '.join(registry.list_models())
 
 
+def check_text(names: Sequence[str]) -> None:
+  """Refuses class names that a model directory cannot hold.
+
+  Args:
+    names: one a class.
+
+  Raises:
+    UserError: a name is empty, has several lines, or no UTF-8 (as a folder's can be).
+  """
+  for name in names:
+    if len(name.splitlines()) != 1:
+      raise UserError(f'a class name is one line of text, unlike {name!r}')
+    try:
+      name.encode()
+    except UnicodeEncodeError as error:
+      raise UserError(
+        f'the class name {name!r} is not UTF-8, so no file can hold it: rename the folder'
+      ) from error
+
+
 def _check_names(names: tuple[str, ...], num_classes: int) -> None:
   if len(names) != num_classes:
     raise UserError(f'{plural(len(names), "class name")} for {plural(num_classes, "class")}')
-  broken = [name for name in names if len(name.splitlines()) != 1]
-  if broken:
-    raise UserError(f'a class name is one line of text, unlike {broken[0]!r}')
+  check_text(names)
 
 
 jax.tree_util.register_dataclass(

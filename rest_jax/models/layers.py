@@ -1,6 +1,7 @@
 """Building blocks shared by the models: NHWC, parameters in float32, PyTorch's semantics.
 
-A layer computes in `dtype` (its input's where None); statistics of norms are always float32.
+A layer computes in `dtype` (its input's where None); statistics of norms are float32, of float64
+inputs float64.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from jax import lax
 
 from rest_jax import ops
 from rest_jax.errors import UserError
+from rest_jax.ops.reduce import wide_type
 
 Dtype = Any
 MIN_SIZE = 32
@@ -116,7 +118,7 @@ class Conv(nn.Module):
 
 
 class LayerNorm(nn.Module):
-  """Normalises the last axis; statistics in float32.
+  """Normalises the last axis; statistics in float32 or float64.
 
   Attributes:
     epsilon: added to the variance.
@@ -129,9 +131,10 @@ class LayerNorm(nn.Module):
   @nn.compact
   def __call__(self, x):
     lead = (1,) * (x.ndim - 1)
+    wide = x.astype(wide_type(x.dtype))
     scale = self.param('scale', nn.initializers.ones, (x.shape[-1],)).reshape(*lead, -1)
     bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],)).reshape(*lead, -1)
-    wide = x.astype(jnp.float32)
+    scale, bias = scale.astype(wide.dtype), bias.astype(wide.dtype)
     mean = jnp.mean(wide, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(wide - mean), axis=-1, keepdims=True)
     out = (wide - mean) * lax.rsqrt(variance + self.epsilon) * scale + bias
@@ -174,17 +177,17 @@ class BatchNorm(nn.Module):
         ra_mean.value = keep * ra_mean.value + (1 - keep) * mean
         ra_var.value = keep * ra_var.value + (1 - keep) * unbiased
         count.value = count.value + 1
+    wide, lead = x.astype(wide_type(x.dtype)), (1,) * (x.ndim - 1)
     factor = scale * lax.rsqrt(variance + self.epsilon)
-    offset = bias - mean * factor
-    lead = (1,) * (x.ndim - 1)
-    out = x.astype(jnp.float32) * factor.reshape(*lead, -1) + offset.reshape(*lead, -1)
-    return out.astype(self.dtype or x.dtype)
+    mean, factor, bias = (a.astype(wide.dtype).reshape(*lead, -1) for a in (mean, factor, bias))
+    # The difference first: x factor - mean factor would lose what a large mean leaves of x.
+    return ((wide - mean) * factor + bias).astype(self.dtype or x.dtype)
 
   def _statistics(self, x):
     """Mean and biased variance of every channel, (C,) each, and how many values they are from."""
     axes = tuple(range(x.ndim - 1))
     samples = x.size // x.shape[-1]
-    wide = x.astype(jnp.float32)
+    wide = x.astype(wide_type(x.dtype))
     mean = jnp.mean(wide, axis=axes)
     if self.axis_name is not None and not self.is_initializing():
       mean = lax.pmean(mean, self.axis_name)

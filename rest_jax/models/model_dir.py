@@ -29,6 +29,7 @@ from rest_jax.text import plural
 CONFIG, WEIGHTS, LABELS, CARD = 'config.json', 'model.safetensors', 'labels.txt', 'README.md'
 CHECKPOINTS = ('.pth', '.pt', '.bin', '.tar', '.safetensors')
 DTYPES = ('float32', 'bfloat16')
+_SHOWN = 5  # arrays that an error names
 
 
 def flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,6 +75,30 @@ def misfits(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[i
   counts = ', '.join(f'{len(names)} {kind}' for kind, names in present.items())
   lists = [f'{kind}: {", ".join(names)}' for kind, names in present.items()]
   return '; '.join([counts, *lists]) if present else ''
+
+
+def check_finite(tensors: Mapping[str, Any], where: str) -> None:
+  """Refuses weights that are not numbers.
+
+  Args:
+    tensors: {name: array} on the host.
+    where: what they are the weights of.
+
+  Raises:
+    UserError: names arrays with NaN or infinite values, and how many values those are.
+  """
+  broken = {}
+  for name, tensor in tensors.items():
+    array = np.asarray(tensor)
+    if jnp.issubdtype(array.dtype, jnp.floating) and not np.isfinite(array).all():
+      broken[name] = f'{name} ({int((~np.isfinite(array)).sum())} of {array.size} values)'
+  if broken:
+    shown, more = list(broken.values())[:_SHOWN], len(broken) - _SHOWN
+    raise UserError(
+      f'{where}: {len(broken)} of {len(tensors)} arrays hold NaN or infinity: {", ".join(shown)}'
+      f'{f" and {more} more" if more > 0 else ""}; the training diverged, or the numbers were '
+      'beyond the type they were stored in; take another checkpoint'
+    )
 
 
 def zoo_names() -> list[str]:
@@ -157,10 +182,13 @@ def write(
     overwrite: whether an existing model directory may be replaced.
 
   Raises:
-    UserError: the place is taken by something else, or cannot be written.
+    UserError: the place is taken by something else, or cannot be written, or the weights are not
+      finite, which no reader takes.
   """
   if dtype not in DTYPES:
     raise UserError(f'a model directory stores {" or ".join(DTYPES)}, not {dtype}')
+  stored = _stored(variables, dtype)
+  check_finite(stored, f'weights for {directory} as {dtype}')
   place = local(directory, 'the model directory').resolve()
   partial = place.with_name(f'.{place.name}.partial')
   try:
@@ -170,7 +198,7 @@ def write(
     partial.mkdir(parents=True)
     (partial / CONFIG).write_text(config.to_json(), encoding='utf-8')
     # Not save_file: that makes a file which only its owner may read.
-    (partial / WEIGHTS).write_bytes(safetensors.numpy.save(_stored(variables, dtype)))
+    (partial / WEIGHTS).write_bytes(safetensors.numpy.save(stored))
     (partial / LABELS).write_text(''.join(f'{n}\n' for n in class_names), encoding='utf-8')
     (partial / CARD).write_text(card, encoding='utf-8')
     _swap(partial, place)
@@ -193,13 +221,14 @@ def _check_place(place: Path, overwrite: bool) -> None:
 def _stored(variables: Mapping[str, Any], dtype: str) -> dict[str, np.ndarray]:
   """The tensors as they go into the file: contiguous, floats in `dtype`."""
   arrays = {name: np.asarray(leaf) for name, leaf in flatten(variables).items()}
-  return {
-    name: np.require(
-      a.astype(jnp.dtype(dtype)) if jnp.issubdtype(a.dtype, jnp.floating) else a,
-      requirements='C',
-    )
-    for name, a in arrays.items()
-  }
+  with np.errstate(over='ignore'):
+    return {
+      name: np.require(
+        a.astype(jnp.dtype(dtype)) if jnp.issubdtype(a.dtype, jnp.floating) else a,
+        requirements='C',
+      )
+      for name, a in arrays.items()
+    }
 
 
 def _swap(new: Path, place: Path) -> None:
@@ -272,7 +301,8 @@ def read_variables(directory: Path, expected: Mapping[str, jax.ShapeDtypeStruct]
     The variables tree, in the expected dtypes.
 
   Raises:
-    UserError: the file cannot be read or does not fit; the message names the file.
+    UserError: the file cannot be read, does not fit, or holds NaN or infinity; the message names
+      the file.
   """
   path = directory / WEIGHTS
   try:
@@ -282,4 +312,7 @@ def read_variables(directory: Path, expected: Mapping[str, jax.ShapeDtypeStruct]
   wrong = misfits(shapes(expected), shapes(tensors))
   if wrong:
     raise UserError(f'{path} does not fit its {CONFIG}: {wrong}')
-  return unflatten({n: jnp.asarray(tensors[n].astype(s.dtype)) for n, s in expected.items()})
+  with np.errstate(over='ignore'):  # what is beyond float32 is told below
+    cast = {n: tensors[n].astype(s.dtype) for n, s in expected.items()}
+  check_finite(cast, str(path))
+  return unflatten({n: jnp.asarray(array) for n, array in cast.items()})

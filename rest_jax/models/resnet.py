@@ -20,6 +20,7 @@ from rest_jax.errors import UserError
 from rest_jax.models.compression import compress, compressors
 from rest_jax.models.layers import BatchNorm, Conv, Dense, Dtype, check_images
 from rest_jax.models.registry import register
+from rest_jax.ops.reduce import wide_type
 
 _kaiming = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
@@ -171,15 +172,16 @@ class ResNet(nn.Module):
     return tuple(maps)
 
   def __call__(self, x, train: bool = False):
-    """Logits (B, num_classes), or pooled features (B, C) without a head; float32.
+    """Logits (B, num_classes), or pooled features (B, C) without a head; float32, of float64
+    images float64.
 
     Args and errors as `features`.
     """
     x = self.features(x, train)[-1]
-    x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(x.dtype)
+    x = jnp.mean(x, axis=(1, 2), dtype=wide_type(x.dtype)).astype(x.dtype)
     if self.num_classes:
       x = self.head(x)
-    return x.astype(jnp.float32)
+    return x.astype(wide_type(x.dtype))
 
 
 _PUBLISHED: dict[str, dict[str, Any]] = {

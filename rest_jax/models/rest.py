@@ -31,6 +31,7 @@ from rest_jax.models.layers import (
   check_images,
 )
 from rest_jax.models.registry import register
+from rest_jax.ops.reduce import wide_type
 
 # Strides of the stem's two strided convolutions: the published stem divides the size by 4; for
 # small images fewer of them step.
@@ -282,15 +283,16 @@ class ResT(nn.Module):
     return tuple(maps)
 
   def __call__(self, x, train: bool = False):
-    """Logits (B, num_classes), or pooled features (B, widths[3]) without a head; float32.
+    """Logits (B, num_classes), or pooled features (B, widths[3]) without a head; float32, of
+    float64 images float64.
 
     Args and errors as `features`.
     """
     x = self.norm(self.features(x, train)[-1])
-    x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(x.dtype)
+    x = jnp.mean(x, axis=(1, 2), dtype=wide_type(x.dtype)).astype(x.dtype)
     if self.num_classes:
       x = self.head(x)
-    return x.astype(jnp.float32)
+    return x.astype(wide_type(x.dtype))
 
 
 _WIDE = (96, 192, 384, 768)

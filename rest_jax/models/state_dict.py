@@ -19,7 +19,13 @@ from rest_jax.errors import UserError
 from rest_jax.paths import local
 
 _TORCH_SUFFIXES = ('.pth', '.pt', '.bin', '.tar')
-_PLAIN, _EMA = ('model', 'state_dict'), ('model_ema', 'state_dict_ema')
+_PLAIN = ('model', 'state_dict', 'model_state_dict', 'net', 'module')
+_EMA = ('model_ema', 'state_dict_ema', 'ema')
+# What wrappers put before all names, in any order and number.
+_PREFIXES = ('module.', 'model.', 'backbone.', 'net.')
+# What compilers and sharders put anywhere into a name, and what profilers count beside the weights.
+_WRAPPERS = ('_orig_mod', '_fsdp_wrapped_module', '_checkpoint_wrapped_module')
+_COUNTERS = ('total_ops', 'total_params')
 
 
 def load_state_dict(path: str | os.PathLike[str], *, ema: bool = False) -> dict[str, np.ndarray]:
@@ -28,7 +34,8 @@ def load_state_dict(path: str | os.PathLike[str], *, ema: bool = False) -> dict[
   Args:
     path: `.safetensors`, or `.pth`, `.pt`, `.bin`, `.tar`, which need PyTorch to be installed and
       are read with `weights_only=True`. The state dict may stand alone or under 'model',
-      'model_ema', 'state_dict' or 'state_dict_ema', and its names may begin with 'module.'.
+      'model_ema', 'state_dict' or 'state_dict_ema', one in another; `plain_names` says which
+      prefixes of its names are understood.
     ema: take the averaged weights of a checkpoint that has both.
 
   Returns:
@@ -45,14 +52,43 @@ def load_state_dict(path: str | os.PathLike[str], *, ema: bool = False) -> dict[
     if ema:
       raise UserError(f'{path} holds one set of weights: ask for it without ema')
   elif path.suffix in _TORCH_SUFFIXES:
-    tensors = _unwrap(_read_torch(path), path, ema)
+    tensors = unwrap(_read_torch(path), path, ema)
   else:
     known = ', '.join(('.safetensors', *_TORCH_SUFFIXES))
     raise UserError(f'{path}: a checkpoint ends in one of {known}')
-  tensors = {name: _to_numpy(tensor) for name, tensor in tensors.items()}
-  if tensors and all(name.startswith('module.') for name in tensors):
-    tensors = {name.removeprefix('module.'): tensor for name, tensor in tensors.items()}
-  return tensors
+  return plain_names({name: to_numpy(tensor) for name, tensor in tensors.items()})
+
+
+def plain_names(tensors: Mapping[str, Any]) -> dict[str, Any]:
+  """Names without what wrappers put before them: those of the model by itself.
+
+  'module.' (data parallel), 'model.', 'net.' and 'backbone.' are left out where all names begin so,
+  again and again; '_orig_mod.' (torch.compile) and the like wherever they stand; and so are the
+  counters of profilers, 'total_ops' and 'total_params', whole.
+
+  Args:
+    tensors: {name: array}.
+
+  Returns:
+    The same arrays.
+
+  Raises:
+    UserError: two names become one.
+  """
+  named: dict[str, Any] = {}
+  for name, tensor in tensors.items():
+    if name.rpartition('.')[2] in _COUNTERS:
+      continue
+    name = '.'.join(part for part in name.split('.') if part not in _WRAPPERS)
+    if name in named:
+      raise UserError(f'the state dict holds {name} twice, by itself and inside of a wrapper')
+    named[name] = tensor
+  while named:
+    common = next((p for p in _PREFIXES if all(name.startswith(p) for name in named)), None)
+    if common is None:
+      break
+    named = {name.removeprefix(common): tensor for name, tensor in named.items()}
+  return named
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -83,10 +119,22 @@ def _read_torch(path: Path) -> Any:
     raise UserError(f'{path} is no complete PyTorch checkpoint: {error}') from error
 
 
-def _unwrap(content: Any, path: Path, ema: bool) -> Mapping[str, Any]:
-  """Finds the state dict in what a training script saved."""
+def unwrap(content: Any, path: Path | str, ema: bool = False) -> Mapping[str, Any]:
+  """Finds the state dict in what a training script saved.
+
+  Args:
+    content: what was read.
+    path: what an error calls it.
+    ema: take averaged weights.
+
+  Returns:
+    {name: tensor}.
+
+  Raises:
+    UserError: there is none.
+  """
   while isinstance(content, Mapping):
-    if not ema and content and all(_is_tensor(value) for value in content.values()):
+    if not ema and content and all(map(_is_entry, content.items())):
       return content
     wanted = _EMA if ema else _PLAIN + _EMA
     present = [key for key in wanted if isinstance(content.get(key), Mapping)]
@@ -99,13 +147,17 @@ def _unwrap(content: Any, path: Path, ema: bool) -> Mapping[str, Any]:
   raise UserError(f'{path} holds no state dict: found {found}')
 
 
-def _is_tensor(value: Any) -> bool:
-  return hasattr(value, 'shape') and hasattr(value, 'dtype')
+def _is_entry(item: tuple[Any, Any]) -> bool:
+  """Whether (name, value) is a named tensor."""
+  name, value = item
+  return isinstance(name, str) and hasattr(value, 'shape') and hasattr(value, 'dtype')
 
 
-def _to_numpy(tensor: Any) -> np.ndarray:
+def to_numpy(tensor: Any) -> np.ndarray:
   """An array of a PyTorch tensor or of an array; half precision becomes float32, exactly."""
-  if not isinstance(tensor, np.ndarray):
+  if not hasattr(tensor, 'detach'):
+    tensor = np.asarray(tensor)
+  else:
     tensor = (tensor.detach().float() if tensor.is_floating_point() else tensor).numpy()
   half = tensor.dtype.itemsize == 2 and tensor.dtype.kind not in 'iub'
   return tensor.astype(np.float32) if half else tensor

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from rest_jax.ops.reduce import wide_type
+
 INSTANCE_NORM_EPS = 1e-5
 
 
@@ -51,8 +53,11 @@ def emsa(
   """IN(softmax(Conv1x1_heads(q k^T / sqrt(d)))) v, for more than one head.
 
   The instance norm (no affine, over the n x m plane of each head) is never applied to the map:
-  the rows of a softmax sum to 1, so the plane's mean is exactly 1/m, and
-  IN(P) v = (P v - mean_rows(v)) / sqrt(mean(P^2) - 1/m^2 + eps).
+  the rows of a softmax sum to 1, so the plane's mean is exactly 1/m, and with C = P - 1/m
+  IN(P) v = (C v) / sqrt(mean(C^2) + eps).
+  C comes from the scores directly (`_centred_softmax`): a map of new weights is nearly even, C a
+  thousandth of P, and differences of rounded numbers, P - 1/m or mean(P^2) - 1/m^2, would reach the
+  logits a thousand times enlarged.
   The 1x1 convolution's bias is the same for a whole plane and a softmax does not see it, so it is
   no argument here.
 
@@ -70,21 +75,35 @@ def emsa(
   References:
     ResT, arXiv 2105.13677, equations 2-4.
   """
-  m = k.shape[1]
-  weights = jax.nn.softmax(_mix(_scores(q, k), head_mix), axis=-1)
-  second_moment = jnp.mean(jnp.square(weights), axis=(2, 3))
-  scale = jax.lax.rsqrt(second_moment - 1.0 / m**2 + INSTANCE_NORM_EPS)
+  centred = _centred_softmax(_mix(_scores(q, k), head_mix))
+  scale = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=(2, 3)) + INSTANCE_NORM_EPS)
   if dropout is not None:
-    normed = dropout((weights - 1.0 / m) * scale[:, :, None, None])
+    normed = dropout(centred * scale[:, :, None, None])
     return jnp.einsum('bhnm,bmhd->bnhd', normed.astype(v.dtype), v)
-  mixed = jnp.einsum('bhnm,bmhd->bnhd', weights.astype(v.dtype), v)
-  centred = mixed - jnp.mean(v, axis=1, keepdims=True)
-  return centred * scale[:, None, :, None].astype(v.dtype)
+  mixed = jnp.einsum('bhnm,bmhd->bnhd', centred.astype(v.dtype), v)
+  return mixed * scale[:, None, :, None].astype(v.dtype)
+
+
+@jax.custom_jvp
+def _centred_softmax(x: Float[Array, '*rows m']) -> Float[Array, '*rows m']:
+  """softmax(x) - 1/m over the last axis, exact to the precision of its own small values.
+
+  With t = e^(x - max) - 1 it is (t - mean(t)) / sum(t + 1).
+  """
+  t = jnp.expm1(x - jnp.max(x, axis=-1, keepdims=True))
+  return (t - jnp.mean(t, axis=-1, keepdims=True)) / jnp.sum(t + 1.0, axis=-1, keepdims=True)
+
+
+@_centred_softmax.defjvp
+def _centred_softmax_jvp(primals, tangents):
+  centred, (change,) = _centred_softmax(*primals), tangents
+  weights = centred + 1.0 / centred.shape[-1]
+  return centred, weights * (change - jnp.sum(weights * change, axis=-1, keepdims=True))
 
 
 def _scores(q, k):
   scale = q.shape[-1] ** -0.5
-  return jnp.einsum('bnhd,bmhd->bhnm', q * scale, k, preferred_element_type=jnp.float32)
+  return jnp.einsum('bnhd,bmhd->bhnm', q * scale, k, preferred_element_type=wide_type(k.dtype))
 
 
 def _mix(scores, head_mix):

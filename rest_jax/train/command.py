@@ -24,6 +24,7 @@ from rest_jax.train.config import (
   default_config,
   describe,
   place_paths,
+  without_effect,
 )
 
 _DEFAULT_CONFIG = 'configs/digit_scenes.py'
@@ -98,6 +99,7 @@ def parse(argv: list[str], usage: str) -> Command | None:
   if extra:
     raise UserError(f'unexpected argument {extra[0]!r}; values go to flags, see --help')
   config = _resolve(values)
+  _check_effects(config, rest)
   name = f'{file.stem}_{variant}' if variant else file.stem
   given = values['output'].value
   output = Path('work') / safe_name(name, 'run') if given is None else local(given, '--output')
@@ -208,6 +210,17 @@ def _check_override_keys(config: Config, arguments: list[str]) -> None:
           f'this config has no {match[1]!r}, only {there}; '
           f'give all together: --config.model.overrides="{{{key!r}: ...}}"'
         )
+
+
+def _check_effects(config: Config, arguments: list[str]) -> None:
+  """Refuses keys on the command line that this config does not look at."""
+  given = [m[1] for a in arguments if (m := re.match(r'--?(?:no)?config\.([^=]+)', a))]
+  idle = without_effect(config, given)
+  if idle:
+    name, needs = next(iter(idle.items()))
+    raise UserError(
+      f'--config.{name} has no effect here: it is for {needs}; leave it out or set that'
+    )
 
 
 def _resolve(values: flags.FlagValues) -> Config:

@@ -8,13 +8,14 @@ are not in the table below, so a misspelt key is never silently ignored.
 from __future__ import annotations
 
 import json
-import re
+from collections.abc import Iterable
 from typing import Any, TypeAlias
 
 from ml_collections import config_dict
 
 from rest_jax.errors import UserError, did_you_mean
 from rest_jax.paths import expanded
+from rest_jax.train.config_checks import check_values, unused
 
 # A ConfigDict, or a group of one. Not its real type: a checker would take every value of it for any
 # of the types that a ConfigDict can hold.
@@ -87,7 +88,7 @@ FIELDS: dict[str, dict[str, tuple[Any, str]]] = {
     'epochs': (10.0, 'passes over the training images'),
     'batch_size': (128, 'images a step, over all devices and processes'),
     'accumulate': (1, 'micro-batches a step; divides the memory, not the result'),
-    'ema': (0.0, 'decay of the moving average of the weights; 0 is off'),
+    'ema': (0.0, 'decay of a moving average of the weights, released if better; 0 is off'),
     'sync_bn': (False, 'batch norm over all devices instead of each device by itself'),
     'eval_every': (1.0, 'epochs between evaluations on the test split'),
     'checkpoint_every_steps': (0, 'steps between checkpoints; 0: at evaluations only'),
@@ -211,7 +212,7 @@ def check_config(config: Config) -> None:
     if name not in flat:
       raise UserError(f'config key {name!r} is missing; start from default_config()')
     _check_type(name, flat[name])
-  _check_values(flat)
+  check_values(flat)
 
 
 def _check_type(name: str, value: Any) -> None:
@@ -229,91 +230,20 @@ def _check_type(name: str, value: Any) -> None:
     )
 
 
-_CHOICES = {
-  'model.dtype': ('float32', 'bfloat16'),
-  'data.eval_resize': ('squash', 'resize_crop'),
-  'data.on_error': ('fatal', 'skip'),
-  'augment.interpolation': ('bilinear', 'bicubic'),
-  'optim.name': ('adamw', 'sgd'),
-  'optim.schedule': ('cosine', 'step', 'constant'),
-  'adversarial.kind': ('', 'pgd', 'trades', 'mart', 'free', 'fast'),
-  'adversarial.norm': ('linf', 'l2', 'l1'),
-  'adversarial.batch_norm': ('eval', 'train'),
-}
-_POSITIVE = (
-    'data.image_size', 'data.eval_crop_pct', 'optim.lr', 'train.epochs', 'train.batch_size',
-    'train.accumulate', 'train.eval_every', 'log.every', 'optim.layer_decay',
-    'adversarial.steps', 'adversarial.replays', 'augment.group_cam_groups', 'augment.repeats',
-    'denoise.eval_noise',
-)  # fmt: skip
-_FRACTIONS = (
-    'augment.switch_prob', 'augment.mix_prob', 'augment.erasing', 'augment.group_cam',
-)  # fmt: skip
-_BELOW_ONE = ('augment.label_smoothing', 'train.ema', 'optim.b1', 'optim.b2', 'optim.momentum')
-_LENGTHS = {
-    'data.mean': (3,), 'data.std': (3,), 'augment.crop_scale': (0, 2), 'augment.crop_ratio': (2,),
-    'augment.color_jitter': (0, 3),
-}  # fmt: skip
+def without_effect(config: Config, names: Iterable[str] | None = None) -> dict[str, str]:
+  """Keys that nothing looks at, such as optim.momentum beside optim.name='adamw'.
 
+  Args:
+    config: a checked config.
+    names: the keys asked about; by default those that differ from their defaults.
 
-def _check_values(flat: dict[str, Any]) -> None:
-  for name, value in flat.items():
-    problem = None
-    if name in _CHOICES and value not in _CHOICES[name]:
-      problem = f'one of {", ".join(_CHOICES[name])}'
-    elif name in _POSITIVE and not value > 0:
-      problem = 'a number above 0'
-    elif name in _FRACTIONS and not 0 <= value <= 1:
-      problem = 'a number from 0 to 1'
-    elif name in _BELOW_ONE and not 0 <= value < 1:
-      problem = 'a number from 0 to below 1'
-    elif name in _LENGTHS and len(value) not in _LENGTHS[name]:
-      problem = f'{" or ".join(map(str, _LENGTHS[name]))} numbers'
-    elif name == 'seed' and not 0 <= value < 2**31:
-      problem = 'a whole number from 0 to 2147483647'
-    elif type(value) in (int, float) and not value >= 0:
-      problem = 'a number of 0 or more'
-    if problem:
-      raise UserError(f'config key {name!r} is {value!r}; it takes {problem}')
-  _check_together(flat)
-
-
-def _check_together(flat: dict[str, Any]) -> None:
-  """Refuses what no single key shows to be wrong."""
-  try:
-    re.compile(flat['optim.freeze'])
-  except re.error as error:
-    raise UserError(f"config key 'optim.freeze' is no regular expression: {error}") from error
-  marks = flat['optim.step_epochs']
-  if (flat['optim.schedule'] == 'step') != bool(marks) or list(marks) != sorted(marks):
-    raise UserError(
-      "optim.schedule='step' and optim.step_epochs, rising epochs such as (15.0,), go together; "
-      f'got {flat["optim.schedule"]!r} and {marks!r}'
-    )
-  softened = [f'augment.{key}' for key in ('mixup', 'cutmix', 'label_smoothing')]
-  softened = [name for name in softened if flat[name]]
-  if flat['adversarial.kind'] == 'mart' and softened:
-    raise UserError(
-      f"adversarial.kind='mart' is defined for plain labels; set {' and '.join(softened)} to 0"
-    )
-  if flat['adversarial.kind'] == 'free' and flat['adversarial.norm'] == 'l1':
-    raise UserError("adversarial.kind='free' takes adversarial.norm 'linf' or 'l2', not 'l1'")
-  if flat['denoise.noise']:
-    _check_denoising(flat)
-
-
-def _check_denoising(flat: dict[str, Any]) -> None:
-  """Labels and what is done to them have no place where images are the targets."""
-  names = ('augment.mixup', 'augment.cutmix', 'augment.label_smoothing', 'augment.group_cam')
-  names = [n for n in (*names, 'adversarial.kind', 'adversarial.eval_steps') if flat[n]]
-  if names:
-    raise UserError(f'denoise.noise trains on images alone; switch off {" and ".join(names)}')
-  mean, std = tuple(flat['data.mean']), tuple(flat['data.std'])
-  if mean != (0, 0, 0) or std != (1, 1, 1):
-    raise UserError(
-      'denoise.noise trains a model from pixels to pixels; set data.mean to (0.0, 0.0, 0.0) and '
-      f'data.std to (1.0, 1.0, 1.0), not {mean} and {std}'
-    )
+  Returns:
+    {key: what it needs beside it to have an effect}.
+  """
+  flat, defaults = flatten(config.to_dict()), flatten(default_config().to_dict())
+  if names is None:
+    names = [name for name in flat if flat[name] != defaults.get(name)]
+  return unused(flat, list(names))
 
 
 def flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:

@@ -97,7 +97,7 @@ def denoising_gradients(model: nn.Module, config: Config) -> GradientFunction:
 
 def denoising_sums(
   model: nn.Module, config: Config, variables: Any, batch: dict[str, jax.Array], keys: jax.Array
-) -> dict[str, jax.Array]:
+) -> tuple[dict[str, jax.Array], jax.Array]:
   """What an evaluation adds up of a batch.
 
   Args:
@@ -108,14 +108,16 @@ def denoising_sums(
     keys: (B,), of each image's noise.
 
   Returns:
-    count (int32); loss, psnr and noisy_psnr (float32): sums of the squared error and of the PSNR
-    after and before denoising, noise of deviation `denoise.eval_noise`.
+    Sums: count (int32); loss, psnr and noisy_psnr (float32) of the squared error and of the PSNR
+    after and before denoising, noise of deviation `denoise.eval_noise`. And the images that the
+    model gave, (B, H, W, C).
   """
   images, mask = batch['image'], batch['mask']
   deviation = jnp.full(images.shape[:1], config.denoise.eval_noise, jnp.float32)
   noisy = images + draw_noise(keys, images.shape, deviation)
-  errors = squared_error(jnp.asarray(model.apply(variables, noisy, train=False)), images)
+  clean = jnp.asarray(model.apply(variables, noisy, train=False))
+  errors = squared_error(clean, images)
   before = squared_error(noisy, images)
   each = {'loss': errors, 'psnr': psnr(errors), 'noisy_psnr': psnr(before)}
   sums = {name: jnp.sum(jnp.where(mask, value, 0.0)) for name, value in each.items()}
-  return {'count': jnp.sum(mask.astype(jnp.int32)), **sums}
+  return {'count': jnp.sum(mask.astype(jnp.int32)), **sums}, clean

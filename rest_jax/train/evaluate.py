@@ -10,17 +10,19 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from rest_jax.errors import UserError
+from rest_jax.train import totals as totals_lib
 from rest_jax.train.metrics import IN_FLIGHT
 from rest_jax.train.parallel import to_global
 
+_INNER = ('seen', 'bad', 'bad_at')  # of the totals: what is not a mean
 
-def _zero_totals(robust: bool, denoising: bool) -> dict[str, np.ndarray]:
-  kinds = {'count': np.int32, 'top1': np.int32, 'top5': np.int32, 'loss': np.float32}
+
+def zero_totals(robust: bool = False, denoising: bool = False) -> dict[str, np.ndarray]:
+  """The totals that `step.make_eval_step` begins with; arguments as `evaluate`."""
   if denoising:
-    kinds = {'count': np.int32, **dict.fromkeys(('loss', 'psnr', 'noisy_psnr'), np.float32)}
-  if robust:
-    kinds['robust_top1'] = np.int32
-  return {name: np.zeros((), kind) for name, kind in kinds.items()}
+    return totals_lib.zeros(['count'], ['loss', 'psnr', 'noisy_psnr'])
+  return totals_lib.zeros(['count', 'top1', 'top5', *(['robust_top1'] if robust else [])], ['loss'])
 
 
 def evaluate(
@@ -45,6 +47,10 @@ def evaluate(
     top1 and top5 as fractions, loss in nats (mean over the examples) and count; with `robust` also
     robust_top1, the fraction that is right before and after the attack. Of a denoising model:
     loss (mean squared error), psnr and noisy_psnr (dB, means over the images), and count.
+
+  Raises:
+    NotFiniteError: outputs of the model are no numbers; there is no accuracy of such a model.
+    UserError: there is no example.
   """
   totals = _replicated_totals(mesh, robust, denoising)
   under_way: collections.deque[Any] = collections.deque()
@@ -54,9 +60,15 @@ def evaluate(
     if len(under_way) > IN_FLIGHT:
       jax.block_until_ready(under_way.popleft())
   sums = jax.device_get(totals)
-  count = max(int(sums['count']), 1)
+  count = int(sums['count'])
+  if not count:
+    raise UserError(
+      'there is no image to judge the model by: the test split is empty or unreadable'
+    )
+  totals_lib.check_finite(sums, f'{"images" if denoising else "logits"} of the model')
+  measured = {name: totals_lib.value_of(sums[name]) for name in sums if name not in _INNER}
   return {
-    name: int(value) if name == 'count' else float(value) / count for name, value in sums.items()
+    name: count if name == 'count' else float(value) / count for name, value in measured.items()
   }
 
 
@@ -65,5 +77,5 @@ def _replicated_totals(mesh: Mesh, robust: bool, denoising: bool) -> Any:
   sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   return {
     name: jax.make_array_from_process_local_data(sharding, zero)
-    for name, zero in _zero_totals(robust, denoising).items()
+    for name, zero in zero_totals(robust, denoising).items()
   }

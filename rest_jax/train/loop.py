@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+from rest_jax.models.classifier import check_text
 from rest_jax.train import pipeline
 from rest_jax.train.config import Config, check_config
 from rest_jax.train.distributed import any_process, end_with_the_others
@@ -13,6 +14,7 @@ from rest_jax.train.interrupt import StopRequest
 from rest_jax.train.metrics import StepMetrics
 from rest_jax.train.parallel import make_mesh, memory_advice, to_global
 from rest_jax.train.run import Run
+from rest_jax.train.start import check_start
 from rest_jax.train.task import build_task
 from rest_jax.train.workdir import open_workdir
 
@@ -33,13 +35,15 @@ def train(config: Config, workdir: str | Path) -> dict[str, Any]:
   Raises:
     UserError: bad config, data or work directory, or a loss that is not finite.
   """
-  # ---- Work directory ------------------------------------------------------------------------
+  # ---- Checks, work directory ----------------------------------------------------------------
   check_config(config)
+  mesh = make_mesh()
+  check_start(config, mesh)
   workdir = open_workdir(workdir, config.to_dict())
 
   # ---- Data ----------------------------------------------------------------------------------
-  mesh = make_mesh()
   sources = pipeline.load_sources(config)
+  check_text(sources.class_names)
   plan = pipeline.make_plan(config, len(sources.train), mesh)
   batches = pipeline.train_batches(config, sources.train)
 
@@ -67,8 +71,9 @@ def train(config: Config, workdir: str | Path) -> dict[str, Any]:
 
       stopping = plan.may_agree(run.step) and any_process(stop.requested)
       if stopping or run.checkpoint_is_due() or run.needs_evaluation():
-        # Nothing is saved before every loss up to here is known to be finite.
+        # Nothing is saved before losses and weights up to here are known to be finite.
         run.recorder.step_done(run.step, window.flush())
+        run.check_weights()
         if run.needs_evaluation() and not stopping:
           run.evaluate()
         run.save()

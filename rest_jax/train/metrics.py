@@ -17,6 +17,10 @@ from rest_jax.train.workdir import write_text, writing
 
 IN_FLIGHT = 4  # steps that the host may be ahead of the device
 _SHOWN_LABELS = 8
+DIVERGED = (  # what to do about a training that has
+  'Lower optim.lr, lengthen optim.warmup_epochs, set optim.clip_norm=1.0, or use '
+  'model.dtype=float32, with another --output'
+)
 
 
 class MetricsWriter:
@@ -36,8 +40,8 @@ class MetricsWriter:
     """
     self.path = workdir / 'metrics.jsonl'
     if self.path.exists():
-      kept = [line for line in read_metrics(self.path) if line['step'] <= step]
-      write_text(self.path, ''.join(json.dumps(line) + '\n' for line in kept))
+      kept = [_without_nan(line) for line in read_metrics(self.path) if line['step'] <= step]
+      write_text(self.path, ''.join(json.dumps(line, allow_nan=False) + '\n' for line in kept))
     self._board = self._wandb = None
     if log.tensorboard:
       board = _optional('tensorboardX', 'log.tensorboard')
@@ -50,12 +54,13 @@ class MetricsWriter:
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """Logs values of one step; `None` and NaN are written as null."""
-    clean = {k: v if v is not None and math.isfinite(v) else None for k, v in values.items()}
+    clean = _without_nan(values)
     with writing(self.path.parent), self.path.open('a', encoding='utf-8') as file:
-      file.write(json.dumps({'step': step, **clean}) + '\n')
+      file.write(json.dumps({'step': step, **clean}, allow_nan=False) + '\n')
     if self._board is not None:
-      for name, value in values.items():
-        self._board.add_scalar(name, value, step)
+      for name, value in clean.items():
+        if value is not None:
+          self._board.add_scalar(name, value, step)
     if self._wandb is not None:
       self._wandb.log(clean, step=step)
 
@@ -65,6 +70,14 @@ class MetricsWriter:
       self._board.close()
     if self._wandb is not None:
       self._wandb.finish()
+
+
+def _without_nan(values: dict[str, Any]) -> dict[str, Any]:
+  """JSON has no NaN and no infinity: null stands for them."""
+  return {
+    name: None if isinstance(value, float) and not math.isfinite(value) else value
+    for name, value in values.items()
+  }
 
 
 def _optional(module: str, key: str) -> Any:
@@ -77,11 +90,14 @@ def _optional(module: str, key: str) -> Any:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-  """Returns the lines of a `metrics.jsonl`; a last line that a kill cut off is left out."""
+  """Returns the lines of a `metrics.jsonl`; what a kill cut off is left out."""
   lines = []
   for line in path.read_text(encoding='utf-8').splitlines():
     try:
-      lines.append(json.loads(line))
+      values = json.loads(line)
+      if not isinstance(values, dict) or not isinstance(values.get('step'), int):
+        break
+      lines.append(values)
     except json.JSONDecodeError:
       break
   return lines
@@ -124,7 +140,7 @@ class StepMetrics:
     values = jax.device_get([metrics for _, metrics, _ in window])
     for (step, _, labels), metrics in zip(window, values, strict=True):
       _check_finite(step, metrics, labels)
-    means = {name: float(np.mean([v[name] for v in values])) for name in values[0]}
+    means = {name: float(np.mean([v[name] for v in values], dtype=float)) for name in values[0]}
     return {'step': window[-1][0], **means, 'lr': float(values[-1]['lr'])}
 
 
@@ -134,7 +150,5 @@ def _check_finite(step: int, metrics: dict[str, Any], labels: np.ndarray) -> Non
       what = 'loss' if name == 'loss' else 'gradient'
       raise UserError(
         f'the {what} is not finite ({float(metrics[name])}) at step {step}, whose batch '
-        f'starts with the labels {labels.tolist()}; the last good checkpoint is kept. '
-        'Lower optim.lr, lengthen optim.warmup_epochs, set optim.clip_norm=1.0, or use '
-        'model.dtype=float32, with another --output'
+        f'starts with the labels {labels.tolist()}; the last good checkpoint is kept. {DIVERGED}'
       )

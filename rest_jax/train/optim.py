@@ -38,8 +38,9 @@ def warmup_cosine(
   """Linear warm-up from `start` to `peak`, then half a cosine down to `floor`.
 
   For step s: start + (peak - start) s / warmup while s < warmup, then
-  floor + (peak - floor) (1 + cos(pi (s - warmup) / (total - warmup))) / 2. The step after the
-  last one would have exactly `floor`.
+  floor + (peak - floor) (1 + cos(pi (s - warmup) / (total - warmup))) / 2, computed as the square
+  of a sine of the steps that are left, of which float32 leaves the last ones a rate too. The step
+  after the last one would have exactly `floor`.
 
   Args:
     peak: learning rate at step `warmup`.
@@ -53,11 +54,12 @@ def warmup_cosine(
   """
 
   def schedule(count):
-    step = jnp.asarray(count, jnp.float32)
-    rising = start + (peak - start) * step / max(warmup, 1)
-    progress = jnp.clip((step - warmup) / max(total - warmup, 1), 0.0, 1.0)
-    falling = floor + (peak - floor) * 0.5 * (1.0 + jnp.cos(jnp.pi * progress))
-    return jnp.where(step < warmup, rising, falling)
+    count = jnp.asarray(count, jnp.int32)
+    rising = start + (peak - start) * (count.astype(jnp.float32) / max(warmup, 1))
+    # Counted down as whole numbers: beyond 2^24 float32 has no odd ones.
+    left = (total - count).astype(jnp.float32) / max(total - warmup, 1)
+    falling = floor + (peak - floor) * jnp.square(jnp.sin(0.5 * jnp.pi * jnp.clip(left, 0.0, 1.0)))
+    return jnp.where(count < warmup, rising, falling)
 
   return schedule
 
@@ -76,12 +78,12 @@ def warmup_steps(peak: float, *, marks: Sequence[int], warmup: int, start: float
   """
 
   def schedule(count):
-    step = jnp.asarray(count, jnp.float32)
-    rising = start + (peak - start) * step / max(warmup, 1)
+    count = jnp.asarray(count, jnp.int32)
+    rising = start + (peak - start) * (count.astype(jnp.float32) / max(warmup, 1))
     falling = jnp.float32(peak)
     for i, mark in enumerate(marks, 1):
-      falling = jnp.where(step < mark, falling, peak * 0.1**i)
-    return jnp.where(step < warmup, rising, falling)
+      falling = jnp.where(count < mark, falling, peak * 0.1**i)
+    return jnp.where(count < warmup, rising, falling)
 
   return schedule
 
@@ -115,6 +117,42 @@ def make_schedule(
   )
 
 
+def global_norm(tree) -> jax.Array:
+  """The L2 norm over all arrays of a tree, at any scale: its squares neither over- nor underflow.
+
+  Scaled by a power of two, so that ordinary gradients have the norm of the plain formula.
+
+  Args:
+    tree: pytree of float arrays.
+
+  Returns:
+    A float32 scalar; not finite only where an array is not, or the norm itself is beyond float32.
+  """
+  leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(tree) if leaf.size]
+  if not leaves:
+    return jnp.zeros((), jnp.float32)
+  largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in leaves]))
+  exponent = jnp.clip(jnp.frexp(largest)[1], -120, 120)
+  down, up = (jnp.ldexp(jnp.ones((), jnp.float32), sign * exponent) for sign in (-1, 1))
+  total = sum(jnp.sum(jnp.square(leaf * down)) for leaf in leaves)
+  return jnp.where(jnp.isfinite(largest), jnp.sqrt(jnp.asarray(total)) * up, largest)
+
+
+def clip_by_norm(most: float) -> optax.GradientTransformation:
+  """Scales all gradients down together where their `global_norm` is above `most`.
+
+  As optax's own, whose norm of gradients above 1e19 is infinite, so that it makes zeros of them.
+  """
+
+  def clip(updates, params=None):
+    del params
+    norm = global_norm(updates)
+    factor = most / jnp.maximum(norm, most)
+    return jax.tree.map(lambda g: g * factor.astype(g.dtype), updates)
+
+  return optax.stateless(clip)
+
+
 def make_optimizer(
   optim: Config, schedule: optax.Schedule, depths: tuple[int, ...] = ()
 ) -> optax.GradientTransformation:
@@ -128,7 +166,7 @@ def make_optimizer(
   Returns:
     An optax transformation; weight decay skips vectors (`decay_mask`).
   """
-  clip = optax.clip_by_global_norm(optim.clip_norm) if optim.clip_norm else optax.identity()
+  clip = clip_by_norm(optim.clip_norm) if optim.clip_norm else optax.identity()
   if optim.name == 'adamw':
     rule = optax.adamw(
       schedule,

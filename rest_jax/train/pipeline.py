@@ -58,8 +58,12 @@ def make_plan(config: Config, train_examples: int, mesh: Mesh) -> Plan:
   check_batch(eval_batch_size(config), 1, mesh, 'data.eval_batch_size')
   steps_per_epoch = train_examples / batch
   total = max(round(train.epochs * steps_per_epoch), 1)
-  count = int(train.epochs / train.eval_every + 1e-6)
-  marks = {round(i * train.eval_every * steps_per_epoch) for i in range(1, count + 1)}
+  if total >= 2**31:
+    raise UserError(f'train.epochs={train.epochs} are {total} steps; it takes fewer than 2**31')
+  # More evaluations than steps are one after each step.
+  count = int(min(train.epochs / train.eval_every + 1e-6, total))
+  every = max(train.eval_every, train.epochs / total)
+  marks = {round(i * every * steps_per_epoch) for i in range(1, count + 1)}
   several = jax.process_count() > 1
   return Plan(
     total=total,

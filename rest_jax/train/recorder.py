@@ -72,20 +72,20 @@ class Recorder:
     self._mark = step, time.monotonic()
 
   def evaluation(
-    self, plain: dict[str, Any], ema: dict[str, Any] | None, split: str = 'test'
+    self, plain: dict[str, Any] | None, ema: dict[str, Any] | None, split: str = 'test'
   ) -> None:
-    """Logs and shows an evaluation of the weights and, where there is one, of their average."""
-    step, epoch = plain['step'], plain['epoch']
-    names = [name for name in _MEASURED if name in plain]
-    values = {f'{split}/{name}': plain[name] for name in names}
-    if ema is not None:
-      values |= {f'ema/{name}': ema[name] for name in names}
-    shown = f'{split} {_denoised(plain, ema) if "psnr" in plain else _classified(plain, ema)}'
+    """Logs and shows an evaluation of the weights and of their average, where there are such."""
+    first = plain or ema or {}
+    step, epoch = first['step'], first['epoch']
+    values: dict[str, Any] = {}
+    for prefix, result in ((split, plain), ('ema', ema)):
+      values |= {f'{prefix}/{n}': result[n] for n in _MEASURED if result and n in result}
+    shown = f'{split} {_denoised(plain, ema) if "psnr" in first else _classified(plain, ema)}'
     if self._writer is not None:
       self._writer.write(step, {'epoch': epoch, **values})
     if self._train:
       shown = (
-        f'train loss {self._train["train/loss"]:.4{"g" if "psnr" in plain else "f"}}, ' + shown
+        f'train loss {self._train["train/loss"]:.4{"g" if "psnr" in first else "f"}}, ' + shown
       )
     self.say(f'epoch {epoch:5.1f}: {shown}; {self._progress.state()}')
 
@@ -110,15 +110,18 @@ class Recorder:
       self._writer.close()
 
 
-def _classified(plain: dict[str, Any], ema: dict[str, Any] | None) -> str:
-  shown = f'loss {plain["loss"]:.4f}, top-1 {plain["top1"]:.2%}'
-  if ema is not None:
+def _classified(plain: dict[str, Any] | None, ema: dict[str, Any] | None) -> str:
+  one = plain or ema or {}
+  shown = f'loss {one["loss"]:.4f}, top-1 {one["top1"]:.2%}{"" if plain else " (average)"}'
+  if plain and ema:
     shown += f' (average {ema["top1"]:.2%})'
-  if 'robust_top1' in plain:
-    shown += f', robust {(ema or plain)["robust_top1"]:.2%}'
+  if 'robust_top1' in one:
+    shown += f', robust {one["robust_top1"]:.2%}'
+    shown += f' (average {ema["robust_top1"]:.2%})' if plain and ema else ''
   return shown
 
 
-def _denoised(plain: dict[str, Any], ema: dict[str, Any] | None) -> str:
-  average = '' if ema is None else f' (average {ema["psnr"]:.2f})'
-  return f'PSNR {plain["noisy_psnr"]:.2f} -> {plain["psnr"]:.2f} dB{average}'
+def _denoised(plain: dict[str, Any] | None, ema: dict[str, Any] | None) -> str:
+  one = plain or ema or {}
+  average = f' (average {ema["psnr"]:.2f})' if plain and ema else '' if plain else ' (average)'
+  return f'PSNR {one["noisy_psnr"]:.2f} -> {one["psnr"]:.2f} dB{average}'

@@ -23,13 +23,15 @@ class Results:
 
   Attributes:
     best: values measured with the released weights: step, epoch, top1, top5, loss, count; of a
-      denoising model psnr and noisy_psnr instead of accuracies.
+      denoising model psnr and noisy_psnr instead of accuracies; averaged: whether they are the
+      moving average.
     last: the same at the last evaluation.
     seconds: time of training so far, evaluations included.
     finished: False while the training still goes on.
     source: name of the data set.
     chooser: the split that the best was chosen on, 'test' or 'val'.
     test: the best one's values on the test split, where another split chose it and it is over.
+    classes: how many there are; of up to five there is no top-5.
   """
 
   best: dict[str, Any]
@@ -39,6 +41,7 @@ class Results:
   source: str
   chooser: str = 'test'
   test: dict[str, Any] | None = None
+  classes: int = 0
 
 
 def release(
@@ -76,16 +79,19 @@ def release(
     interpolation=config.augment.interpolation,
   )
   directory = workdir / 'model'
-  text = card(config, results, workdir.name, len(class_names))
+  text = card(config, results, workdir.name)
   with writing(workdir):
     classifier.save(directory, card=text, overwrite=True)
   return directory
 
 
-def card(config: Config, results: Results, name: str, classes: int = 5) -> str:
+def card(config: Config, results: Results, name: str) -> str:
   """Returns the model card in Markdown: what was trained, how, and what was measured."""
   state = 'finished' if results.finished else 'still going on when this was written'
-  weights = 'moving average of the weights' if config.train.ema else 'weights'
+  weights = 'weights'
+  if config.train.ema:
+    chosen = 'the average' if results.best.get('averaged', True) else 'the weights themselves'
+    weights = f'weights and their moving average, of which {chosen} measured better'
   model = f'{config.model.name} {config.model.overrides.to_dict() or ""}'.rstrip()
   begun = f', starting from {markdown_code(config.model.init)},' if config.model.init else ''
   return '\n'.join(
@@ -95,7 +101,7 @@ def card(config: Config, results: Results, name: str, classes: int = 5) -> str:
       f'{markdown(model)} trained{begun} on {markdown_code(results.source)} '
       f'at {config.data.image_size} px.',
       '',
-      *_table(results, classes),
+      *_table(results),
       '',
       *_perturbed(config, results),
       _chosen(results),
@@ -122,22 +128,24 @@ def _chosen(results: Results) -> str:
   judged = 'is judged once, at the end of the training'
   if results.test is not None:
     count = results.test['count']
-    judged = f'was judged once, with these weights: {count} images, {_values(results.test)}'
+    judged = f'was judged once, with these weights: {plural(count, "image")}, '
+    judged += _values(results.test, results.classes)
   return f'The best evaluation was chosen on the validation split; the test split {judged}.'
 
 
-def _values(result: dict[str, Any]) -> str:
+def _values(result: dict[str, Any], classes: int) -> str:
   if 'psnr' in result:
     return f'PSNR {result["noisy_psnr"]:.2f} dB before, {result["psnr"]:.2f} dB after'
   robust = f', robust {result["robust_top1"]:.2%}' if 'robust_top1' in result else ''
-  return (
-    f'top-1 {result["top1"]:.2%}, top-5 {result["top5"]:.2%}, loss {result["loss"]:.4f}{robust}'
-  )
+  most = f'top-5 {result["top5"]:.2%}, ' if classes > 5 else ''
+  return f'top-1 {result["top1"]:.2%}, {most}loss {result["loss"]:.4f}{robust}'
 
 
-def _table(results: Results, classes: int) -> list[str]:
+def _table(results: Results) -> list[str]:
   """The measured values of the best and of the last evaluation."""
-  columns = {'top-1': 'top1:.2%', f'top-{min(5, classes)}': 'top5:.2%', 'loss': 'loss:.4f'}
+  columns = {'top-1': 'top1:.2%', 'top-5': 'top5:.2%', 'loss': 'loss:.4f'}
+  if 0 < results.classes <= 5:
+    del columns['top-5']
   if 'psnr' in results.best:
     columns = {
       'PSNR before, dB': 'noisy_psnr:.2f',

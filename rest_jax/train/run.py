@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
 import time
 from pathlib import Path
 from typing import Any
@@ -10,15 +12,17 @@ from rest_jax import data
 from rest_jax.errors import UserError
 from rest_jax.train import pipeline
 from rest_jax.train.checkpoints import Checkpoints
-from rest_jax.train.config import Config
+from rest_jax.train.config import Config, without_effect
 from rest_jax.train.distributed import any_process, is_main
 from rest_jax.train.environment import command_line
 from rest_jax.train.evaluate import evaluate
+from rest_jax.train.metrics import DIVERGED
 from rest_jax.train.progress import clock
 from rest_jax.train.recorder import Recorder
 from rest_jax.train.release import Results, release
-from rest_jax.train.state import TrainState
+from rest_jax.train.state import TrainState, not_finite
 from rest_jax.train.task import Task
+from rest_jax.train.totals import NotFiniteError, finite_or
 
 
 class Run:
@@ -62,6 +66,8 @@ class Run:
     self._best = self._checkpoints.best_meta()
     self._began = self._saved = time.monotonic()
     self.recorder = Recorder(config, workdir, plan, self.step)
+    for name, needs in without_effect(config).items() if self.step < plan.total else ():
+      self.recorder.say(f'Note: {name} of this config has no effect: it is for {needs}')
     if self.step < plan.total:
       verb = f'Resuming at step {self.step} of' if self.step else 'Training for'
       self.recorder.say(f'{verb} {plan.total} steps in {workdir} on {sources.line}')
@@ -75,15 +81,31 @@ class Run:
     """Whether the plan has an evaluation here that is not done yet."""
     return self.step in self._plan.evaluations and self._meta['evaluated'] != self.step
 
+  def check_weights(self) -> None:
+    """Refuses a state that is not worth keeping, before it is measured or saved.
+
+    Raises:
+      UserError: the last update made weights, or a state of the optimizer, that are not finite.
+    """
+    broken = not_finite(self.state)
+    if broken:
+      raise UserError(
+        f'the update of step {self.step} made {len(broken)} arrays that are not finite '
+        f'({textwrap.shorten(", ".join(broken), 80, placeholder="...")}); the last good checkpoint '
+        f'is kept. {DIVERGED}'
+      )
+
   def evaluate(self) -> None:
     """Measures the model on the split that chooses, and keeps it where it is the best so far.
 
-    At the end of a run the best one is measured on the test split, where that is another one.
+    With a moving average of the weights both are measured, and the better one is what counts. At
+    the end of a run the best one is measured on the test split, where that is another one.
+
+    Raises:
+      UserError: the model's outputs are not finite, those of the average neither.
     """
-    where = {'step': self.step, 'epoch': self._plan.epoch(self.step)}
-    plain = where | self._measure(averaged=False)
-    averaged = where | self._measure(averaged=True) if self.state.ema is not None else None
-    result = averaged or plain
+    plain, averaged = self._measure_both()
+    result = _better(plain, averaged)
     self._meta |= {'evaluated': self.step, 'last': result}
     self.recorder.evaluation(plain, averaged, self._chooser)
     if self._best is None or _merit(result) > _merit(self._best['result']):
@@ -105,9 +127,25 @@ class Run:
     if found is None or self._best is None:
       return
     state, where = found[0], {key: self._best['result'][key] for key in ('step', 'epoch')}
-    measured = self._measure(averaged=state.ema is not None, state=state, test=True)
+    measured = self._measure(self._is_average(state), state=state, test=True)
     self._meta['test'] = where | measured
     self.recorder.judged(self.step, self._meta['test'])
+
+  def _measure_both(self) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """What the weights and their average reach; None for what is not there or gives no numbers."""
+    where = {'step': self.step, 'epoch': self._plan.epoch(self.step)}
+    found: dict[bool, dict[str, Any]] = {}
+    problems = []
+    for averaged in (False, True)[: 1 if self.state.ema is None else 2]:
+      try:
+        found[averaged] = where | self._measure(averaged) | {'averaged': averaged}
+      except NotFiniteError as error:
+        problems.append(f'{"average of the weights" if averaged else "weights"}: {error}')
+    if not found:
+      raise UserError(f'step {self.step} cannot be evaluated: {problems[0]}; {DIVERGED}')
+    for problem in problems:
+      self.recorder.say(f'Warning: {problem}')
+    return found.get(False), found.get(True)
 
   def _measure(
     self, averaged: bool, state: TrainState | None = None, test: bool = False
@@ -189,6 +227,12 @@ class Run:
     if found is not None:
       self._release(found[0])
 
+  def _is_average(self, state: TrainState) -> bool:
+    """Whether the best was measured with the average of the weights."""
+    # Runs from before there was a choice took the average.
+    kept = state.ema is not None
+    return kept and bool(self._best is None or self._best['result'].get('averaged', kept))
+
   def _release(self, state: TrainState) -> None:
     if not is_main() or self._best is None:
       return
@@ -200,8 +244,9 @@ class Run:
       source=self._sources.name,
       chooser=self._chooser,
       test=self._meta.get('test'),
+      classes=len(self._sources.class_names),
     )
-    variables = state.variables(averaged=state.ema is not None)
+    variables = state.variables(self._is_average(state))
     release(self._workdir, self._config, variables, self._sources.class_names, results)
 
 
@@ -221,6 +266,8 @@ def _check_data(saved: dict[str, Any] | None, sources: data.DataSources, workdir
   new = [name for name in now if name not in before]
   changes = [f'class {", ".join(gone[:3])} is gone'] if gone else []
   changes += [f'class {", ".join(new[:3])} is new'] if new else []
+  if before != now and not changes:
+    changes = ['its classes have other numbers']
   changes = changes or [f'the files of {", ".join(splits)} are others']
   raise UserError(
     f'{sources.name} is not what the run in {workdir} began with: {" and ".join(changes)}; '
@@ -229,10 +276,21 @@ def _check_data(saved: dict[str, Any] | None, sources: data.DataSources, workdir
 
 
 def _merit(result: dict[str, Any]) -> float:
-  """What the best evaluation is chosen by: accuracy under attack where that is measured."""
+  """What the best evaluation is chosen by: accuracy under attack where that is measured.
+
+  What is not a number, as older runs could keep it, is worse than every number.
+  """
   if 'psnr' in result:
-    return result['psnr']
-  return result.get('robust_top1', result['top1'])
+    return finite_or(result['psnr'])
+  if 'top5' in result and not math.isfinite(result['loss']):
+    return -math.inf  # that accuracy was one of logits that are no numbers
+  return finite_or(result.get('robust_top1', result['top1']))
+
+
+def _better(plain: dict[str, Any] | None, averaged: dict[str, Any] | None) -> dict[str, Any]:
+  """The better of two measurements; of equal ones that of the lower loss, then the average."""
+  there = [result for result in (averaged, plain) if result is not None]
+  return max(there, key=lambda result: (_merit(result), -result['loss']))
 
 
 def _accuracy(result: dict[str, Any]) -> str:

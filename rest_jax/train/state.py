@@ -50,6 +50,35 @@ class FreeTrainState(TrainState):
   perturbation: Any = None
 
 
+def not_finite(state: TrainState) -> list[str]:
+  """Names of the arrays of a state that hold NaN or infinity.
+
+  Args:
+    state: replicated over the devices; a perturbation is not looked at.
+
+  Returns:
+    Such as 'params/head/kernel'; empty where all is well.
+  """
+  tree = {
+    'params': state.params,
+    'batch_stats': state.batch_stats,
+    'ema': state.ema,
+    'opt_state': state.opt_state,
+  }
+  leaves = [
+    (jax.tree_util.keystr(path, simple=True, separator='/'), leaf)
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+    if leaf.size and jnp.issubdtype(leaf.dtype, jnp.floating)
+  ]
+  broken = jax.device_get(_are_broken([leaf for _, leaf in leaves])) if leaves else []
+  return [name for (name, _), bad in zip(leaves, broken, strict=True) if bad]
+
+
+@jax.jit
+def _are_broken(arrays: list[jax.Array]) -> jax.Array:
+  return jnp.stack([~jnp.all(jnp.isfinite(array)) for array in arrays])
+
+
 def create_state(
   model: nn.Module,
   optimizer: optax.GradientTransformation,
@@ -95,15 +124,26 @@ def create_state(
   return TrainState(**fields)
 
 
-def update_average(average: Any, new: Any, decay: float) -> Any:
-  """Returns decay * average + (1 - decay) * new; integer arrays (counts) are taken as they are.
+def update_average(average: Any, new: Any, decay: float, step: Any) -> Any:
+  """Moves an average towards new values: d average + (1 - d) new, d = min(decay, (1 + t)/(10 + t)).
 
-  Batch statistics are averaged like parameters, as timm's ModelEma does.
+  The decay warms up, so that the average does not hold the first weights for 1 / (1 - decay) steps.
+  Computed as average + (1 - d) (new - average), so that equal values stay as they are, to the bit.
+  Batch statistics are averaged like parameters, as timm's ModelEma does; integer arrays (counts)
+  are taken as they are.
+
+  Args:
+    average: pytree of arrays.
+    new: the same tree.
+    decay: d after the warm-up, in [0, 1).
+    step: t, the steps done before this one.
   """
+  # 1 - d itself: of a decay of 1 - 1e-8 float32 makes 1.
+  share = jnp.maximum(1.0 - decay, 9.0 / (10.0 + jnp.asarray(step).astype(jnp.float32)))
 
   def update(old, value):
     if not jnp.issubdtype(value.dtype, jnp.floating):
       return value
-    return old * decay + value * (1.0 - decay)
+    return old + share.astype(old.dtype) * (value - old)
 
   return jax.tree.map(update, average, new)

@@ -24,9 +24,11 @@ from rest_jax.train.config import Config
 from rest_jax.train.denoising import denoising_sums
 from rest_jax.train.gradients import make_gradients
 from rest_jax.train.losses import hits_at, smooth_one_hot, soft_cross_entropy
+from rest_jax.train.optim import global_norm
 from rest_jax.train.pixels import normalise, to_unit
 from rest_jax.train.saliency import blur_background
 from rest_jax.train.state import TrainState, update_average
+from rest_jax.train.totals import add, note_outputs
 
 AXIS = 'batch'
 Batch = dict[str, jax.Array]
@@ -149,9 +151,10 @@ def _make_update(
     params = freezing.merge(optax.apply_updates(trained, updates), frozen)
     ema = state.ema
     if ema is not None:
-      ema = _averaged(ema, {'params': params, 'batch_stats': stats}, config, fixed)
+      values = {'params': params, 'batch_stats': stats}
+      ema = _averaged(ema, values, config, fixed, state.step)
     new = dataclasses.replace(state, params=params, batch_stats=stats, opt_state=opt_state, ema=ema)
-    metrics = {'loss': loss, **measured, 'grad_norm': optax.tree.norm(grads)}
+    metrics = {'loss': loss, **measured, 'grad_norm': global_norm(grads)}
     return new, metrics, aux.perturbation
 
   def once(state, images, targets, key):
@@ -169,9 +172,11 @@ def _make_update(
   return replayed if config.adversarial.kind == 'free' else once
 
 
-def _averaged(ema: Any, new: Any, config: Config, fixed: frozenset[freezing.Path]) -> Any:
+def _averaged(
+  ema: Any, new: Any, config: Config, fixed: frozenset[freezing.Path], step: jax.Array
+) -> Any:
   """The moving average after an update; what is frozen is taken as it is."""
-  average = update_average(ema, new, config.train.ema)
+  average = update_average(ema, new, config.train.ema, step)
   trained, _ = freezing.split(average['params'], config.optim.freeze)
   _, frozen = freezing.split(new['params'], config.optim.freeze)
   stats = freezing.keep(average['batch_stats'], new['batch_stats'], fixed)
@@ -188,9 +193,10 @@ def make_eval_step(model: nn.Module, config: Config) -> Callable[[Any, Batch, Me
   Returns:
     Function (variables, batch, totals) -> totals to be mapped over `AXIS`. The batch has a bool
     'mask' (b,), False for padding. The totals are sums over all real examples seen so far:
-    count, top1, top5 (int32) and loss (float32); robust_top1 (int32) where
-    `config.adversarial.eval_steps` is set: right before and after the attack. Of a model that
-    takes noise out of images (`config.denoise.noise`) they are `denoising_sums`'.
+    count, top1, top5 (int32) and loss (float32 in two parts, `totals.add`); robust_top1 (int32)
+    where `config.adversarial.eval_steps` is set: right before and after the attack. Of a model that
+    takes noise out of images (`config.denoise.noise`) they are `denoising_sums`'. Outputs that are
+    not finite are counted (`totals.note_outputs`) and no hits. `evaluate.zero_totals` begins them.
   """
 
   def step(variables: Any, batch: Batch, totals: Metrics) -> Metrics:
@@ -206,20 +212,28 @@ def make_eval_step(model: nn.Module, config: Config) -> Callable[[Any, Batch, Me
       'top5': jnp.sum((mask & hits_at(logits, labels, 5)).astype(jnp.int32)),
       'loss': jnp.sum(jnp.where(mask, losses, 0.0)),
     }
+    outputs = [logits]
     if config.adversarial.eval_steps:
       keys = _image_keys(config.seed, totals['count'], labels.shape[0])
       attacked = classify(attack_for_evaluation(classify, images, labels, keys, config))
       robust = mask & hits_at(logits, labels, 1) & hits_at(attacked, labels, 1)
       sums['robust_top1'] = jnp.sum(robust.astype(jnp.int32))
-    return jax.tree.map(jnp.add, totals, jax.lax.psum(sums, AXIS))
+      outputs.append(attacked)
+    return _added(totals, sums, outputs, mask)
 
   def denoise(variables: Any, batch: Batch, totals: Metrics) -> Metrics:
     keys = _image_keys(config.seed, totals['count'], batch['mask'].shape[0])
     batch = batch | {'image': to_unit(batch['image'])}
-    sums = denoising_sums(model, config, variables, batch, keys)
-    return jax.tree.map(jnp.add, totals, jax.lax.psum(sums, AXIS))
+    sums, outputs = denoising_sums(model, config, variables, batch, keys)
+    return _added(totals, sums, [outputs], batch['mask'])
 
   return denoise if config.denoise.noise else step
+
+
+def _added(totals: Metrics, sums: Metrics, outputs: list[jax.Array], mask: jax.Array) -> Metrics:
+  """The totals with this batch's sums of every device."""
+  new = {name: add(totals[name], value) for name, value in jax.lax.psum(sums, AXIS).items()}
+  return totals | new | note_outputs(totals, outputs, mask, AXIS)
 
 
 def _logits(model: nn.Module, config: Config, variables: Any, images: jax.Array) -> jax.Array:

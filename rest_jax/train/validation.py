@@ -13,12 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from rest_jax.train import parallel
-from rest_jax.train.losses import hits_at, smooth_one_hot, soft_cross_entropy
+from rest_jax.errors import UserError
+from rest_jax.train import parallel, totals
+from rest_jax.train.losses import hits_at, predictions, smooth_one_hot, soft_cross_entropy
 from rest_jax.train.metrics import IN_FLIGHT
 from rest_jax.train.step import AXIS, to_unit
 
 BINS = 15  # of the calibration error, as in Guo et al.
+_MEASURED = (
+  'top1', 'top5', 'loss', 'class_top1', 'confusion', 'bin_count', 'bin_confidence', 'bin_top1'
+)  # fmt: skip
 Sums = dict[str, Any]
 
 
@@ -28,12 +32,13 @@ class Validation:
 
   Attributes:
     count: examples.
-    top1: share whose class scores highest, alone.
-    top5: share whose class is among the five highest.
+    top1: share whose class scores highest, alone (`losses.hits_at`).
+    top5: share whose class is among the five highest; 1 of up to five classes.
     loss: mean cross entropy in nats.
     ece: expected calibration error, a share: the mean distance of confidence and accuracy over 15
       equally wide bins of the confidence, weighted by their examples.
-    confusion: int (K, K), rows the true class, columns the predicted one.
+    confusion: int (K, K), rows the true class, columns the predicted one (`losses.predictions`:
+      its diagonal is what top1 counts).
     class_top1: float (K,), top-1 of each class; NaN where it has no example.
     bins: float (15, 3): examples, mean confidence and accuracy of each bin, NaN where empty.
     images_per_second: reading and computing, without the first batch, which compiles; NaN where
@@ -70,6 +75,10 @@ def validate(
 
   Returns:
     The measures, the same in every process.
+
+  Raises:
+    NotFiniteError: logits of the model are not finite; the line says how many, of which images.
+    UserError: there is no image.
   """
   step = parallel.map_eval_step(_step, mesh)
   replicated = NamedSharding(mesh, PartitionSpec())
@@ -88,21 +97,21 @@ def validate(
       start = time.perf_counter()
     if len(under_way) > IN_FLIGHT:
       jax.block_until_ready(under_way.popleft())
-  totals = jax.device_get(sums)
-  seconds, rest = time.perf_counter() - start, int(totals['count']) - first
-  return _summary(totals, rest / seconds if rest else float('nan'))
+  found = jax.device_get(sums)
+  seconds, rest = time.perf_counter() - start, int(found['count']) - first
+  if not int(found['count']):
+    raise UserError('there is no image to judge the model by: the split is empty or unreadable')
+  totals.check_finite(found, 'logits of the model')
+  return _summary(found, rest / seconds if rest > 0 else float('nan'))
 
 
 def _zeros(num_classes: int) -> Sums:
   return {
-    'count': np.zeros((), np.int32),
-    'top1': np.zeros((), np.int32),
-    'top5': np.zeros((), np.int32),
-    'loss': np.zeros((), np.float32),
+    **totals.zeros(['count', 'top1', 'top5'], ['loss']),
     'class_top1': np.zeros(num_classes, np.int32),
     'confusion': np.zeros((num_classes, num_classes), np.int32),
     'bin_count': np.zeros(BINS, np.int32),
-    'bin_confidence': np.zeros(BINS, np.float32),
+    'bin_confidence': np.zeros((2, BINS), np.float32),
     'bin_top1': np.zeros(BINS, np.int32),
   }
 
@@ -117,23 +126,26 @@ def _step(classifier: Any, batch: dict[str, jax.Array], sums: Sums) -> Sums:
   # Bin i holds the confidences in (i/15, (i+1)/15].
   bins = jnp.clip(jnp.ceil(confidence * BINS).astype(jnp.int32) - 1, 0, BINS - 1)
   losses = soft_cross_entropy(logits, smooth_one_hot(labels, logits.shape[-1]))
-  whole = {name: jnp.zeros_like(value) for name, value in sums.items()}
+  classes, in_bins = jnp.zeros_like(sums['class_top1']), jnp.zeros_like(sums['bin_count'])
   added = {
     'count': jnp.sum(real),
     'top1': jnp.sum(top1.astype(jnp.int32)),
     'top5': jnp.sum(top5.astype(jnp.int32)),
     'loss': jnp.sum(jnp.where(mask, losses, 0.0)),
-    'class_top1': whole['class_top1'].at[labels].add(top1.astype(jnp.int32)),
-    'confusion': whole['confusion'].at[labels, jnp.argmax(logits, axis=-1)].add(real),
-    'bin_count': whole['bin_count'].at[bins].add(real),
-    'bin_confidence': whole['bin_confidence'].at[bins].add(jnp.where(mask, confidence, 0.0)),
-    'bin_top1': whole['bin_top1'].at[bins].add(top1.astype(jnp.int32)),
+    'class_top1': classes.at[labels].add(top1.astype(jnp.int32)),
+    'confusion': jnp.zeros_like(sums['confusion'])
+    .at[labels, predictions(logits, labels)]
+    .add(real),
+    'bin_count': in_bins.at[bins].add(real),
+    'bin_confidence': jnp.zeros(BINS).at[bins].add(jnp.where(mask, confidence, 0.0)),
+    'bin_top1': in_bins.at[bins].add(top1.astype(jnp.int32)),
   }
-  return jax.tree.map(jnp.add, sums, jax.lax.psum(added, AXIS))
+  new = {n: totals.add(sums[n], value) for n, value in jax.lax.psum(added, AXIS).items()}
+  return sums | new | totals.note_outputs(sums, [logits], mask, AXIS)
 
 
 def _summary(sums: Sums, images_per_second: float) -> Validation:
-  count = max(int(sums['count']), 1)
+  count, sums = int(sums['count']), {n: totals.value_of(sums[n]) for n in _MEASURED}
   in_bin = sums['bin_count'].astype(np.float64)
   in_class = sums['confusion'].sum(axis=1).astype(np.float64)
   with np.errstate(invalid='ignore'):  # empty bins and classes are NaN
@@ -141,7 +153,7 @@ def _summary(sums: Sums, images_per_second: float) -> Validation:
     class_top1 = sums['class_top1'] / in_class
   gaps = np.abs(sums['bin_confidence'] - sums['bin_top1'])
   return Validation(
-    count=int(sums['count']),
+    count=count,
     top1=float(sums['top1']) / count,
     top5=float(sums['top5']) / count,
     loss=float(sums['loss']) / count,

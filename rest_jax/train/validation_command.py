@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,12 +88,26 @@ def _judge(options: dict[str, Any]) -> None:
   view = test_view(classifier, options)
   classifier, source, batches = _open_data(classifier, options, view, mesh)
   output = options['output']
-  with memory_advice(), end_with_the_others():
+  with memory_advice(), end_with_the_others(), _naming(options['model'], source):
     result = validate(
       classifier, batches, mesh, num_classes=classifier.num_classes, progress=_progress(is_main())
     )
   if is_main():
     print(write_report(output, result, classifier, options['model'], source, view))
+
+
+@contextlib.contextmanager
+def _naming(model: str, source: str) -> Iterator[None]:
+  """Says of which model and data it was that outputs are not finite, and what to do."""
+  from rest_jax.train.totals import NotFiniteError
+
+  try:
+    yield
+  except NotFiniteError as error:
+    raise UserError(
+      f'{model} on {source}: {error}; it diverged in training or was damaged, so give --model '
+      'another checkpoint'
+    ) from error
 
 
 def test_view(classifier: Any, options: dict[str, Any]) -> dict[str, Any]:

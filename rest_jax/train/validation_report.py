@@ -41,14 +41,15 @@ def write_report(
   Raises:
     UserError: the directory cannot be written.
   """
-  names, best = classifier.class_names, min(5, len(classifier.class_names))
+  names = classifier.class_names
   write_json(directory / 'results.json', _record(result, names, model, source, view))
   write_text(directory / 'report.md', _markdown(result, names, model, source, view))
   _draw(directory, result, names)
+  top5 = f'top-5 {result.top5:.2%}, ' if len(names) > 5 else ''
   speed = '' if math.isnan(result.images_per_second) else f', {result.images_per_second:.0f} img/s'
   return (
     f'{model} on {plural(result.count, "image")} of {source}: top-1 {result.top1:.2%}, '
-    f'top-{best} {result.top5:.2%}, loss {result.loss:.4f}, ECE {result.ece:.2%}{speed}; '
+    f'{top5}loss {result.loss:.4f}, ECE {result.ece:.2%}{speed}; '
     f'report in {directory}'
   )
 
@@ -61,8 +62,8 @@ def _record(result: Validation, names, model: str, source: str, view: dict[str, 
     'view': view,
     'count': result.count,
     'top1': result.top1,
-    'top5': result.top5,
-    'loss': result.loss,
+    'top5': result.top5 if len(names) > 5 else None,  # of five classes it says nothing
+    'loss': _number(result.loss),
     'ece': result.ece,
     'images_per_second': _number(result.images_per_second),
     'class_top1': accuracy,
@@ -92,6 +93,7 @@ def _markdown(result: Validation, names, model: str, source: str, view: dict[str
     for count, confidence, accuracy in result.bins
     if count
   ]
+  top5 = f'{result.top5:.2%}' if len(names) > 5 else '–'
   shown = ', '.join(f'{key} {value}' for key, value in view.items())
   speed = (
     'one batch only' if math.isnan(result.images_per_second) else f'{result.images_per_second:.0f}'
@@ -99,9 +101,8 @@ def _markdown(result: Validation, names, model: str, source: str, view: dict[str
   return '\n'.join([
     f'# {markdown(model)} on {markdown(source)}', '',
     f'{plural(result.count, "image")}; {shown}.', '',
-    f'| top-1 | top-{min(5, len(names))} | loss (nats) | ECE, 15 bins | images/s |',
-    '| --- | --- | --- | --- | --- |',
-    f'| {result.top1:.2%} | {result.top5:.2%} | {result.loss:.4f} | {result.ece:.2%} | {speed} |',
+    '| top-1 | top-5 | loss (nats) | ECE, 15 bins | images/s |', '| --- | --- | --- | --- | --- |',
+    f'| {result.top1:.2%} | {top5} | {result.loss:.4f} | {result.ece:.2%} | {speed} |',
     '',
     '![Rows: true class; columns: predicted; right: calibration](confusion.png)', '',
     '## Accuracy of each class', '', '| class | top-1 | images |', '| --- | --- | --- |', *classes,
@@ -133,8 +134,10 @@ def _draw(directory: Path, result: Validation, names) -> None:
 
 
 def _draw_confusion(axes, result: Validation, names) -> None:
-  totals = np.maximum(result.confusion.sum(axis=1, keepdims=True), 1)
-  shares = result.confusion / totals
+  totals = result.confusion.sum(axis=1, keepdims=True)
+  # A class without images has no shares; its row stays grey, unlike one of zeros.
+  shares = np.where(totals > 0, result.confusion / np.maximum(totals, 1), np.nan)
+  axes.set_facecolor('0.85')
   axes.imshow(shares, vmin=0, vmax=1, cmap='Blues', interpolation='nearest')
   axes.set(title=f'top-1 {result.top1:.2%}', xlabel='predicted', ylabel='true')
   if len(names) > _NAMED:

@@ -1,6 +1,8 @@
 """Classifier: a function of pixels, a pytree."""
 
 import dataclasses
+import gc
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from rest_jax import ops
 from rest_jax.errors import UserError
+from rest_jax.models import classifier as classifier_module
 from rest_jax.models import model_dir
 from rest_jax.models.classifier import Classifier
 from rest_jax.models.model_config import ModelConfig
@@ -65,6 +69,69 @@ def test_gradients_and_vmap(classifier, images):
   np.testing.assert_allclose(
     one_by_one(classifier, images), together(classifier, images), rtol=1e-4, atol=1e-6
   )
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+  """The function that classifiers compile themselves with, its programs counted from 0."""
+  function = jax.jit(
+    classifier_module._forward, static_argnames=('module', 'config', 'method', 'form')
+  )
+  function.clear_cache()  # shared by all that compile the same function
+  monkeypatch.setattr(classifier_module, '_compiled', function)
+  return function
+
+
+def test_a_call_by_itself_compiles_once_for_each_shape(classifier, images, compiled):
+  direct = jax.jit(lambda c, x: c(x))(classifier, images)
+  for other in (classifier, jax.tree.map(lambda x: x, classifier)):
+    np.testing.assert_allclose(other(images), direct, rtol=1e-5, atol=1e-6)
+  renamed = dataclasses.replace(classifier, class_names=tuple('abcde'))
+  doubled = jax.tree.map(lambda x: x * 2, classifier)
+  assert (doubled(images) != renamed(images)).any()
+  assert compiled._cache_size() == 1
+  classifier(images[:1])
+  assert compiled._cache_size() == 2
+  with ops.use_form('plain'):  # read while tracing, so a program of its own
+    classifier(images)
+  assert compiled._cache_size() == 3
+
+
+def test_a_call_inside_of_transformations_is_part_of_them(classifier, images, compiled):
+  jax.eval_shape(lambda x: classifier(x), images)
+  jax.eval_shape(lambda c: c(images), classifier)
+  jax.eval_shape(jax.grad(lambda x: classifier(x).sum()), images)
+  jax.eval_shape(jax.vmap(lambda image: classifier(image[None])[0]), images)
+  assert compiled._cache_size() == 0
+
+
+def test_a_call_that_is_looked_into_is_not_hidden_in_a_program(classifier, images, compiled):
+  seen = []
+
+  def note(call, args, kwargs, context):
+    seen.append(context.module.path)
+    return call(*args, **kwargs)
+
+  with jax.disable_jit(), nn.intercept_methods(note):
+    classifier(images[:1])
+  assert ('stage1', 'block0') in seen and compiled._cache_size() == 0
+
+
+def test_programs_hold_no_weights(images, compiled):
+  class Probe(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+      return nn.Dense(2)(x.mean((1, 2)))
+
+  def leave():
+    variables = Probe().init(jax.random.key(0), images, train=False)
+    one = Classifier(Probe(), variables, ModelConfig('probe', 2), ('no', 'yes'))
+    one(images)
+    return weakref.ref(variables['params']['Dense_0']['kernel'])
+
+  kept = [leave() for _ in range(3)]
+  gc.collect()
+  assert [one() for one in kept] == [None] * 3 and compiled._cache_size() == 1
 
 
 def test_gradient_of_the_weights(classifier, images):

@@ -18,14 +18,15 @@ from rest_jax.models.convert import from_pytorch, to_pytorch
 OFFICIAL = json.loads(
   (Path(__file__).parents[1] / 'golden' / 'official_state_dicts.json').read_text()
 )
+FINITE = 0x7F800000  # the bits of infinity: below are all finite floats of 0 or more
 TINY = dict(widths=(8, 16, 24, 32), heads=(1, 2, 4, 8), depths=(1, 1, 1, 1))
 
 
 def random_variables(model, seed=0):
-  """Variables of random bits, so that nothing but a copy can return them."""
+  """Variables of random bits that are finite, so that nothing but a copy can return them."""
   rng = np.random.default_rng(seed)
   tensors = {
-    name: rng.integers(0, 2**31, spec.shape, np.int32).view(spec.dtype)
+    name: rng.integers(0, FINITE, spec.shape, np.int32).view(spec.dtype)
     if spec.shape
     else np.array(rng.integers(0, 2**31), spec.dtype)
     for name, spec in model_dir.abstract_tensors(model).items()
@@ -54,7 +55,7 @@ def test_official_names_come_back_byte_for_byte(name):
   official = {
     n: np.array(rng.integers(2**31), np.int64)
     if n.endswith('num_batches_tracked')
-    else np.frombuffer(rng.bytes(4 * int(np.prod(s))), np.float32).reshape(s)
+    else rng.integers(0, FINITE, tuple(s), np.int32).view(np.float32)
     for n, s in shapes.items()
   }
   model = create_model(name)
@@ -197,6 +198,32 @@ def test_other_floats_become_float32(tiny):
     head = from_pytorch(state_dict | {'head.bias': bias}, model)['params']['head']['bias']
     assert head.dtype == np.float32
     np.testing.assert_array_equal(np.asarray(head), bias.astype(np.float32))
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf, 1e300])
+def test_numbers_that_are_none_are_named(tiny, bad):
+  """Half precision of 70000 is infinity already; 1e300 is none of float32's."""
+  model, state_dict = tiny
+  broken = state_dict | {'norm.bias': np.array([bad] + [0.0] * 31)}
+  with pytest.raises(UserError, match=r'1 of \d+ arrays hold NaN or infinity: norm.bias \(1 of 32'):
+    from_pytorch(broken, model)
+  from_pytorch(broken | {'norm.bias': np.zeros(32, np.float16)}, model)
+
+
+def test_wrapped_state_dicts_are_taken_as_they_are(tiny):
+  model, state_dict = tiny
+  names = {f'module._orig_mod.{name}': array for name, array in state_dict.items()}
+  counted = names | {'module.total_ops': np.zeros(1), 'module.stem.total_params': np.zeros(1)}
+  back = to_pytorch(from_pytorch({'state_dict': {'model': counted}}, model), model)
+  assert_same_bytes(state_dict, back)
+
+
+def test_a_missing_head_is_told_with_the_way_out(tiny):
+  model, state_dict = tiny
+  headless = {n: a for n, a in state_dict.items() if not n.startswith('head.')}
+  with pytest.raises(UserError, match=r'has no head \(head.bias, head.weight\).*drop_head=True'):
+    from_pytorch(headless, model)
+  assert from_pytorch(headless, model, drop_head=True)['params']['head']['kernel'].shape == (32, 10)
 
 
 def test_variables_of_another_model_are_refused(tiny):

@@ -1,6 +1,8 @@
 """`python -m rest_jax.models.convert`: a model directory, or one line and exit status 2."""
 
+import functools
 import json
+import re
 import subprocess
 import sys
 
@@ -9,9 +11,16 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from rest_jax.errors import run_script
-from rest_jax.models import convert, create_model, model_dir
+from rest_jax import opening
+from rest_jax.defend import command as defend_command
+from rest_jax.errors import UserError, run_script
+from rest_jax.explain import command as explain_command
+from rest_jax.models import convert, create_model, model_dir, registry
 from rest_jax.models.classifier import Classifier
+from rest_jax.models.resnet import ResNet
+from rest_jax.train import validation_command
+from rest_jax.train.config import default_config
+from rest_jax.train.initial import load_initial
 
 
 @pytest.fixture(scope='module')
@@ -80,7 +89,63 @@ def test_wrong_number_of_labels(checkpoint, tmp_path, capsys):
   (tmp_path / 'labels.txt').write_text('cat\n')
   words = (checkpoint, '--model', 'rest_lite', '--out', tmp_path / 'out')
   assert run(*words, '--labels', tmp_path / 'labels.txt') == 2
-  assert 'has 1 lines, --num_classes says 1000' in capsys.readouterr().err
+  assert '1 class names for 1000 classes' in capsys.readouterr().err
+
+
+@pytest.fixture(scope='module')
+def small(tmp_path_factory):
+  """Checkpoints of a small ResNet-18 with five classes: whole, and without its head."""
+  place = tmp_path_factory.mktemp('small')
+  registry._BUILDERS['tiny18'] = functools.partial(ResNet, width=4, depths=(1, 1, 1, 1))
+  model = create_model('tiny18', 5)
+  specs = model_dir.abstract_tensors(model)
+  zeros = model_dir.unflatten({n: np.zeros(s.shape, s.dtype) for n, s in specs.items()})
+  whole = convert.to_pytorch(zeros, model)
+  safetensors.numpy.save_file(whole, place / 'whole.safetensors')
+  headless = {n: a for n, a in whole.items() if not n.startswith('fc.')}
+  safetensors.numpy.save_file(headless, place / 'headless.safetensors')
+  yield place
+  del registry._BUILDERS['tiny18']
+
+
+def test_classes_come_from_the_file(small, tmp_path):
+  assert run(small / 'whole.safetensors', '--model', 'tiny18', '--out', tmp_path / 'out') == 0
+  assert Classifier.load(tmp_path / 'out').num_classes == 5
+
+
+def by_convert(path):
+  convert.main([str(path), '--model', 'tiny18', '--out', str(path.with_suffix('.out'))])
+
+
+def by_evaluate(path):
+  validation_command.load_classifier(str(path), 'tiny18')
+
+
+def by_opening(path):
+  opening.open_classifier(str(path), 'tiny18')
+
+
+@pytest.mark.parametrize(
+  ('command', 'flags'),
+  [
+    (by_convert, {f.option_strings[0] for f in convert._parser()._actions if f.option_strings}),
+    (by_evaluate, {f'--{name}' for name in validation_command._define()}),
+    (by_opening, {f'--{flag.name}' for flag in explain_command._FLAGS}),
+    (by_opening, {f'--{flag.name}' for flag in defend_command._FLAGS}),
+  ],
+)
+def test_a_missing_head_names_an_option_of_the_command(small, command, flags):
+  with pytest.raises(UserError, match=r'has no head \(fc.bias, fc.weight\)') as caught:
+    command(small / 'headless.safetensors')
+  named = set(re.findall(r'--\w+', str(caught.value)))
+  assert named and named <= flags, named - flags
+
+
+def test_training_starts_a_new_head_for_a_checkpoint_without_one(small):
+  config = default_config()
+  config.model.update(name='tiny18', init=str(small / 'headless.safetensors'))
+  tensors, what = load_initial(config, 3)
+  assert 'but a new head for 3 classes' in what and not any('head' in name for name in tensors)
 
 
 def test_as_a_module(tmp_path):

@@ -10,12 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rest_jax.errors import UserError
 from rest_jax.models import state_dict
 from rest_jax.models.state_dict import load_state_dict
 
 A = {'w': np.arange(6, dtype=np.float32).reshape(2, 3), 'n': np.array(5)}
+WRAPPERS = ('state_dict', 'model', 'model_ema', 'model_state_dict')
 B = {'w': -A['w'], 'n': np.array(6)}
 
 
@@ -56,6 +59,32 @@ def test_averaged_weights_on_request(monkeypatch, tmp_path):
   for content in ({'model': A}, A):
     with pytest.raises(UserError, match='no averaged weights'):
       read(content, monkeypatch, tmp_path, ema=True)
+
+
+PREFIXES = ('_orig_mod.', 'module.', 'model.', 'backbone.', 'net.')
+
+
+@given(
+  st.lists(st.sampled_from(PREFIXES), max_size=4), st.lists(st.sampled_from(WRAPPERS), max_size=3)
+)
+def test_prefixes_and_wrappers_in_any_stacking(prefixes, wrappers):
+  content = {''.join(prefixes) + name: array for name, array in A.items()}
+  for wrapper in wrappers:
+    content = {wrapper: content, 'epoch': 3}
+  same(state_dict.plain_names(state_dict.unwrap(content, 'x')), A)
+
+
+def test_compiled_parts_and_counters_of_profilers():
+  names = {
+    'module.stage1._orig_mod.0.w': A['w'],
+    'module._orig_mod.stage1.0._fsdp_wrapped_module.b': A['n'],
+    'module.stage1.total_ops': np.zeros(1),
+    'total_ops': np.zeros(1),
+    'total_params': np.zeros(1),
+  }
+  same(state_dict.plain_names(names), {'stage1.0.w': A['w'], 'stage1.0.b': A['n']})
+  with pytest.raises(UserError, match='holds w twice'):
+    state_dict.plain_names({'w': A['w'], '_orig_mod.w': A['w']})
 
 
 def test_a_prefix_of_some_names_only_is_a_name(monkeypatch, tmp_path):

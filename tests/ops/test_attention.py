@@ -70,6 +70,31 @@ def test_emsa_of_one_key_is_zero():
   np.testing.assert_array_equal(ops.emsa(q, k, v, mix), jnp.zeros_like(q))
 
 
+@pytest.mark.parametrize('scale', [1e-3, 1.0, 30.0])
+@pytest.mark.parametrize('keys', [2, 48])
+def test_emsa_loses_nothing_where_the_map_is_nearly_even(scale, keys):
+  """Against float64: the norm enlarges a map's differences from 1/m up to 300 times."""
+  q, k, v, mix = tensors(3, 1, 96, keys, 2, 8, scale)
+  got = np.asarray(jax.jit(ops.emsa)(q, k, v, mix), np.float64)
+  q, k, v, mix = (np.asarray(x, np.float64) for x in (q, k, v, mix))
+  scores = np.einsum('bnhd,bmhd,hg->bgnm', q, k, mix) / np.sqrt(q.shape[-1])
+  p = np.exp(scores - scores.max(-1, keepdims=True))
+  p = p / p.sum(-1, keepdims=True)
+  c = p - p.mean((2, 3), keepdims=True)
+  normed = c / np.sqrt((c**2).mean((2, 3), keepdims=True) + 1e-5)
+  want = np.einsum('bhnm,bmhd->bnhd', normed, v)
+  # What float32 loses of the scores themselves grows with them.
+  assert np.abs(got - want).max() <= 3e-7 * max(1, scale) * keys**0.5 * np.abs(want).max()
+
+
+def test_a_large_mean_of_the_values_takes_nothing_from_emsa():
+  q, k, v, mix = tensors(4, 1, 8, 4, 2, 4, 0.1)
+  want = ops.emsa(q, k, v, mix)
+  assert float(jnp.abs(ops.emsa(q, k, v + 64.0, mix) - want).max()) < 1e-4 * float(
+    jnp.abs(want).max()
+  )
+
+
 @pytest.mark.parametrize('scale', [1e-4, 1e4])
 def test_emsa_stays_finite(scale):
   q, k, v, mix = tensors(0, 2, 8, 4, 2, 4, scale)

@@ -1,12 +1,12 @@
 """A small model, a small config and a small folder of images for the training tests."""
 
 import flax.linen as nn
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from rest_jax.models.layers import BatchNorm
+from rest_jax.train import evaluate
 from rest_jax.train.config import default_config
 
 CLASSES = ('blue', 'green', 'red')
@@ -58,8 +58,7 @@ def batch():
 @pytest.fixture
 def zero_totals():
   """Sums that an evaluation starts from."""
-  kinds = {'count': jnp.int32, 'top1': jnp.int32, 'top5': jnp.int32, 'loss': jnp.float32}
-  return {name: jnp.zeros((), kind) for name, kind in kinds.items()}
+  return evaluate.zero_totals()
 
 
 @pytest.fixture(scope='session')

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
     ({'optim.step_epochs': (3.0,)}, r"go together; got 'cosine'"),
     ({'optim.schedule': 'step', 'optim.step_epochs': (3.0, 2.0)}, 'rising epochs'),
     ({'optim.layer_decay': 0.0}, 'above 0'),
-    ({'adversarial.kind': 'pdg'}, 'one of , pgd, trades, mart, free, fast'),
+    ({'adversarial.kind': 'pdg'}, "one of '', pgd, trades, mart, free, fast"),
     ({'adversarial.norm': 'l0'}, 'one of linf, l2, l1'),
     ({'adversarial.eps': -0.1}, '0 or more'),
     ({'adversarial.replays': 0}, 'above 0'),
@@ -35,6 +35,8 @@ ROOT = Path(__file__).parents[2]
       'plain labels; set augment.mixup and augment.label_smoothing to 0',
     ),
     ({'augment.group_cam': 1.5}, '0 to 1'),
+    ({'augment.padding': 4, 'augment.crop_scale': (0.5, 1.0)}, 'set one of them'),
+    ({'optim.min_lr': 1.0}, 'where the cosine ends, is above'),
   ],
 )
 def test_what_is_refused(config, changes, message):
