@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from rest_jax.data.images import EncodedImage
 from rest_jax.explain.overlay import overlay
 from rest_jax.explain.pictures import read_picture
 from rest_jax.profiles import to_srgb
@@ -58,3 +59,15 @@ def test_an_overlay_carries_no_profile(tmp_path, mode):
   marked.save(file, format='png')
   with Image.open(file) as written:
     assert written.mode == 'RGB' and 'icc_profile' not in written.info
+
+
+def test_training_crops_have_the_colours_of_the_whole_picture():
+  """The quick way to a crop, which decodes the rows that it needs, goes by the profile too."""
+  rng = np.random.default_rng(0)
+  small = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+  file = io.BytesIO()
+  small.resize((96, 96)).save(file, format='jpeg', quality=90, icc_profile=swapped())
+  whole = np.asarray(EncodedImage(file.getvalue(), 'x').picture())
+  for read in (EncodedImage.upper, lambda *args: EncodedImage.region(*args)[0]):
+    part = np.asarray(read(EncodedImage(file.getvalue(), 'x'), (0, 0, 30, 30), 30))
+    np.testing.assert_array_equal(part[:30, :30], whole[:30, :30])

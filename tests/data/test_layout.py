@@ -265,7 +265,7 @@ def test_home_is_expanded_and_files_are_told_from_data_sets(tmp_path, monkeypatc
   (tmp_path / 'pets.zip').write_bytes(b'x')
   with pytest.raises(UserError, match='is a file: a data set is a folder'):
     data.load(tmp_path / 'pets.zip')
-  with pytest.raises(UserError, match='no local folder'):
+  with pytest.raises(UserError, match='gs://'):
     data.load('digit_scenes', data_dir='gs://bucket/data')
 
 
