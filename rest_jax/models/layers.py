@@ -6,7 +6,7 @@ inputs float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -51,6 +51,23 @@ def check_images(x, in_channels: int, model: str) -> None:
     )
 
 
+def check_stages(out_stages: Sequence[int], frozen_stages: int) -> None:
+  """Refuses stages that a backbone of four has not.
+
+  Args:
+    out_stages: ascending, each of 1 to 4 once.
+    frozen_stages: 0 to 4.
+
+  Raises:
+    UserError: they are not.
+  """
+  stages = list(out_stages)
+  if not stages or stages != sorted(set(stages)) or not set(stages) <= {1, 2, 3, 4}:
+    raise UserError(f'out_stages takes stages of 1 to 4 in order, such as (2, 3, 4), got {stages}')
+  if frozen_stages not in range(5):
+    raise UserError(f'frozen_stages is 0 to 4, got {frozen_stages}')
+
+
 class Dense(nn.Module):
   """A linear layer over the last axis, computed on flattened rows.
 
@@ -89,6 +106,7 @@ class Conv(nn.Module):
     use_bias: adds a bias.
     depthwise: one kernel plane for each output channel.
     kernel_init: initialiser of the kernel.
+    bias_init: initialiser of the bias.
     dtype: computing dtype.
   """
 
@@ -99,6 +117,7 @@ class Conv(nn.Module):
   use_bias: bool = True
   depthwise: bool = False
   kernel_init: Callable = init_weight
+  bias_init: Callable = nn.initializers.zeros
   dtype: Dtype | None = None
 
   @nn.compact
@@ -111,9 +130,7 @@ class Conv(nn.Module):
     convolve = ops.depthwise_conv if self.depthwise else ops.conv
     out = convolve(x, kernel, stride=self.stride, padding=self.padding)
     if self.use_bias:
-      out += self.param('bias', nn.initializers.zeros, (self.features,)).astype(dtype)[
-        None, None, None
-      ]
+      out += self.param('bias', self.bias_init, (self.features,)).astype(dtype)[None, None, None]
     return out
 
 
@@ -152,6 +169,8 @@ class BatchNorm(nn.Module):
     momentum: weight of the old running statistic (PyTorch's 1 - momentum).
     axis_name: mapped axis over which the statistics are synchronised; None: per device.
     scale_init: initialiser of the scale.
+    frozen: in training too, the running statistics normalise and stay as they are, and scale and
+      bias get no gradient: for batches too small to take statistics from.
     dtype: dtype of the result.
   """
 
@@ -159,6 +178,7 @@ class BatchNorm(nn.Module):
   momentum: float = 0.9
   axis_name: str | None = None
   scale_init: Callable = nn.initializers.ones
+  frozen: bool = False
   dtype: Dtype | None = None
 
   @nn.compact
@@ -166,6 +186,8 @@ class BatchNorm(nn.Module):
     channels = x.shape[-1]
     scale = self.param('scale', self.scale_init, (channels,))
     bias = self.param('bias', nn.initializers.zeros, (channels,))
+    if self.frozen:
+      scale, bias, train = lax.stop_gradient(scale), lax.stop_gradient(bias), False
     ra_mean = self.variable('batch_stats', 'mean', jnp.zeros, (channels,), jnp.float32)
     ra_var = self.variable('batch_stats', 'var', jnp.ones, (channels,), jnp.float32)
     count = self.variable('batch_stats', 'count', jnp.zeros, (), jnp.int32)

@@ -15,10 +15,11 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 
 from rest_jax.errors import UserError
 from rest_jax.models.compression import compress, compressors
-from rest_jax.models.layers import BatchNorm, Conv, Dense, Dtype, check_images
+from rest_jax.models.layers import BatchNorm, Conv, Dense, Dtype, check_images, check_stages
 from rest_jax.models.registry import register
 from rest_jax.ops.reduce import wide_type
 
@@ -32,20 +33,30 @@ def _conv(width: int, size: int, stride: int, dtype, name: str) -> Conv:
   )
 
 
+def _batch_norm(module, name: str, scale_init=nn.initializers.ones) -> BatchNorm:
+  return BatchNorm(
+    axis_name=module.bn_axis_name,
+    frozen=module.bn_frozen,
+    scale_init=scale_init,
+    dtype=module.dtype,
+    name=name,
+  )
+
+
 class Stem(nn.Module):
   """7x7/2 convolution and 3x3/2 max pooling, or one 3x3 convolution for small images."""
 
   width: int
   cifar: bool
   bn_axis_name: str | None = None
+  bn_frozen: bool = False
   dtype: Dtype | None = None
 
   @nn.compact
   def __call__(self, x, train: bool):
     size, stride = (3, 1) if self.cifar else (7, 2)
     x = _conv(self.width, size, stride, self.dtype, 'conv')(x)
-    norm = BatchNorm(axis_name=self.bn_axis_name, dtype=self.dtype, name='norm')
-    x = nn.relu(norm(x, train))
+    x = nn.relu(_batch_norm(self, 'norm')(x, train))
     if self.cifar:
       return x
     padding = ((1, 1), (1, 1))
@@ -60,6 +71,7 @@ class Block(nn.Module):
   bottleneck: bool
   zero_init_last: bool
   bn_axis_name: str | None = None
+  bn_frozen: bool = False
   dtype: Dtype | None = None
 
   @nn.compact
@@ -80,8 +92,7 @@ class Block(nn.Module):
     return nn.relu(out + x)
 
   def _norm(self, name: str, zero: bool = False) -> BatchNorm:
-    scale = nn.initializers.zeros if zero else nn.initializers.ones
-    return BatchNorm(axis_name=self.bn_axis_name, scale_init=scale, dtype=self.dtype, name=name)
+    return _batch_norm(self, name, nn.initializers.zeros if zero else nn.initializers.ones)
 
 
 class Stage(nn.Module):
@@ -112,8 +123,10 @@ class ResNet(nn.Module):
     zero_init_last: a block's last scale starts at 0, so that every block starts as the identity.
     remat: recompute each block in the backward pass instead of storing it.
     compression: of frequency bands after stages: a strategy or options, see `models.compression`.
+    frozen_stages: stem and stages up to this one run as in evaluation and get no gradient; 0: none.
     in_channels: channels of the input.
     bn_axis_name: mapped axis that batch norms are synchronised over; None: per device.
+    bn_frozen: batch norms keep their statistics, scale and bias in training, see `BatchNorm`.
     dtype: computing dtype (parameters and logits stay float32).
   """
 
@@ -125,14 +138,18 @@ class ResNet(nn.Module):
   zero_init_last: bool = False
   remat: bool = False
   compression: Any = None
+  frozen_stages: int = 0
   in_channels: int = 3
   bn_axis_name: str | None = None
+  bn_frozen: bool = False
   dtype: Dtype | None = None
 
   def setup(self):
     if len(self.depths) != 4 or min(self.depths) < 1:
       raise UserError(f'depths takes four numbers of 1 or more, got {self.depths}')
-    self.stem = Stem(self.width, self.cifar_stem, self.bn_axis_name, self.dtype)
+    check_stages((1, 2, 3, 4), self.frozen_stages)
+    norms: dict[str, Any] = dict(bn_axis_name=self.bn_axis_name, bn_frozen=self.bn_frozen)
+    self.stem = Stem(self.width, self.cifar_stem, dtype=self.dtype, **norms)
     self.stage1, self.stage2, self.stage3, self.stage4 = (self._stage(i) for i in range(4))
     for name, layer in compressors(self.compression):
       setattr(self, name, layer)
@@ -145,6 +162,7 @@ class ResNet(nn.Module):
       bottleneck=self.bottleneck,
       zero_init_last=self.zero_init_last,
       bn_axis_name=self.bn_axis_name,
+      bn_frozen=self.bn_frozen,
       dtype=self.dtype,
     )
     return Stage(self.depths[i], 1 if i == 0 else 2, self.remat, block)
@@ -164,10 +182,11 @@ class ResNet(nn.Module):
       UserError: images that the model cannot read.
     """
     check_images(x, self.in_channels, 'ResNet')
-    x = self.stem(x.astype(self.dtype or x.dtype), train)
+    x = self.stem(x.astype(self.dtype or x.dtype), train and not self.frozen_stages)
     maps = []
     for i, stage in enumerate((self.stage1, self.stage2, self.stage3, self.stage4), 1):
-      x = compress(self, i, stage(x, train))
+      x = compress(self, i, stage(x, train and i > self.frozen_stages))
+      x = lax.stop_gradient(x) if i == self.frozen_stages else x
       maps.append(x)
     return tuple(maps)
 

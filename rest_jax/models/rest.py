@@ -15,6 +15,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 
 from rest_jax.errors import UserError
 from rest_jax.models.compression import compress, compressors
@@ -29,6 +30,7 @@ from rest_jax.models.layers import (
   Mlp,
   Position,
   check_images,
+  check_stages,
 )
 from rest_jax.models.registry import register
 from rest_jax.ops.reduce import wide_type
@@ -45,6 +47,7 @@ class StemV1(nn.Module):
   stride: int
   position: str
   bn_axis_name: str | None = None
+  bn_frozen: bool = False
   dtype: Dtype | None = None
 
   @nn.compact
@@ -64,6 +67,7 @@ class StemV2(nn.Module):
   stride: int
   position: str
   bn_axis_name: str | None = None
+  bn_frozen: bool = False
   dtype: Dtype | None = None
 
   @nn.compact
@@ -83,6 +87,7 @@ class PatchEmbedV1(nn.Module):
   width: int
   position: str
   bn_axis_name: str | None = None
+  bn_frozen: bool = False
   dtype: Dtype | None = None
 
   @nn.compact
@@ -98,6 +103,7 @@ class PatchEmbedV2(nn.Module):
   width: int
   position: str
   bn_axis_name: str | None = None
+  bn_frozen: bool = False
   dtype: Dtype | None = None
 
   @nn.compact
@@ -112,7 +118,9 @@ def _conv3(width: int, stride: int, use_bias: bool, dtype, name: str) -> Conv:
 
 
 def _batch_norm(module, name: str) -> BatchNorm:
-  return BatchNorm(axis_name=module.bn_axis_name, dtype=module.dtype, name=name)
+  return BatchNorm(
+    axis_name=module.bn_axis_name, frozen=module.bn_frozen, dtype=module.dtype, name=name
+  )
 
 
 class Block(nn.Module):
@@ -183,8 +191,14 @@ class ResT(nn.Module):
     attn_drop_rate: dropout of the attention map.
     remat: recompute each block in the backward pass instead of storing it.
     compression: of frequency bands after stages: a strategy or options, see `models.compression`.
+    out_norm: of the maps that `features` gives, for dense heads: 'none'; 'trunk', a layer norm
+      through which the next stage reads as well (the authors' detection code for version 1);
+      'branch', one beside the trunk (theirs for version 2). Stage 4's is `norm` in either.
+    out_stages: stages whose maps have that norm, ascending.
+    frozen_stages: stem and stages up to this one run as in evaluation and get no gradient; 0: none.
     in_channels: channels of the input.
     bn_axis_name: mapped axis that batch norms are synchronised over; None: per device.
+    bn_frozen: batch norms keep their statistics, scale and bias in training, see `BatchNorm`.
     dtype: computing dtype (parameters and logits stay float32).
   """
 
@@ -203,15 +217,22 @@ class ResT(nn.Module):
   attn_drop_rate: float = 0.0
   remat: bool = False
   compression: Any = None
+  out_norm: str = 'none'
+  out_stages: Sequence[int] = (1, 2, 3, 4)
+  frozen_stages: int = 0
   in_channels: int = 3
   bn_axis_name: str | None = None
+  bn_frozen: bool = False
   dtype: Dtype | None = None
 
   def setup(self):
     self._check()
     stem, patch_embed = (StemV1, PatchEmbedV1) if self.version == 1 else (StemV2, PatchEmbedV2)
     options: dict[str, Any] = dict(
-      position=self.position, bn_axis_name=self.bn_axis_name, dtype=self.dtype
+      position=self.position,
+      bn_axis_name=self.bn_axis_name,
+      bn_frozen=self.bn_frozen,
+      dtype=self.dtype,
     )
     self.stem = stem(self.widths[0], self.stem_stride, **options)
     self.patch_embed2 = patch_embed(self.widths[1], **options)
@@ -220,7 +241,11 @@ class ResT(nn.Module):
     self.stage1, self.stage2, self.stage3, self.stage4 = (self._stage(i) for i in range(4))
     for name, layer in compressors(self.compression):
       setattr(self, name, layer)
-    self.norm = LayerNorm(1e-5 if self.version == 1 else 1e-6, dtype=self.dtype)
+    epsilon = 1e-5 if self.version == 1 else 1e-6
+    for i in self._normed_stages():
+      if i < 4:
+        setattr(self, f'norm{i}', LayerNorm(epsilon, dtype=self.dtype))
+    self.norm = LayerNorm(epsilon, dtype=self.dtype)
     if self.num_classes:
       self.head = Dense(self.num_classes, dtype=self.dtype)
 
@@ -254,9 +279,15 @@ class ResT(nn.Module):
       raise UserError(f"position is 'pa', 'gl' or 'none', got {self.position!r}")
     if self.attention not in ('emsa', 'msa'):
       raise UserError(f"attention is 'emsa' or 'msa', got {self.attention!r}")
+    if self.out_norm not in ('none', 'trunk', 'branch'):
+      raise UserError(f"out_norm is 'none', 'trunk' or 'branch', got {self.out_norm!r}")
+    check_stages(self.out_stages, self.frozen_stages)
+
+  def _normed_stages(self) -> tuple[int, ...]:
+    return () if self.out_norm == 'none' else tuple(self.out_stages)
 
   def features(self, x, train: bool = False):
-    """The maps after each stage, before the final norm.
+    """The maps after each stage: before the final norm, or with the output norms of `out_norm`.
 
     Args:
       x: normalised images, float (B, H, W, C), 32 px or more a side.
@@ -278,9 +309,16 @@ class ResT(nn.Module):
       (self.patch_embed4, self.stage4),
     )
     for i, (embed, stage) in enumerate(steps, 1):
-      x = compress(self, i, stage(embed(x, train), train))
-      maps.append(x)
+      learns = train and i > self.frozen_stages
+      x = compress(self, i, stage(embed(x, learns), learns))
+      x = lax.stop_gradient(x) if i == self.frozen_stages else x
+      out = self._output_norm(i)(x) if i in self._normed_stages() else x
+      x = out if self.out_norm == 'trunk' else x
+      maps.append(out)
     return tuple(maps)
+
+  def _output_norm(self, stage: int) -> LayerNorm:
+    return self.norm if stage == 4 else getattr(self, f'norm{stage}')
 
   def __call__(self, x, train: bool = False):
     """Logits (B, num_classes), or pooled features (B, widths[3]) without a head; float32, of
@@ -288,7 +326,8 @@ class ResT(nn.Module):
 
     Args and errors as `features`.
     """
-    x = self.norm(self.features(x, train)[-1])
+    x = self.features(x, train)[-1]
+    x = x if 4 in self._normed_stages() else self.norm(x)
     x = jnp.mean(x, axis=(1, 2), dtype=wide_type(x.dtype)).astype(x.dtype)
     if self.num_classes:
       x = self.head(x)

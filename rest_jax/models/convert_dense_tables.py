@@ -1,0 +1,183 @@
+"""The names of detectron2's and mmsegmentation's state dicts, as regex tables.
+
+Sources: detectron2 (github.com/facebookresearch/detectron2) for RetinaNet and Mask R-CNN,
+mmsegmentation (github.com/open-mmlab/mmsegmentation) for UPerNet and Semantic FPN, and the authors'
+backbones for both (github.com/wofmanaf/ResT, object_detection and semantic_segmentation).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+import numpy as np
+from flax import linen as nn
+
+from rest_jax.errors import UserError
+from rest_jax.models.convert_tables import (
+  BATCH_NORM,
+  CONV,
+  DENSE,
+  NORM,
+  RESNET,
+  Leaf,
+  Row,
+  Transform,
+  table_for,
+)
+
+# A transposed convolution keeps its input channels first.
+_DECONV = Transform(lambda x: x.transpose(2, 3, 0, 1), lambda x: x.transpose(2, 3, 0, 1))
+_DECONVOLUTION = (Leaf('params', 'kernel', 'weight', _DECONV), *CONV[1:])
+# Detectron2's FrozenBatchNorm2d has no count.
+_FROZEN_NORM = tuple(leaf for leaf in BATCH_NORM if leaf.name != 'count')
+_FPN = (
+  Row(r'fpn/lateral(\d)', r'backbone.fpn_lateral\1', CONV),
+  Row(r'fpn/output(\d)', r'backbone.fpn_output\1', CONV),
+)
+_RESNET_D2 = (
+  Row(r'stem/conv', r'stem.conv1', CONV),
+  Row(r'stem/norm', r'stem.conv1.norm', _FROZEN_NORM),
+  *(
+    row
+    for i in range(1, 5)
+    for row in (
+      Row(rf'stage{i}/block(\d+)/conv(\d)', rf'res{i + 1}.\1.conv\2', CONV),
+      Row(rf'stage{i}/block(\d+)/norm(\d)', rf'res{i + 1}.\1.conv\2.norm', _FROZEN_NORM),
+      Row(rf'stage{i}/block(\d+)/shortcut_conv', rf'res{i + 1}.\1.shortcut', CONV),
+      Row(rf'stage{i}/block(\d+)/shortcut_norm', rf'res{i + 1}.\1.shortcut.norm', _FROZEN_NORM),
+    )
+  ),
+)
+
+
+def detectron2_table(detector: nn.Module) -> tuple[Row, ...]:
+  """The rows of a detector, the backbone's first.
+
+  Raises:
+    UserError: detectron2 has no such model.
+  """
+  backbone = _backbone(detector, 'norm_{}.0', _RESNET_D2, 'backbone.bottom_up.')
+  kind = type(detector).__name__
+  if kind == 'RetinaNet':
+    return backbone + _FPN + _retinanet(detector.convs)  # type: ignore[attr-defined]
+  if kind == 'MaskRCNN':
+    return backbone + _FPN + _mask_rcnn(detector.width)  # type: ignore[attr-defined]
+  raise UserError(f'detectron2 has no names for a {kind}; there are some for RetinaNet, MaskRCNN')
+
+
+def mmseg_table(segmenter: nn.Module) -> tuple[Row, ...]:
+  """The rows of a segmenter, the backbone's first.
+
+  Raises:
+    UserError: mmsegmentation has no such model.
+  """
+  backbone = _backbone(segmenter, 'norm_{}', RESNET, 'backbone.')
+  kind = type(segmenter).__name__
+  if kind == 'UPerNet':
+    return backbone + _UPERNET
+  if kind == 'SemanticFPN' and segmenter.norm == 'bn':  # type: ignore[attr-defined]
+    return backbone + _SEMANTIC_FPN
+  known = 'UPerNet and SemanticFPN with batch norm'
+  raise UserError(f'mmsegmentation has no names for this {kind}; there are some for {known}')
+
+
+def _backbone(
+  module: nn.Module, norm_name: str, resnet: tuple[Row, ...], prefix: str
+) -> tuple[Row, ...]:
+  """The backbone's rows with both prefixes; ResTv2's output norms have names of their own."""
+  backbone = module.backbone  # type: ignore[attr-defined]
+  if type(backbone).__name__ == 'ResNet':
+    rows = resnet
+  else:
+    name = norm_name if backbone.version == 2 else 'norm{}'
+    norms = [Row(r'norm(\d)', name.format(r'\1'), NORM)]
+    if backbone.version == 2:
+      norms.append(Row(r'norm', name.format(4), NORM))
+    rows = (*norms, *table_for(backbone))
+  return tuple(Row(f'backbone/{r.pattern}', prefix + r.torch_name, r.leaves) for r in rows)
+
+
+def _retinanet(convs: int) -> tuple[Row, ...]:
+  towers = [
+    Row(rf'head/{ours}_conv{i}', f'head.{theirs}_subnet.{2 * i}', CONV)  # a ReLU after each
+    for ours, theirs in (('class', 'cls'), ('box', 'bbox'))
+    for i in range(convs)
+  ]
+  return (
+    Row(r'top/p(\d)', r'backbone.top_block.p\1', CONV),
+    *towers,
+    Row(r'head/class_out', r'head.cls_score', CONV),
+    Row(r'head/box_out', r'head.bbox_pred', CONV),
+  )
+
+
+def _mask_rcnn(width: int) -> tuple[Row, ...]:
+  return (
+    Row(r'rpn/conv', r'proposal_generator.rpn_head.conv', CONV),
+    Row(r'rpn/logits', r'proposal_generator.rpn_head.objectness_logits', CONV),
+    Row(r'rpn/deltas', r'proposal_generator.rpn_head.anchor_deltas', CONV),
+    Row(r'box_head/fc1', r'roi_heads.box_head.fc1', _flattened(width)),
+    Row(r'box_head/fc2', r'roi_heads.box_head.fc2', DENSE),
+    Row(r'box_head/class_out', r'roi_heads.box_predictor.cls_score', DENSE),
+    Row(r'box_head/box_out', r'roi_heads.box_predictor.bbox_pred', DENSE),
+    Row(r'mask_head/conv(\d)', r'roi_heads.mask_head.mask_fcn\1', CONV),
+    Row(r'mask_head/deconv', r'roi_heads.mask_head.deconv', _DECONVOLUTION),
+    Row(r'mask_head/out', r'roi_heads.mask_head.predictor', CONV),
+  )
+
+
+def _flattened(width: int) -> tuple[Leaf, ...]:
+  """A linear layer over a flattened map: PyTorch flattens (C, n, n), here it is (n, n, C)."""
+
+  def from_torch(x: np.ndarray) -> np.ndarray:
+    side = math.isqrt(x.shape[1] // width)
+    return x.reshape(-1, width, side, side).transpose(2, 3, 1, 0).reshape(-1, x.shape[0])
+
+  def to_torch(x: np.ndarray) -> np.ndarray:
+    side = math.isqrt(x.shape[0] // width)
+    return x.reshape(side, side, width, -1).transpose(3, 2, 0, 1).reshape(x.shape[1], -1)
+
+  return (Leaf('params', 'kernel', 'weight', Transform(from_torch, to_torch)), *DENSE[1:])
+
+
+def _conv_norm(pattern: str, name: str) -> tuple[Row, Row]:
+  return Row(f'{pattern}/conv', f'{name}.conv', CONV), Row(
+    f'{pattern}/norm', f'{name}.bn', BATCH_NORM
+  )
+
+
+_UPERNET = (
+  *_conv_norm(r'head/pool(\d)', r'decode_head.psp_modules.\1.1'),
+  *_conv_norm(r'head/bottleneck', r'decode_head.bottleneck'),
+  *_conv_norm(r'head/lateral(\d)', r'decode_head.lateral_convs.\1'),
+  *_conv_norm(r'head/fpn(\d)', r'decode_head.fpn_convs.\1'),
+  *_conv_norm(r'head/fpn_bottleneck', r'decode_head.fpn_bottleneck'),
+  Row(r'head/classify/conv', r'decode_head.conv_seg', CONV),
+  *_conv_norm(r'aux_head/conv(\d)', r'auxiliary_head.convs.\1'),
+  Row(r'aux_head/classify/conv', r'auxiliary_head.conv_seg', CONV),
+)
+
+# Levels are numbered from 2 here and from 0 there; an enlargement stands after each convolution of
+# the coarser levels.
+_SEMANTIC_FPN = (
+  *(
+    Row(f'fpn/{ours}{i + 2}', f'neck.{theirs}_convs.{i}.conv', CONV)
+    for ours, theirs in (('lateral', 'lateral'), ('output', 'fpn'))
+    for i in range(4)
+  ),
+  *(
+    row
+    for k in range(3)
+    for row in _conv_norm(rf'head/scale(\d)_{k}', rf'decode_head.scale_heads.\1.{2 * k}')
+  ),
+  Row(r'head/classify/conv', r'decode_head.conv_seg', CONV),
+)
+
+# What older checkpoints keep beside the weights.
+_CONSTANTS = re.compile(r'pixel_mean|pixel_std|(.*\.)?anchor_generator\..*')
+
+
+def is_constant(name: str) -> bool:
+  """Whether a tensor of a state dict is no weight: anchors, mean and deviation of the pixels."""
+  return _CONSTANTS.fullmatch(name) is not None

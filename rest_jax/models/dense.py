@@ -1,0 +1,207 @@
+"""What detectors and segmenters share: targets, results, maps of a backbone, small layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+from rest_jax.errors import UserError
+from rest_jax.models.layers import BatchNorm, Conv, Dtype
+from rest_jax.ops.boxes import area, intersection
+from rest_jax.ops.matching import IGNORED, NEGATIVE
+from rest_jax.ops.nms import Kept
+from rest_jax.ops.pad import pad_to_multiple
+
+PADDING, REGION = -1, -2  # labels of ground truth that is not there, and of regions to ignore
+MULTIPLE = 32  # that the sides of a canvas are padded to
+
+# Detectron2's `c2_xavier_fill`: uniform within sqrt(3 / fan_in).
+xavier_uniform = nn.initializers.variance_scaling(1.0, 'fan_in', 'uniform')
+# Detectron2's `c2_msra_fill`, and what mmcv gives a convolution before a norm.
+kaiming_normal = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+
+
+class Targets(NamedTuple):
+  """Ground truth of a batch, padded to G objects an image.
+
+  Attributes:
+    boxes: float32 (B, G, 4), corners in pixels of the canvas; zeros for padding.
+    labels: int32 (B, G): 0..K - 1; -1 padding; -2 a region to ignore (a crowd, an object that can
+      hardly be seen): what lies in it is neither object nor background.
+    masks: (B, G, m, m) in the frame of each box, values in [0, 1]; None where nothing has a mask.
+    sizes: (B, 2) height and width of each image in its canvas; None for the whole canvas.
+  """
+
+  boxes: jax.Array
+  labels: jax.Array
+  masks: Any = None
+  sizes: Any = None
+
+
+class Detections(NamedTuple):
+  """What a detector found, by falling score, padded to D objects an image.
+
+  Attributes:
+    boxes: float32 (B, D, 4), corners in pixels of the canvas, inside of the image.
+    scores: float32 (B, D) in [0, 1]; 0 for padding.
+    labels: int32 (B, D), 0..K - 1; -1 for padding.
+    valid: bool (B, D).
+    masks: float32 (B, D, 28, 28) in the frame of each box, values in [0, 1] (`ops.paste_masks`
+      lays them onto the image); None of a detector of boxes.
+  """
+
+  boxes: jax.Array
+  scores: jax.Array
+  labels: jax.Array
+  valid: jax.Array
+  masks: Any = None
+
+
+def backbone_maps(
+  backbone: nn.Module, images: jax.Array, stages: Sequence[int], train: bool
+) -> tuple[tuple[jax.Array, ...], tuple[int, ...], tuple[int, int]]:
+  """The maps of some stages of a canvas padded to multiples of 32.
+
+  Attention over the whole image and instance norms see the padding, so what comes out depends on
+  the canvas: judge on the smallest one.
+
+  Args:
+    backbone: a model whose method `features` gives four maps.
+    images: normalised images, float (B, H, W, C).
+    stages: of 1 to 4.
+    train: passed on.
+
+  Returns:
+    (maps, their strides, (height, width) of the padded canvas).
+  """
+  padded = pad_to_multiple(images, MULTIPLE)
+  maps = backbone.features(padded, train)  # type: ignore[attr-defined]
+  maps = tuple(maps[stage - 1] for stage in stages)
+  height, width = padded.shape[1:3]
+  return maps, tuple(height // m.shape[1] for m in maps), (height, width)
+
+
+def image_sizes(images: jax.Array, sizes: jax.Array | None) -> jax.Array:
+  """(B, 2) float32 heights and widths: the given ones, or those of the canvas.
+
+  Raises:
+    UserError: another shape.
+  """
+  if sizes is None:
+    sizes = jnp.asarray(images.shape[1:3], jnp.float32)[None]
+    return jnp.broadcast_to(sizes, (images.shape[0], 2))
+  if sizes.shape != (images.shape[0], 2):
+    raise UserError(
+      f'sizes are (B, 2), height and width of each image in its canvas, got {sizes.shape} for '
+      f'{images.shape[0]} images'
+    )
+  return sizes.astype(jnp.float32)
+
+
+def check_targets(images: jax.Array, targets: Targets, masks: bool) -> None:
+  """Refuses ground truth that does not fit its images.
+
+  Raises:
+    UserError: another shape, or no masks where they are learnt.
+  """
+  shape = tuple(targets.boxes.shape)
+  if len(shape) != 3 or shape[0] != images.shape[0] or shape[2] != 4:
+    raise UserError(f'target boxes are (B, G, 4), got {shape} for {images.shape[0]} images')
+  if tuple(targets.labels.shape) != shape[:2]:
+    raise UserError(f'target labels are (B, G) {shape[:2]}, got {tuple(targets.labels.shape)}')
+  if masks and (targets.masks is None or tuple(targets.masks.shape[:2]) != shape[:2]):
+    got = None if targets.masks is None else tuple(targets.masks.shape)
+    raise UserError(f'a detector of masks learns from masks (B, G, m, m), got {got}')
+
+
+def ignore_regions(
+  status: jax.Array, anchors: jax.Array, boxes: jax.Array, labels: jax.Array, share: float = 0.5
+) -> jax.Array:
+  """Takes what lies in a region to ignore out of the background.
+
+  Args:
+    status: (N,) of the anchors, see `ops.matching`.
+    anchors: (N, 4).
+    boxes: (G, 4) ground truth of one image.
+    labels: (G,), -2 where a box is such a region.
+    share: least part of an anchor's own area that lies in the region.
+
+  Returns:
+    The status, IGNORED where it was NEGATIVE.
+  """
+  common = intersection(anchors, boxes) >= share * area(anchors)[:, None]
+  within = jnp.any(common & (labels == REGION)[None], axis=1)
+  return jnp.where(within & (status == NEGATIVE), IGNORED, status)
+
+
+def gather_detections(boxes, scores, labels, kept: Kept) -> Detections:
+  """One image's survivors of a suppression, padded with zeros and labels of -1."""
+  return Detections(
+    boxes=jnp.where(kept.valid[:, None], boxes[kept.index], 0),
+    scores=jnp.where(kept.valid, scores[kept.index], 0),
+    labels=jnp.where(kept.valid, labels[kept.index].astype(jnp.int32), PADDING),
+    valid=kept.valid,
+  )
+
+
+def total(value: jax.Array, axis_name: str | None) -> jax.Array:
+  """The sum over a mapped axis, or the value itself without one."""
+  return value if axis_name is None else lax.psum(value, axis_name)
+
+
+def per_device(count: jax.Array, axis_name: str | None) -> jax.Array:
+  """A count of the whole batch, at least 1, as each device divides by it.
+
+  The devices' losses are averaged, so each divides by its share of the count.
+  """
+  share = jnp.maximum(total(count, axis_name), 1.0)
+  return share if axis_name is None else share / lax.axis_size(axis_name)
+
+
+class ConvNorm(nn.Module):
+  """Convolution without bias, norm, ReLU: mmsegmentation's `ConvModule`.
+
+  Attributes:
+    features: output channels.
+    kernel_size: side of the kernel; padding keeps the size.
+    norm: 'bn', batch norm, or 'gn', group norm of 32 groups.
+    bn_axis_name: mapped axis that the batch norm is synchronised over.
+    dtype: computing dtype.
+  """
+
+  features: int
+  kernel_size: int = 3
+  norm: str = 'bn'
+  bn_axis_name: str | None = None
+  dtype: Dtype | None = None
+
+  @nn.compact
+  def __call__(self, x, train: bool):
+    x = Conv(
+      self.features,
+      self.kernel_size,
+      padding=self.kernel_size // 2,
+      use_bias=False,
+      kernel_init=kaiming_normal,
+      dtype=self.dtype,
+      name='conv',
+    )(x)
+    if self.norm == 'gn':
+      return nn.relu(nn.GroupNorm(32, epsilon=1e-5, dtype=x.dtype, name='norm')(x))
+    norm = BatchNorm(axis_name=self.bn_axis_name, dtype=self.dtype, name='norm')
+    return nn.relu(norm(x, train))
+
+
+def conv3(features: int, init, *, stride: int = 1, **options: Any) -> Conv:
+  """A 3x3 convolution with bias that keeps the size, or halves it."""
+  return Conv(features, 3, stride, padding=1, kernel_init=init, **options)
+
+
+def conv1(features: int, init, **options: Any) -> Conv:
+  """A 1x1 convolution with bias."""
+  return Conv(features, 1, kernel_init=init, **options)

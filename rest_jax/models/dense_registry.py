@@ -1,0 +1,127 @@
+"""Detectors and segmenters by name: a head, an underscore, a backbone of the registry."""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from flax import linen as nn
+
+from rest_jax.errors import UserError, did_you_mean
+from rest_jax.models import registry
+
+# Head -> (module, class).
+_DETECTORS = {
+  'retinanet': ('rest_jax.models.retinanet', 'RetinaNet'),
+  'mask_rcnn': ('rest_jax.models.mask_rcnn', 'MaskRCNN'),
+}
+_SEGMENTERS = {
+  'upernet': ('rest_jax.models.upernet', 'UPerNet'),
+  'semantic_fpn': ('rest_jax.models.semantic_fpn', 'SemanticFPN'),
+}
+_BACKBONES = ('rest*', 'resnet*')
+# The authors' detection and segmentation code: see `rest_jax.models.rest`, `out_norm`.
+_OUT_NORMS = {1: 'trunk', 2: 'branch'}
+
+
+def list_detectors(pattern: str = '*') -> list[str]:
+  """Names that `create_detector` takes, sorted; `pattern` is a shell pattern ('mask_rcnn_*')."""
+  return _names(_DETECTORS, pattern)
+
+
+def list_segmenters(pattern: str = '*') -> list[str]:
+  """Names that `create_segmenter` takes, sorted; `pattern` is a shell pattern ('upernet_*')."""
+  return _names(_SEGMENTERS, pattern)
+
+
+def create_detector(
+  name: str,
+  num_classes: int = 80,
+  *,
+  backbone: Mapping[str, Any] | None = None,
+  **overrides: Any,
+) -> Any:
+  """Builds a detector without parameters; `detector.init(key, images)` makes those.
+
+  Args:
+    name: one of `list_detectors()`, such as 'retinanet_rest_small'.
+    num_classes: K, without background.
+    backbone: attributes of the backbone that differ from its published model, such as
+      `{'drop_path_rate': 0.1, 'bn_frozen': True, 'frozen_stages': 1}`. Version 1 of ResT gets
+      `out_norm='trunk'` and version 2 'branch' on the stages in use, as in the authors' code.
+    **overrides: attributes of the detector, such as `width=64`, `axis_name='batch'`.
+
+  Returns:
+    A Linen module. `apply(variables, images)` gives `Detections` for normalised float NHWC images;
+    `method='losses'` with `Targets` a dictionary of scalars, whose sum is to be lowered.
+
+  Raises:
+    UserError: an unknown name or option.
+  """
+  return _create('detector', _DETECTORS, name, num_classes, backbone, overrides)
+
+
+def create_segmenter(
+  name: str,
+  num_classes: int = 150,
+  *,
+  backbone: Mapping[str, Any] | None = None,
+  **overrides: Any,
+) -> Any:
+  """Builds a segmenter without parameters; `segmenter.init(key, images)` makes those.
+
+  Args:
+    name: one of `list_segmenters()`, such as 'upernet_restv2_tiny'.
+    num_classes: K.
+    backbone: as in `create_detector`.
+    **overrides: attributes of the segmenter, such as `width=128`, `bn_axis_name='batch'`.
+
+  Returns:
+    A Linen module. `apply(variables, images)` gives logits (B, H, W, K) for normalised float NHWC
+    images; `method='losses'` with labels (B, H, W) a dictionary of scalars, whose sum is to be
+    lowered.
+
+  Raises:
+    UserError: an unknown name or option.
+  """
+  return _create('segmenter', _SEGMENTERS, name, num_classes, backbone, overrides)
+
+
+def _backbones() -> list[str]:
+  return sorted({name for pattern in _BACKBONES for name in registry.list_models(pattern)})
+
+
+def _names(heads: Mapping[str, tuple[str, str]], pattern: str) -> list[str]:
+  names = [f'{head}_{backbone}' for head in heads for backbone in _backbones()]
+  return sorted(fnmatch.filter(names, pattern))
+
+
+def _create(kind, heads, name, num_classes, backbone, overrides) -> nn.Module:
+  names = _names(heads, '*')
+  if name not in names:
+    raise UserError(f'unknown {kind} {name!r}; {did_you_mean(name, names, names[:3])}')
+  if not isinstance(num_classes, int) or num_classes < 1:
+    raise UserError(f'num_classes of a {kind} is 1 or more, got {num_classes!r}')
+  head = next(head for head in heads if name.startswith(f'{head}_'))
+  module, cls = heads[head]
+  build = getattr(importlib.import_module(module), cls)
+  fields = [f for f in build.__dataclass_fields__ if f not in ('parent', 'name', 'backbone')]
+  for key in overrides:
+    if key not in fields:
+      raise UserError(f'{name} has no option {key!r}; {did_you_mean(key, fields)}')
+  frozen = {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
+  stages = frozen.get('stages', getattr(build, 'stages', (1, 2, 3, 4)))
+  below = _backbone(name.removeprefix(f'{head}_'), stages, backbone or {})
+  return build(backbone=below, num_classes=num_classes, **frozen)
+
+
+def _backbone(name: str, stages, options: Mapping[str, Any]) -> nn.Module:
+  if 'num_classes' in options:
+    raise UserError(
+      'a backbone below a dense head has no classes of its own; leave num_classes out'
+    )
+  version = getattr(registry.create_model(name), 'version', None)
+  norms = {'out_norm': _OUT_NORMS[version], 'out_stages': tuple(stages)} if version else {}
+  return registry.create_model(name, 0, **{**norms, **options})

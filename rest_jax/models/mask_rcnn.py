@@ -1,0 +1,290 @@
+"""Mask R-CNN: proposals, boxes, masks.
+
+Paper: He et al., "Mask R-CNN", ICCV 2017, arXiv 1703.06870, with the region proposal network of Ren
+et al., "Faster R-CNN", NeurIPS 2015, arXiv 1506.01497, on a feature pyramid. Details are
+detectron2's (Apache-2.0), whose state dicts `convert_dense` reads.
+
+Deviations: proposals, samples and results have fixed numbers, with a mark of what is there;
+ROIAlign takes two samples a side of a bin where detectron2 takes as many as the region has pixels;
+the targets of masks come from 112x112 frames of the ground truth's boxes, cut on the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+
+from rest_jax.models.dense import (
+  PADDING,
+  Detections,
+  Targets,
+  backbone_maps,
+  check_targets,
+  gather_detections,
+  ignore_regions,
+  image_sizes,
+  per_device,
+)
+from rest_jax.models.fpn import FPN
+from rest_jax.models.layers import Dtype, check_stages
+from rest_jax.models.roi_heads import BoxHead, MaskHead
+from rest_jax.models.rpn import ProposalLevels, Proposals, RPNHead, proposal_losses, propose
+from rest_jax.ops import boxes as box_ops
+from rest_jax.ops.anchors import pyramid_anchors
+from rest_jax.ops.dense_losses import binary_cross_entropy, cross_entropy, smooth_l1
+from rest_jax.ops.matching import IGNORED, POSITIVE, match, sample
+from rest_jax.ops.nms import nms
+from rest_jax.ops.paste import crop_masks
+from rest_jax.ops.roi_align import pyramid_roi_align
+
+_WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # of the second box code: its errors are smaller
+
+
+class Regions(NamedTuple):
+  """What the heads learn from: drawn proposals of one image, the positives first.
+
+  Attributes:
+    boxes: (S, 4).
+    valid: (S,) which are there.
+    label: (S,) class of the ground truth; K, the background, for the rest.
+    index: (S,) ground truth of the positives.
+  """
+
+  boxes: jax.Array
+  valid: jax.Array
+  label: jax.Array
+  index: jax.Array
+
+
+class MaskRCNN(nn.Module):
+  """Mask R-CNN on any backbone with four maps.
+
+  Attributes:
+    backbone: its method `features` gives the maps.
+    num_classes: K, without background.
+    masks: False leaves the mask head out (Faster R-CNN).
+    stages: of the backbone that the pyramid stands on.
+    width: channels of the pyramid and of the convolutions of the heads.
+    box_width: hidden layers of the box head.
+    convs: 3x3 convolutions of the mask head.
+    anchor_scale: side of a level's anchors, in strides.
+    ratios: of the anchors, height over width.
+    box_size: bins of ROIAlign a side for the box head.
+    mask_size: likewise for the mask head; masks have twice as many samples a side.
+    canonical: side of a region that is read from the level of stride 16, in pixels.
+    proposal_candidates: best anchors that a level puts forward, in training and in use.
+    proposals: regions of an image after suppression, in training and in use.
+    anchors_drawn: of an image for the losses of the proposals.
+    regions_drawn: of an image for the losses of the heads.
+    positive_share: most of those that may be positive.
+    score_threshold: least score of a result.
+    nms_threshold: IoU from which the weaker of two results of a class goes.
+    max_detections: results of an image.
+    axis_name: mapped axis over which regions are counted.
+    dtype: computing dtype of pyramid and heads; losses and boxes are float32.
+  """
+
+  backbone: nn.Module
+  num_classes: int = 80
+  masks: bool = True
+  stages: Sequence[int] = (1, 2, 3, 4)
+  width: int = 256
+  box_width: int = 1024
+  convs: int = 4
+  anchor_scale: float = 8.0
+  ratios: Sequence[float] = (0.5, 1.0, 2.0)
+  box_size: int = 7
+  mask_size: int = 14
+  canonical: float = 224.0
+  proposal_candidates: Sequence[int] = (2000, 1000)
+  proposals: Sequence[int] = (1000, 1000)
+  anchors_drawn: int = 256
+  regions_drawn: int = 512
+  positive_share: float = 0.25
+  score_threshold: float = 0.05
+  nms_threshold: float = 0.5
+  max_detections: int = 100
+  axis_name: str | None = None
+  dtype: Dtype | None = None
+
+  def setup(self):
+    check_stages(self.stages, 0)
+    self.fpn = FPN(tuple(stage + 1 for stage in self.stages), self.width, self.dtype)
+    self.rpn = RPNHead(len(self.ratios), self.width, self.dtype)
+    self.box_head = BoxHead(self.num_classes, self.box_width, self.dtype)
+    if self.masks:
+      self.mask_head = MaskHead(self.num_classes, self.convs, self.width, self.dtype)
+
+  @property
+  def in_channels(self) -> int:
+    """Channels of the images."""
+    return getattr(self.backbone, 'in_channels', 3)
+
+  def pyramid(self, images, train: bool = False):
+    """Maps and strides of the pyramid for normalised images (B, H, W, C), fine to coarse."""
+    maps, strides, _ = backbone_maps(self.backbone, images, self.stages, train)
+    return self.fpn(maps), strides
+
+  def proposal_levels(self, pyramid, strides) -> ProposalLevels:
+    """Outputs of the proposal network; its last level is every second pixel of the pyramid's."""
+    maps = (*pyramid, pyramid[-1][:, ::2, ::2])
+    strides = (*strides, 2 * strides[-1])
+    sizes = [(self.anchor_scale * stride,) for stride in strides]
+    anchors = pyramid_anchors([m.shape[1:3] for m in maps], strides, sizes, self.ratios)
+    logits, deltas = zip(*(self.rpn(m) for m in maps), strict=True)
+    return ProposalLevels(logits, deltas, tuple(anchors))
+
+  def __call__(self, images, train: bool = False, sizes=None) -> Detections:
+    """Finds objects and their masks.
+
+    Args:
+      images: normalised images on a canvas, float (B, H, W, C), padded with zeros.
+      train: batch statistics, dropout and stochastic depth (rng 'dropout').
+      sizes: (B, 2) height and width of each image in its canvas; the whole canvas by default.
+
+    Returns:
+      The detections.
+
+    Raises:
+      UserError: images that the backbone cannot read, or sizes of another shape.
+    """
+    sizes = image_sizes(images, sizes)
+    pyramid, strides = self.pyramid(images, train)
+    found = propose(
+      self.proposal_levels(pyramid, strides),
+      sizes,
+      before=self.proposal_candidates[1],
+      after=self.proposals[1],
+    )
+    read = self._read(pyramid, found.boxes, strides, self.box_size)
+    logits, deltas = self._box_outputs(read)
+    detections = jax.vmap(self._select_one)(logits, deltas, *found, sizes)
+    if not self.masks:
+      return detections
+    return detections._replace(masks=self._masks(pyramid, strides, detections))
+
+  def _read(self, pyramid, boxes, strides, size: int):
+    """ROIAlign of every image's regions: (B, T, size, size, C)."""
+
+    def one(image):
+      maps, own = image
+      return pyramid_roi_align(maps, own, strides, size, canonical=self.canonical)
+
+    return lax.map(one, (pyramid, boxes))
+
+  def _box_outputs(self, read):
+    batch, count = read.shape[:2]
+    logits, deltas = self.box_head(read.reshape(-1, *read.shape[2:]))
+    return logits.reshape(batch, count, -1), deltas.reshape(batch, count, self.num_classes, 4)
+
+  def _select_one(self, logits, deltas, proposals, valid, size) -> Detections:
+    scores = jax.nn.softmax(logits, axis=-1)[:, :-1]
+    good = (scores > self.score_threshold) & valid[:, None]
+    boxes = box_ops.decode(deltas, proposals[:, None], _WEIGHTS)
+    boxes = box_ops.clip(boxes, size).reshape(-1, 4)
+    labels = jnp.tile(jnp.arange(self.num_classes, dtype=jnp.int32), scores.shape[0])
+    flat = jnp.where(good, scores, -jnp.inf).ravel()
+    kept = nms(boxes, flat, self.nms_threshold, count=self.max_detections, groups=labels)
+    return gather_detections(boxes, flat, labels, kept)
+
+  def _masks(self, pyramid, strides, detections: Detections):
+    """Masks of the predicted classes, (B, D, m, m)."""
+    read = self._read(pyramid, detections.boxes, strides, self.mask_size)
+    logits = self._mask_logits(read, jnp.maximum(detections.labels, 0))
+    return jnp.where(detections.valid[..., None, None], jax.nn.sigmoid(logits), 0)
+
+  def _mask_logits(self, read, labels):
+    """Logits of one class's mask for each region: (B, T, n, n, C), (B, T) -> (B, T, m, m)."""
+    every = self.mask_head(read.reshape(-1, *read.shape[2:]))
+    own = jnp.take_along_axis(every, labels.reshape(-1, 1, 1, 1), axis=-1)[..., 0]
+    return own.reshape(*labels.shape, *own.shape[1:])
+
+  def losses(self, images, targets: Targets, train: bool = True) -> dict[str, jax.Array]:
+    """The losses of a batch; their sum is what training lowers.
+
+    Args:
+      images: normalised images on a canvas, float (B, H, W, C).
+      targets: ground truth in pixels of the canvas; with masks, unless `masks` is False.
+      train: as `__call__`. Anchors and regions are drawn by the rng 'dropout' either way.
+
+    Returns:
+      {'rpn_class', 'rpn_box', 'class', 'box', 'mask'}: float32 scalars.
+
+    Raises:
+      UserError: targets that do not fit.
+    """
+    check_targets(images, targets, self.masks)
+    keys = jax.random.split(self.make_rng('dropout'), 2)
+    pyramid, strides = self.pyramid(images, train)
+    levels = self.proposal_levels(pyramid, strides)
+    found = propose(
+      levels,
+      image_sizes(images, targets.sizes),
+      before=self.proposal_candidates[0],
+      after=self.proposals[0],
+    )
+    regions = self._draw(keys[1], found, targets)
+    drawn = proposal_losses(levels, targets, keys[0], count=self.anchors_drawn)
+    losses = drawn | self._box_losses(pyramid, strides, regions, targets)
+    if self.masks:
+      losses |= {'mask': self._mask_loss(pyramid, strides, regions, targets)}
+    return losses
+
+  def _draw(self, key, found: Proposals, targets: Targets) -> Regions:
+    """Proposals and ground truth itself, matched and drawn for every image."""
+
+    def one(key, boxes, valid, goals, labels):
+      every = jnp.concatenate([boxes, goals])
+      there = jnp.concatenate([valid, labels >= 0])
+      matched = match(box_ops.iou(every, goals), labels >= 0, high=0.5, low=0.5, low_quality=False)
+      status = ignore_regions(matched.status, every, goals, labels)
+      status = jnp.where(there, status, IGNORED)
+      most = int(self.regions_drawn * self.positive_share)
+      index, drawn = sample(key, status, self.regions_drawn, most)
+      positive = drawn & (status[index] == POSITIVE)
+      own = matched.index[index]
+      label = jnp.where(positive, labels[own], self.num_classes)
+      return Regions(every[index], drawn, label, own)
+
+    keys = jax.random.split(key, found.boxes.shape[0])
+    return lax.stop_gradient(jax.vmap(one)(keys, *found, targets.boxes, targets.labels))
+
+  def _box_losses(self, pyramid, strides, regions: Regions, targets: Targets):
+    logits, deltas = self._box_outputs(self._read(pyramid, regions.boxes, strides, self.box_size))
+    positive = regions.label < self.num_classes
+    own = jnp.where(positive, regions.label, 0)
+    goals = jnp.take_along_axis(targets.boxes, regions.index[..., None], axis=1)
+    code = box_ops.encode(goals, regions.boxes, _WEIGHTS)
+    delta = jnp.take_along_axis(deltas, own[..., None, None], axis=2)[:, :, 0]
+    box = smooth_l1(jnp.where(positive[..., None], delta - code, 0), 0.0)
+    label = jnp.where(regions.valid, regions.label, PADDING)
+    drawn = per_device(jnp.sum(regions.valid).astype(jnp.float32), self.axis_name)
+    entropy = cross_entropy(logits, label, PADDING)
+    return {'class': jnp.sum(entropy) / drawn, 'box': jnp.sum(box) / drawn}
+
+  def _mask_loss(self, pyramid, strides, regions: Regions, targets: Targets):
+    """Cross entropy of the true class's mask, the mean over positives and samples."""
+    most = int(self.regions_drawn * self.positive_share)
+    boxes, _, label, index = (part[:, :most] for part in regions)
+    positive = label < self.num_classes
+    read = self._read(pyramid, boxes, strides, self.mask_size)
+    logits = self._mask_logits(read, jnp.where(positive, label, 0))
+    goals = _mask_goals(targets, boxes, index, logits.shape[-1])
+    entropy = jnp.mean(binary_cross_entropy(logits, goals), axis=(2, 3))
+    count = per_device(jnp.sum(positive).astype(jnp.float32), self.axis_name)
+    return jnp.sum(jnp.where(positive, entropy, 0)) / count
+
+
+def _mask_goals(targets: Targets, boxes, index, size: int):
+  """What the masks of drawn regions should be: 0 or 1, (B, T, size, size)."""
+
+  def one(masks, frames, boxes, index):
+    return crop_masks(masks[index], frames[index], boxes, size) >= 0.5
+
+  cut = jax.vmap(one)(targets.masks, targets.boxes, boxes, index)
+  return cut.astype(jnp.float32)
