@@ -15,37 +15,49 @@ from flax import linen as nn
 
 from rest_jax.errors import UserError
 from rest_jax.models.convert_tables import (
-  BATCH_NORM,
-  CONV,
-  DENSE,
-  NORM,
+  COUNT,
+  KERNEL,
+  MATRIX,
   RESNET,
+  SAME,
   Leaf,
   Row,
   Transform,
   table_for,
 )
 
+_BIAS = Leaf('params', 'bias', 'bias', SAME)
+CONV = (Leaf('params', 'kernel', 'weight', KERNEL), _BIAS)
+DENSE = (Leaf('params', 'kernel', 'weight', MATRIX), _BIAS)
+NORM = (Leaf('params', 'scale', 'weight', SAME), _BIAS)
+# Detectron2's FrozenBatchNorm2d has no count.
+FROZEN_NORM = (
+  *NORM,
+  Leaf('batch_stats', 'mean', 'running_mean', SAME),
+  Leaf('batch_stats', 'var', 'running_var', SAME),
+)
+BATCH_NORM = (
+  *FROZEN_NORM,
+  Leaf('batch_stats', 'count', 'num_batches_tracked', COUNT, optional=True),
+)
 # A transposed convolution keeps its input channels first.
 _DECONV = Transform(lambda x: x.transpose(2, 3, 0, 1), lambda x: x.transpose(2, 3, 0, 1))
 _DECONVOLUTION = (Leaf('params', 'kernel', 'weight', _DECONV), *CONV[1:])
-# Detectron2's FrozenBatchNorm2d has no count.
-_FROZEN_NORM = tuple(leaf for leaf in BATCH_NORM if leaf.name != 'count')
 _FPN = (
   Row(r'fpn/lateral(\d)', r'backbone.fpn_lateral\1', CONV),
   Row(r'fpn/output(\d)', r'backbone.fpn_output\1', CONV),
 )
 _RESNET_D2 = (
   Row(r'stem/conv', r'stem.conv1', CONV),
-  Row(r'stem/norm', r'stem.conv1.norm', _FROZEN_NORM),
+  Row(r'stem/norm', r'stem.conv1.norm', FROZEN_NORM),
   *(
     row
     for i in range(1, 5)
     for row in (
       Row(rf'stage{i}/block(\d+)/conv(\d)', rf'res{i + 1}.\1.conv\2', CONV),
-      Row(rf'stage{i}/block(\d+)/norm(\d)', rf'res{i + 1}.\1.conv\2.norm', _FROZEN_NORM),
+      Row(rf'stage{i}/block(\d+)/norm(\d)', rf'res{i + 1}.\1.conv\2.norm', FROZEN_NORM),
       Row(rf'stage{i}/block(\d+)/shortcut_conv', rf'res{i + 1}.\1.shortcut', CONV),
-      Row(rf'stage{i}/block(\d+)/shortcut_norm', rf'res{i + 1}.\1.shortcut.norm', _FROZEN_NORM),
+      Row(rf'stage{i}/block(\d+)/shortcut_norm', rf'res{i + 1}.\1.shortcut.norm', FROZEN_NORM),
     )
   ),
 )
@@ -87,9 +99,10 @@ def _backbone(
 ) -> tuple[Row, ...]:
   """The backbone's rows with both prefixes; ResTv2's output norms have names of their own."""
   backbone = module.backbone  # type: ignore[attr-defined]
-  if type(backbone).__name__ == 'ResNet':
+  kind, rows = type(backbone).__name__, ()
+  if kind == 'ResNet':
     rows = resnet
-  else:
+  elif kind == 'ResT':
     name = norm_name if backbone.version == 2 else 'norm{}'
     norms = [Row(r'norm(\d)', name.format(r'\1'), NORM)]
     if backbone.version == 2:

@@ -14,8 +14,7 @@ from rest_jax.errors import UserError
 from rest_jax.models.layers import BatchNorm, Conv, Dtype
 from rest_jax.ops.boxes import area, intersection
 from rest_jax.ops.matching import IGNORED, NEGATIVE
-from rest_jax.ops.nms import Kept
-from rest_jax.ops.pad import pad_to_multiple
+from rest_jax.ops.suppression import Kept
 
 PADDING, REGION = -1, -2  # labels of ground truth that is not there, and of regions to ignore
 MULTIPLE = 32  # that the sides of a canvas are padded to
@@ -60,6 +59,12 @@ class Detections(NamedTuple):
   labels: jax.Array
   valid: jax.Array
   masks: Any = None
+
+
+def pad_to_multiple(images: jax.Array, multiple: int = MULTIPLE) -> jax.Array:
+  """Adds zeros below and to the right of (B, H, W, C) until `multiple` divides both sides."""
+  height, width = (-side % multiple for side in images.shape[1:3])
+  return jnp.pad(images, ((0, 0), (0, height), (0, width), (0, 0)))
 
 
 def backbone_maps(

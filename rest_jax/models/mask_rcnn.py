@@ -38,9 +38,9 @@ from rest_jax.ops import boxes as box_ops
 from rest_jax.ops.anchors import pyramid_anchors
 from rest_jax.ops.dense_losses import binary_cross_entropy, cross_entropy, smooth_l1
 from rest_jax.ops.matching import IGNORED, POSITIVE, match, sample
-from rest_jax.ops.nms import nms
 from rest_jax.ops.paste import crop_masks
-from rest_jax.ops.roi_align import pyramid_roi_align
+from rest_jax.ops.regions import pyramid_roi_align
+from rest_jax.ops.suppression import nms
 
 _WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # of the second box code: its errors are smaller
 

@@ -36,7 +36,7 @@ from rest_jax.ops import boxes as box_ops
 from rest_jax.ops.anchors import octave_sizes, pyramid_anchors
 from rest_jax.ops.dense_losses import sigmoid_focal_loss, smooth_l1
 from rest_jax.ops.matching import IGNORED, POSITIVE, match
-from rest_jax.ops.nms import nms
+from rest_jax.ops.suppression import nms
 
 FIRST_POSITIVES = 100.0  # that the running mean starts from, as in detectron2
 _PRIOR = 0.01  # probability of every class at the start, against the flood of background

@@ -18,7 +18,7 @@ from rest_jax.models.layers import Dtype
 from rest_jax.ops import boxes as box_ops
 from rest_jax.ops.dense_losses import binary_cross_entropy, smooth_l1
 from rest_jax.ops.matching import POSITIVE, match, sample
-from rest_jax.ops.nms import nms
+from rest_jax.ops.suppression import nms
 
 _init = nn.initializers.normal(0.01)
 

@@ -22,7 +22,7 @@ from rest_jax.models.semantic import (
   resize_like,
   segmentation_loss,
 )
-from rest_jax.ops.adaptive_pool import adaptive_avg_pool
+from rest_jax.ops.pooling import adaptive_avg_pool
 
 
 class UPerHead(nn.Module):
