@@ -9,6 +9,7 @@ the whole batch over all devices, so that a result does not depend on how many t
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -153,9 +154,9 @@ class RetinaNet(nn.Module):
     self.top = TopBlock(tuple(extra), self.width, self.dtype)
     anchors = self.octaves * len(self.ratios)
     self.head = RetinaHead(self.num_classes, anchors, self.convs, self.width, self.dtype)
-    self.positives = self.variable(
-      'batch_stats', 'positives', lambda: jnp.full((), FIRST_POSITIVES, jnp.float32)
-    )
+    if self.momentum:
+      start = functools.partial(jnp.full, (), FIRST_POSITIVES, jnp.float32)
+      self.positives = self.variable('batch_stats', 'positives', start)
 
   @property
   def in_channels(self) -> int:

@@ -120,8 +120,15 @@ def make_retinanet() -> None:
 
 
 def retinanet_losses(head, outputs, anchors) -> None:
+  # No box lies inside of two anchors of one shape: their overlaps would be equal but for rounding.
   boxes = torch.tensor(
-    [[4.0, 6, 40, 50], [50, 10, 90, 60], [30, 20, 36, 26], [0, 0, 64, 30]], dtype=torch.float64
+    [
+      [4.3, 6.1, 40.9, 50.2],
+      [50.7, 10.4, 90.1, 60.8],
+      [30.2, 20.3, 70.9, 62.1],
+      [0.6, 1.1, 63, 30],
+    ],
+    dtype=torch.float64,
   )
   labels = torch.tensor([0, 2, 1, 1])
   matcher = Matcher(0.5, 0.4, allow_low_quality_matches=True)
@@ -139,7 +146,13 @@ def retinanet_results(head, outputs, anchors) -> None:
   backbone = nn.Identity()
   backbone.out_channels = WIDTH
   generator = AnchorGenerator(((32,),) * 5, ((1.0,),) * 5)
-  model = RetinaNet(backbone, CLASSES, anchor_generator=generator, head=RetinaNetHead(WIDTH, 1, 3))
+  model = RetinaNet(
+    backbone,
+    CLASSES,
+    anchor_generator=generator,
+    head=RetinaNetHead(WIDTH, 1, 3),
+    detections_per_img=100,
+  )
   sizes = [len(a) for a in anchors]
   split = {name: list(value.split(sizes, dim=1)) for name, value in outputs.items()}
   found = model.postprocess_detections(split, [anchors, anchors], [(64, 96), (50, 80)])

@@ -17,6 +17,9 @@ from rest_jax.ops.regions import pyramid_roi_align, roi_align, roi_levels
 FOLDER = Path(__file__).parents[1] / 'golden'
 TORCHVISION, GOLDEN = np.load(FOLDER / 'dense_torchvision.npz'), np.load(FOLDER / 'dense.npz')
 align = jax.jit(roi_align, static_argnums=2, static_argnames=('scale', 'aligned'))
+paste = jax.jit(paste_masks, static_argnums=2)
+crop = jax.jit(crop_masks, static_argnums=(3, 4))
+pool = jax.jit(adaptive_avg_pool, static_argnums=1)
 
 
 @pytest.mark.parametrize('aligned', [True, False])
@@ -65,11 +68,11 @@ def test_a_pyramid_reads_each_region_from_its_level():
 
   @jax.jit
   def read(boxes):
-    return pyramid_roi_align(maps, boxes, (4, 8), 3, canonical=128.0)
+    return pyramid_roi_align(maps, boxes, (4, 8), 3, canonical=64.0)
 
   got = read(many)
   assert got.shape == (80, 3, 3, 3)
-  np.testing.assert_array_equal(roi_levels(boxes, 2, 128.0), [0, 1, 0, 0])
+  np.testing.assert_array_equal(roi_levels(boxes, 2, 64.0), [0, 1, 0, 0])
   for i, level in enumerate((0, 1, 0, 0)):
     want = align(maps[level], boxes[i : i + 1], 3, scale=1 / (4, 8)[level])
     np.testing.assert_allclose(got[i], want[0], atol=1e-5)
@@ -79,7 +82,7 @@ def test_a_pyramid_reads_each_region_from_its_level():
 
 @pytest.mark.parametrize('size', [1, 2, 3, 6, 9])
 def test_pooling_as_pytorch(size):
-  got = adaptive_avg_pool(jnp.asarray(GOLDEN['pool/x'].transpose(0, 2, 3, 1)), size)
+  got = pool(GOLDEN['pool/x'].transpose(0, 2, 3, 1), size)
   np.testing.assert_allclose(got.transpose(0, 3, 1, 2), GOLDEN[f'pool/{size}'], atol=1e-5)
 
 
@@ -91,20 +94,18 @@ def test_pooling_refuses():
 
 
 def test_pasting_as_detectron2():
-  got = paste_masks(
-    jnp.asarray(GOLDEN['paste/masks']), jnp.asarray(GOLDEN['paste/boxes']), (40, 48)
-  )
+  got = paste(GOLDEN['paste/masks'], GOLDEN['paste/boxes'], (40, 48))
   np.testing.assert_allclose(got, GOLDEN['paste/pasted'], atol=1e-4)
 
 
 def test_pasting_by_hand():
   # Samples as large as pixels: the mask itself, at its place.
   mask = np.arange(12, dtype=np.float32).reshape(1, 3, 4) / 12
-  got = paste_masks(mask, jnp.array([[2.0, 1, 6, 4]]), (6, 8))
+  got = paste(mask, jnp.array([[2.0, 1, 6, 4]]), (6, 8))
   want = np.zeros((6, 8))
   want[1:4, 2:6] = mask[0]
   np.testing.assert_allclose(got[0], want, atol=1e-6)
-  assert not paste_masks(mask, jnp.array([[2.0, 1, 2, 4]]), (6, 8)).any()
+  assert not paste(mask, jnp.array([[2.0, 1, 2, 4]]), (6, 8)).any()
 
 
 def test_cropping_is_pastings_inverse():
@@ -112,9 +113,9 @@ def test_cropping_is_pastings_inverse():
   rng = np.random.default_rng(1)
   masks = (rng.random((1, 16, 16)) > 0.5).astype(np.float32)
   frame = jnp.array([[0.0, 0, 16, 16]])
-  np.testing.assert_allclose(crop_masks(masks, frame, frame, 16, 1), masks, atol=1e-6)
-  part = crop_masks(masks, frame, jnp.array([[4.0, 2, 12, 10]]), 8, 1)
+  np.testing.assert_allclose(crop(masks, frame, frame, 16, 1), masks, atol=1e-6)
+  part = crop(masks, frame, jnp.array([[4.0, 2, 12, 10]]), 8, 1)
   np.testing.assert_allclose(part[0], masks[0, 2:10, 4:12], atol=1e-6)
-  outside = crop_masks(np.ones((1, 16, 16), np.float32), frame, jnp.array([[8.0, 0, 24, 16]]), 8)
+  outside = crop(np.ones((1, 16, 16), np.float32), frame, jnp.array([[8.0, 0, 24, 16]]), 8)
   np.testing.assert_allclose(outside[0, :, :3], 1, atol=1e-6)
   np.testing.assert_allclose(outside[0, :, 5:], 0, atol=1e-6)

@@ -1,0 +1,90 @@
+"""Pictures with objects: what every reader of detection data gives.
+
+A source gives random access, `len(source)` and `source[i]`, and can be pickled for a worker
+process. An example is a dictionary:
+  image      (H, W, 3) uint8 RGB
+  boxes      (N, 4) float32 corners in pixels, x2 and y2 exclusive, inside of the image
+  labels     (N,) int32, 0..K - 1
+  ignore     (N,) bool: crowds, difficult or hardly visible objects, which are neither to be learnt
+             nor to count as a mistake
+  areas      (N,) float64 in square pixels: of the mask where there is one, else of the box
+  masks      (N, H, W) bool; absent where the data have boxes only
+  image_id   a number or a name
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from rest_jax.errors import UserError
+
+# How far a box may reach over the border before it is an error: annotators' tools round.
+SLACK = 1.0
+LEAST_SIDE = 1.0  # px; boxes that are no larger are dropped
+
+
+class ObjectSource(Protocol):
+  """Random access to pictures with objects."""
+
+  @property
+  def class_names(self) -> tuple[str, ...]: ...
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int, /) -> dict[str, Any]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectSources:
+  """A data set for detection.
+
+  Attributes:
+    name: as it was asked for.
+    train: pictures to learn from.
+    test: pictures to be judged by.
+    class_names: the name of each label.
+  """
+
+  name: str
+  train: ObjectSource
+  test: ObjectSource
+  class_names: tuple[str, ...]
+
+
+def check_box(box: Sequence[float], size: tuple[int, int], where: str) -> np.ndarray:
+  """A box cut off at the border of its image.
+
+  Args:
+    box: (x1, y1, x2, y2) in pixels.
+    size: (H, W) of the image.
+    where: which box, for the message.
+
+  Returns:
+    (4,) float64.
+
+  Raises:
+    UserError: corners that are no numbers, an end before its start, or a box that reaches over the
+      border by more than a pixel.
+  """
+  corners = np.asarray(box, np.float64)
+  if corners.shape != (4,) or not np.isfinite(corners).all():
+    raise UserError(f'{where}: the box {_words(box)} is not four numbers; mend or remove it')
+  if (corners[2:] < corners[:2]).any():
+    raise UserError(f'{where}: the box {_words(corners)} has a negative size; mend or remove it')
+  limit = np.array([size[1], size[0]] * 2, np.float64)
+  if (corners < -SLACK).any() or (corners > limit + SLACK).any():
+    raise UserError(
+      f'{where}: the box {_words(corners)} lies outside of the image of {size[1]}x{size[0]} px; '
+      'mend or remove it'
+    )
+  return np.clip(corners, 0, limit)
+
+
+def _words(box: Any) -> str:
+  if not isinstance(box, np.ndarray):
+    return str(box)
+  return '(' + ', '.join(f'{value:g}' for value in box) + ')'

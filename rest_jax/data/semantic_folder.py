@@ -1,0 +1,171 @@
+"""Pictures with a class for every pixel: a PNG of class numbers beside each picture.
+
+ADE20K, CamVid and Pascal VOC keep them so. A PNG with a palette is read as its indices, not as its
+colours. An example is {'image': (H, W, 3) uint8 RGB, 'segmentation': (H, W) uint8 with 255 where
+nobody judges, 'image_id': the picture's name}.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from rest_jax.data.folder import IMAGE_SUFFIXES
+from rest_jax.data.images import ImageError, read_image
+from rest_jax.errors import UserError
+
+IGNORE = 255
+# Layouts that are known: pictures, annotations, and the list of a split where one is kept.
+_LAYOUTS = (
+  ('images/{split}', 'annotations/{split}', None),  # ADE20K
+  ('{split}', '{split}annot', None),  # CamVid
+  ('JPEGImages', 'SegmentationClass', 'ImageSets/Segmentation/{split}.txt'),  # Pascal VOC
+)
+_LONG_NAMES = {'train': 'training', 'val': 'validation'}
+
+
+@dataclasses.dataclass(frozen=True)
+class SemanticSource:
+  """Pictures and their index PNGs.
+
+  Attributes:
+    images: files of the pictures.
+    annotations: files of the PNGs.
+    class_names: the name of each class.
+    zero_is_ignored: class 0 of the files is 'other' and theirs count from 1 (ADE20K).
+    ignore: number in the files of pixels that nobody judges.
+  """
+
+  images: tuple[Path, ...]
+  annotations: tuple[Path, ...]
+  class_names: tuple[str, ...]
+  zero_is_ignored: bool = False
+  ignore: int = IGNORE
+
+  def __len__(self) -> int:
+    return len(self.images)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    image, path = read_image(self.images[index]), self.annotations[index]
+    labels = self._labels(path)
+    if labels.shape != image.shape[:2]:
+      raise UserError(
+        f'{path} has {labels.shape[1]}x{labels.shape[0]} px, its picture {self.images[index]} '
+        f'{image.shape[1]}x{image.shape[0]}; mend either'
+      )
+    return {'image': image, 'segmentation': labels, 'image_id': self.images[index].stem}
+
+  def _labels(self, path: Path) -> np.ndarray:
+    """Class numbers from 0, 255 where nobody judges."""
+    numbers = read_indices(path)
+    judged = numbers != self.ignore
+    if self.zero_is_ignored:
+      judged &= numbers != 0
+      numbers = numbers - 1
+    wrong = judged & ((numbers < 0) | (numbers >= len(self.class_names)))
+    if wrong.any():
+      value = int(numbers[wrong][0]) + self.zero_is_ignored
+      count = len(self.class_names)
+      raise UserError(
+        f'{path} has pixels of class {value}, the data set {count} classes and {self.ignore} to '
+        'ignore; mend it or name more classes'
+      )
+    return np.where(judged, numbers, IGNORE).astype(np.uint8)
+
+
+def read_indices(path: str | os.PathLike) -> np.ndarray:
+  """The numbers in a PNG: grey values, or indices of a palette.
+
+  Args:
+    path: of the file.
+
+  Returns:
+    (H, W) int32.
+
+  Raises:
+    ImageError: the file cannot be read, or has colours.
+  """
+  try:
+    with Image.open(path) as image:
+      image.load()
+      if image.mode not in ('P', 'L', '1', 'I', 'I;16', 'I;16B'):
+        raise ImageError(
+          f'{path} has colours (mode {image.mode}) where class numbers are needed: a grey or a '
+          'palette PNG; convert it'
+        )
+      return np.asarray(image).astype(np.int32)
+  except (OSError, SyntaxError, ValueError) as error:
+    if isinstance(error, UserError):
+      raise
+    raise ImageError(f'cannot read the annotation {path}: {error}; mend or remove it') from error
+
+
+def load_semantic(
+  root: str | os.PathLike,
+  split: str,
+  class_names: Sequence[str],
+  *,
+  zero_is_ignored: bool = False,
+  ignore: int = IGNORE,
+) -> SemanticSource:
+  """Finds the pictures and PNGs of a split.
+
+  Args:
+    root: a folder in the layout of ADE20K (images/training, annotations/training), CamVid (train,
+      trainannot) or Pascal VOC (JPEGImages, SegmentationClass, ImageSets/Segmentation/train.txt).
+    split: 'train', 'val', 'test' or a folder's own name.
+    class_names: the name of each class, at most 255.
+    zero_is_ignored: see `SemanticSource`; True for ADE20K.
+    ignore: number in the files of pixels that nobody judges; 11 for CamVid.
+
+  Returns:
+    The source, sorted by name.
+
+  Raises:
+    UserError: another layout, no pictures, or a picture without its PNG.
+  """
+  root = Path(root)
+  if not 1 <= len(class_names) <= IGNORE:
+    raise UserError(f'a segmentation has 1 to {IGNORE} classes, got {len(class_names)}')
+  images, annotations = _pairs(root, split)
+  return SemanticSource(images, annotations, tuple(class_names), zero_is_ignored, ignore)
+
+
+def _pairs(root: Path, split: str) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
+  """Pictures and PNGs, in one order."""
+  for name in (split, _LONG_NAMES.get(split, split)):
+    for layout in _LAYOUTS:
+      pictures, numbers, listing = (
+        None if part is None else root / part.format(split=name) for part in layout
+      )
+      if pictures and numbers and pictures.is_dir() and numbers.is_dir():
+        return _match(pictures, numbers, listing)
+  wanted = ' or '.join(pictures.format(split=split) for pictures, _, _ in _LAYOUTS)
+  raise UserError(f'{root} has no pictures of {split!r} with their annotations: {wanted} is needed')
+
+
+def _match(pictures: Path, numbers: Path, listing: Path | None):
+  """Each picture with the PNG of its name."""
+  found = {p.stem: p for p in sorted(pictures.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES}
+  names = sorted(found)
+  if listing is not None:
+    try:
+      names = listing.read_text(encoding='utf-8').split()
+    except (OSError, UnicodeDecodeError) as error:
+      raise UserError(f'cannot read the split {listing}: {error}') from error
+  if not names:
+    raise UserError(f'{pictures} has no pictures')
+  for name in names:
+    if name not in found:
+      raise UserError(
+        f'{listing}: the picture {pictures / name} is missing; add it or the line goes'
+      )
+    if not (numbers / f'{name}.png').is_file():
+      raise UserError(f'{found[name]} has no annotation {numbers / name}.png; add or remove it')
+  return tuple(found[n] for n in names), tuple(numbers / f'{n}.png' for n in names)

@@ -1,0 +1,192 @@
+"""Pascal VOC's annotations: an XML file a picture.
+
+Everingham et al., "The Pascal Visual Object Classes Challenge", IJCV 2010. Corners there count from
+1 and belong to the box; here they count from 0 and the ends do not: only the starts move.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rest_jax.data.images import read_image
+from rest_jax.data.objects import LEAST_SIDE, check_box
+from rest_jax.errors import UserError, did_you_mean
+
+SPLITS = 'ImageSets/Main'
+
+
+@dataclasses.dataclass(frozen=True)
+class VocSource:
+  """Pictures with boxes; see `rest_jax.data.objects` for what an example holds.
+
+  Attributes:
+    root: of the data set.
+    names: of the pictures, without ending.
+    files: of the pictures.
+    sizes: (H, W) of each picture, as its XML says.
+    boxes: of each picture, (N, 4) corners in pixels.
+    labels: of each picture.
+    difficult: of each picture, (N,) bool.
+    class_names: the name of each label.
+    dropped: boxes that were left out because a side is 1 px or less.
+  """
+
+  root: Path
+  names: tuple[str, ...]
+  files: tuple[Path, ...]
+  sizes: tuple[tuple[int, int], ...]
+  boxes: tuple[np.ndarray, ...]
+  labels: tuple[np.ndarray, ...]
+  difficult: tuple[np.ndarray, ...]
+  class_names: tuple[str, ...]
+  dropped: int = 0
+
+  def __len__(self) -> int:
+    return len(self.names)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    image, boxes = read_image(self.files[index]), self.boxes[index]
+    if image.shape[:2] != self.sizes[index]:
+      height, width = self.sizes[index]
+      raise UserError(
+        f'{_xml(self.root, self.names[index])} says {width}x{height} px, the picture '
+        f'{self.files[index]} has {image.shape[1]}x{image.shape[0]}; mend either'
+      )
+    return {
+      'image': image,
+      'boxes': boxes.astype(np.float32),
+      'labels': self.labels[index],
+      'ignore': self.difficult[index],
+      'areas': np.prod(boxes[:, 2:] - boxes[:, :2], axis=1),
+      'image_id': self.names[index],
+    }
+
+
+def load_voc(
+  root: str | os.PathLike, split: str, class_names: Sequence[str] | None = None
+) -> VocSource:
+  """Reads a data set in Pascal VOC's layout: Annotations, JPEGImages, ImageSets/Main/SPLIT.txt.
+
+  Args:
+    root: the folder of those.
+    split: 'train', 'val', 'trainval', 'test' or whatever has a list.
+    class_names: the classes, in the order of the labels; by default all that any of the XML files
+      names, sorted, so that every split has the same.
+
+  Returns:
+    The source. Difficult objects are marked `ignore`; boxes with a side of 1 px or less are left
+    out and counted.
+
+  Raises:
+    UserError: no such split, a missing or damaged XML file or picture, a box outside of its image
+      or of negative size, an unknown class. The message names the file and the object.
+  """
+  root = Path(root)
+  names = _names(root, split)
+  known = tuple(class_names) if class_names is not None else _all_classes(root)
+  pictures = [_picture(root, name) for name in names]
+  parsed = [_parse(root, name, known) for name in names]
+  sizes, boxes, labels, difficult, dropped = zip(*parsed, strict=True)
+  return VocSource(
+    root, names, tuple(pictures), sizes, boxes, labels, difficult, known, sum(dropped)
+  )
+
+
+def _names(root: Path, split: str) -> tuple[str, ...]:
+  """Names of the pictures of a split."""
+  listing = root / SPLITS / f'{split}.txt'
+  try:
+    lines = listing.read_text(encoding='utf-8').splitlines()
+  except (OSError, UnicodeDecodeError) as error:
+    known = sorted(path.stem for path in (root / SPLITS).glob('*.txt'))
+    hint = did_you_mean(split, known) if known else f'there is no list in {root / SPLITS}'
+    raise UserError(f'cannot read the split {listing}: {hint}') from error
+  names = tuple(line.split()[0] for line in lines if line.strip())
+  if not names:
+    raise UserError(f'the split {listing} names no picture')
+  return names
+
+
+def _xml(root: Path, name: str) -> Path:
+  return root / 'Annotations' / f'{name}.xml'
+
+
+def _picture(root: Path, name: str) -> Path:
+  """The file of a picture; its ending may be any."""
+  path = root / 'JPEGImages' / f'{name}.jpg'
+  if path.is_file():
+    return path
+  others = sorted((root / 'JPEGImages').glob(f'{name}.*'))
+  if not others:
+    raise UserError(
+      f'{_xml(root, name)}: the picture is missing: {path}; add it or shorten the split'
+    )
+  return others[0]
+
+
+def _tree(path: Path) -> ElementTree.Element:
+  try:
+    return ElementTree.parse(path).getroot()
+  except OSError as error:
+    raise UserError(f'cannot read the annotations {path}: {error.strerror or error}') from error
+  except ElementTree.ParseError as error:
+    raise UserError(f'{path} is no XML: {error}; mend it') from error
+
+
+def _all_classes(root: Path) -> tuple[str, ...]:
+  """Every class that any file of the data set names, sorted."""
+  files = sorted((root / 'Annotations').glob('*.xml'))
+  found = {(node.findtext('name') or '').strip() for f in files for node in _tree(f).iter('object')}
+  if not found - {''}:
+    raise UserError(f"{root / 'Annotations'} names no class: is it a data set in VOC's layout?")
+  return tuple(sorted(found - {''}))
+
+
+def _parse(root: Path, name: str, known: tuple[str, ...]):
+  """Size, boxes, labels, difficult ones and how many were dropped."""
+  path = _xml(root, name)
+  tree = _tree(path)
+  try:
+    size = (
+      int(float(tree.findtext('size/height', ''))),
+      int(float(tree.findtext('size/width', ''))),
+    )
+  except ValueError as error:
+    raise UserError(f'{path}: the size of the picture is missing; mend it') from error
+  boxes, labels, difficult, dropped = [], [], [], 0
+  for number, node in enumerate(tree.iter('object'), 1):
+    where = f'{path}: object {number}'
+    label = (node.findtext('name') or '').strip()
+    if label not in known:
+      raise UserError(f'{where}: unknown class {label!r}; {did_you_mean(label, known)}')
+    box = _box(node, size, where)
+    if (box[2:] - box[:2] <= LEAST_SIDE).any():
+      dropped += 1
+      continue
+    boxes.append(box)
+    labels.append(known.index(label))
+    difficult.append((node.findtext('difficult') or '0').strip() not in ('', '0'))
+  return (
+    size,
+    np.array(boxes, np.float64).reshape(-1, 4),
+    np.array(labels, np.int32),
+    np.array(difficult, bool),
+    dropped,
+  )
+
+
+def _box(node: ElementTree.Element, size: tuple[int, int], where: str) -> np.ndarray:
+  """Corners from 0, the ends exclusive."""
+  texts = [node.findtext(f'bndbox/{edge}') for edge in ('xmin', 'ymin', 'xmax', 'ymax')]
+  try:
+    left, top, right, bottom = (float(text or '') for text in texts)
+  except ValueError as error:
+    raise UserError(f'{where}: the box {texts} is not four numbers; mend or remove it') from error
+  return check_box((left - 1, top - 1, right, bottom), size, where)

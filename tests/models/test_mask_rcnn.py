@@ -1,0 +1,180 @@
+"""Mask R-CNN beside torchvision's parts, and its losses by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from dense_toys import GOLDEN, Squares, images, state
+
+from rest_jax.errors import UserError
+from rest_jax.models.convert_dense import from_detectron2, to_detectron2
+from rest_jax.models.dense import Targets
+from rest_jax.models.mask_rcnn import MaskRCNN
+from rest_jax.models.rpn import propose
+
+MODEL = MaskRCNN(Squares(), 3, width=8, box_width=16, regions_drawn=16, anchors_drawn=32)
+SIZES = np.array([[64, 96], [50, 80]], np.float32)
+
+
+@pytest.fixture(scope='module')
+def variables():
+  return from_detectron2(state('mask_rcnn'), MODEL)
+
+
+@pytest.fixture(scope='module')
+def proposals(variables):
+  """Outputs of the proposal network, and what it lets through of deltas of a third."""
+
+  def run(model, x):
+    levels = model.proposal_levels(*model.pyramid(x))
+    smaller = levels._replace(deltas=tuple(d * 0.3 for d in levels.deltas))
+    return levels.logits, propose(smaller, jnp.asarray(SIZES), before=60, after=40)
+
+  return jax.jit(lambda v, x: MODEL.apply(v, x, method=run))(variables, images('mask_rcnn'))
+
+
+def test_proposals_as_torchvision(proposals):
+  logits, found = proposals
+  for i, level in enumerate(logits):
+    np.testing.assert_allclose(level, GOLDEN[f'mask_rcnn/rpn_logits{i}'], atol=1e-4)
+  for i in range(2):
+    want = GOLDEN[f'mask_rcnn/proposals{i}']
+    assert len(want) > 20 and int(found.valid[i].sum()) == len(want)
+    np.testing.assert_allclose(found.boxes[i][: len(want)], want, atol=1e-3)
+    assert not np.asarray(found.boxes[i])[len(want) :].any()
+
+
+def test_heads_as_torchvision(variables):
+  """torchvision's background is the first class, here and in detectron2 it is the last."""
+
+  def run(model, regions, boxes, masks):
+    logits, deltas = model.box_head(regions)
+    there = jnp.ones(boxes.shape[0], bool)
+    found = model._select_one(logits, deltas, boxes, there, jnp.asarray(SIZES[0]))
+    return logits, deltas, model.mask_head(masks), found
+
+  regions, masks = (
+    GOLDEN[f'mask_rcnn/{name}'].transpose(0, 2, 3, 1) for name in ('regions', 'mask_regions')
+  )
+  boxes = GOLDEN['mask_rcnn/region_boxes']
+  apply = jax.jit(lambda *a: MODEL.apply(variables, *a, method=run))
+  logits, deltas, shapes, found = apply(regions, boxes, masks)
+  np.testing.assert_allclose(logits, GOLDEN['mask_rcnn/class'], atol=1e-4)
+  np.testing.assert_allclose(deltas, GOLDEN['mask_rcnn/box'], atol=1e-4)
+  want = GOLDEN['mask_rcnn/masks'].transpose(0, 2, 3, 1)
+  np.testing.assert_allclose(shapes, want, atol=1e-4)
+  want = {part: GOLDEN[f'mask_rcnn/found/{part}'] for part in ('boxes', 'scores', 'labels')}
+  count = len(want['scores'])
+  assert count > 10 and int(found.valid.sum()) == count
+  np.testing.assert_allclose(found.scores[:count], want['scores'], atol=1e-4)
+  np.testing.assert_array_equal(found.labels[:count], want['labels'] - 1)
+  np.testing.assert_allclose(found.boxes[:count], want['boxes'], atol=1e-3)
+
+
+def test_names_of_detectron2_go_both_ways(variables):
+  given, back = state('mask_rcnn'), to_detectron2(variables, MODEL)
+  assert set(back) == set(given)
+  for name, array in given.items():
+    np.testing.assert_array_equal(back[name], array)
+
+
+@pytest.fixture(scope='module')
+def targets():
+  """Two objects and a region in one image, none in the other."""
+  boxes = np.zeros((2, 5, 4), np.float32)
+  boxes[0, :3] = [[10, 8, 42, 48], [50, 20, 90, 60], [0, 50, 20, 64]]
+  labels = np.full((2, 5), -1, np.int32)
+  labels[0, :3] = [1, 0, -2]
+  masks = np.zeros((2, 5, 20, 20), np.float32)
+  masks[0, 0, :10] = 1
+  masks[0, 1] = 1
+  return Targets(boxes, labels, masks)
+
+
+@pytest.fixture(scope='module')
+def step():
+  def losses(variables, x, targets, key):
+    def total(params):
+      rngs = {'dropout': key}
+      got = MODEL.apply({**variables, 'params': params}, x, targets, method='losses', rngs=rngs)
+      return sum(got.values()), got
+
+    return jax.value_and_grad(total, has_aux=True)(variables['params'])
+
+  return jax.jit(losses)
+
+
+def test_losses_and_gradients(variables, targets, step, key):
+  (_, got), slopes = step(variables, images('mask_rcnn'), targets, key)
+  assert set(got) == {'rpn_class', 'rpn_box', 'class', 'box', 'mask'}
+  assert all(np.isfinite(v) and v > 0 for v in got.values())
+  flat = jax.tree.leaves_with_path(slopes)
+  assert all(np.isfinite(leaf).all() and np.abs(leaf).max() > 0 for _, leaf in flat)
+  # Another key draws other anchors and regions; the same one the same.
+  (_, again), _ = step(variables, images('mask_rcnn'), targets, key)
+  (_, other), _ = step(variables, images('mask_rcnn'), targets, jax.random.key(1))
+  assert again == got and other['rpn_class'] != got['rpn_class']
+
+
+def test_no_objects_give_no_loss_of_boxes_and_masks(variables, targets, step, key):
+  empty = Targets(targets.boxes * 0, np.full_like(targets.labels, -1), targets.masks)
+  (_, got), slopes = step(variables, images('mask_rcnn'), empty, key)
+  assert got['rpn_box'] == got['box'] == got['mask'] == 0 and got['class'] > 0
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes))
+
+
+def test_the_losses_fall_where_the_outputs_are_right(variables, targets, key):
+  """Training on two images for some steps: every loss falls."""
+  import optax
+
+  optimiser = optax.adam(3e-3)
+  x = images('mask_rcnn')
+
+  @jax.jit
+  def train(params):
+    def one(carry, key):
+      params, state = carry
+
+      def total(params):
+        rngs = {'dropout': key}
+        got = MODEL.apply({'params': params}, x, targets, method='losses', rngs=rngs)
+        return sum(got.values()), got
+
+      slopes, got = jax.grad(total, has_aux=True)(params)
+      updates, state = optimiser.update(slopes, state)
+      return (optax.apply_updates(params, updates), state), got
+
+    start = (params, optimiser.init(params))
+    (params, _), got = jax.lax.scan(one, start, jax.random.split(key, 60))
+    return params, got
+
+  params, got = train(variables['params'])
+  for name, values in got.items():
+    assert np.mean(values[-5:]) < 0.7 * np.mean(values[:5]), name
+  found = jax.jit(lambda p: MODEL.apply({'params': p}, x))(params)
+  assert found.masks.shape == (2, 100, 28, 28)
+  assert ((found.masks >= 0) & (found.masks <= 1)).all()
+  best = np.asarray(found.boxes[0, 0])
+  assert min(np.abs(best - box).max() for box in targets.boxes[0, :2]) < 12
+
+
+def test_without_masks(variables):
+  model = MODEL.clone(masks=False)
+  x = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+  tree = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), x)
+  assert 'mask_head' not in tree['params']
+  found = jax.eval_shape(lambda x: model.apply(variables, x), x)
+  assert found.masks is None and found.boxes.shape == (1, 100, 4)
+
+
+def test_masks_are_needed(variables, targets):
+  with pytest.raises(UserError, match='learns from masks'):
+    jax.eval_shape(
+      lambda: MODEL.apply(
+        variables,
+        images('mask_rcnn'),
+        targets._replace(masks=None),
+        method='losses',
+        rngs={'dropout': jax.random.key(0)},
+      )
+    )
