@@ -13,20 +13,29 @@ __version__ = '0.1.0'
 _HOMES = {
   'Classifier': 'rest_jax.models.classifier',
   'UserError': 'rest_jax.errors',
+  'create_detector': 'rest_jax.models',
   'create_model': 'rest_jax.models',
+  'create_segmenter': 'rest_jax.models',
+  'list_detectors': 'rest_jax.models',
   'list_models': 'rest_jax.models',
+  'list_segmenters': 'rest_jax.models',
 }
-_MODULES = ('attacks', 'data', 'defend', 'explain', 'models', 'ops', 'train')
+_MODULES = ('attacks', 'data', 'defend', 'explain', 'metrics', 'models', 'ops', 'train')
 
 __all__ = [
   'Classifier',
   'UserError',
   'attacks',
+  'create_detector',
   'create_model',
+  'create_segmenter',
   'data',
   'defend',
   'explain',
+  'list_detectors',
   'list_models',
+  'list_segmenters',
+  'metrics',
   'models',
   'ops',
   'train',

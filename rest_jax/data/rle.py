@@ -112,4 +112,4 @@ def polygons_to_mask(polygons: Sequence[Sequence[float]], size: tuple[int, int])
   if not all(np.isfinite(np.asarray(p, np.float64)).all() for p in polygons):
     raise UserError('the outline has corners that are no numbers')
   parts = coco_mask.frPyObjects([list(map(float, p)) for p in polygons], *size)
-  return coco_mask.decode(coco_mask.merge(parts)).astype(bool)
+  return decode(coco_mask.merge(parts))

@@ -14,7 +14,7 @@ from rest_jax.errors import UserError
 from rest_jax.models.layers import BatchNorm, Conv, Dtype
 from rest_jax.ops.boxes import area, intersection
 from rest_jax.ops.matching import IGNORED, NEGATIVE
-from rest_jax.ops.suppression import Kept
+from rest_jax.ops.suppression import nms
 
 PADDING, REGION = -1, -2  # labels of ground truth that is not there, and of regions to ignore
 MULTIPLE = 32  # that the sides of a canvas are padded to
@@ -59,6 +59,39 @@ class Detections(NamedTuple):
   labels: jax.Array
   valid: jax.Array
   masks: Any = None
+
+
+def normalise(
+  images: jax.Array, sizes: jax.Array | None, mean: Sequence[float], std: Sequence[float]
+) -> jax.Array:
+  """Pixels as a backbone takes them; what is beyond an image's size becomes 0, after the mean.
+
+  Args:
+    images: canvases (B, H, W, C), uint8 of 0..255 or floats in [0, 1].
+    sizes: (B, 2) height and width of each image in its canvas; None for the whole canvas.
+    mean: a value a channel, in units of [0, 1].
+    std: likewise.
+
+  Returns:
+    float32 (B, H, W, C).
+
+  Raises:
+    UserError: another rank or channel count, or sizes of another shape.
+  """
+  if images.ndim != 4 or images.shape[-1] != len(mean) or len(mean) != len(std):
+    raise UserError(f'canvases are (B, H, W, {len(mean)}), got shape {tuple(images.shape)}')
+  whole = jnp.issubdtype(images.dtype, jnp.integer)
+  pixels = images.astype(jnp.float32) / (255.0 if whole else 1.0)
+  row = [jnp.asarray(v, jnp.float32)[None, None, None] for v in (mean, std)]
+  pixels = (pixels - row[0]) / row[1]
+  if sizes is None:
+    return pixels
+  limits = image_sizes(images, sizes)
+  y, x = (jnp.arange(side, dtype=jnp.float32) for side in images.shape[1:3])
+  inside = (y[None, :, None] < limits[:, 0, None, None]) & (
+    x[None, None] < limits[:, 1, None, None]
+  )
+  return jnp.where(inside[..., None], pixels, 0)
 
 
 def pad_to_multiple(images: jax.Array, multiple: int = MULTIPLE) -> jax.Array:
@@ -144,8 +177,22 @@ def ignore_regions(
   return jnp.where(within & (status == NEGATIVE), IGNORED, status)
 
 
-def gather_detections(boxes, scores, labels, kept: Kept) -> Detections:
-  """One image's survivors of a suppression, padded with zeros and labels of -1."""
+def best_detections(
+  boxes: jax.Array, scores: jax.Array, labels: jax.Array, threshold: float, count: int
+) -> Detections:
+  """One image's results: no two of a class on one place, and none that lies in the padding.
+
+  Args:
+    boxes: (N, 4), clipped to the image: what was found beyond its border has no area left.
+    scores: (N,); those that are not finite do not count.
+    labels: (N,) whole numbers.
+    threshold: IoU from which the weaker of two results of a class goes.
+    count: D; the rest is padded with zeros and labels of -1.
+
+  Returns:
+    The detections, without the axis of the batch.
+  """
+  kept = nms(boxes, scores, threshold, count=count, groups=labels, valid=area(boxes) > 0)
   return Detections(
     boxes=jnp.where(kept.valid[:, None], boxes[kept.index], 0),
     scores=jnp.where(kept.valid, scores[kept.index], 0),

@@ -24,8 +24,8 @@ from rest_jax.models.dense import (
   Detections,
   Targets,
   backbone_maps,
+  best_detections,
   check_targets,
-  gather_detections,
   ignore_regions,
   image_sizes,
   per_device,
@@ -40,7 +40,6 @@ from rest_jax.ops.dense_losses import binary_cross_entropy, cross_entropy, smoot
 from rest_jax.ops.matching import IGNORED, POSITIVE, match, sample
 from rest_jax.ops.paste import crop_masks
 from rest_jax.ops.regions import pyramid_roi_align
-from rest_jax.ops.suppression import nms
 
 _WEIGHTS = (10.0, 10.0, 5.0, 5.0)  # of the second box code: its errors are smaller
 
@@ -189,8 +188,7 @@ class MaskRCNN(nn.Module):
     boxes = box_ops.clip(boxes, size).reshape(-1, 4)
     labels = jnp.tile(jnp.arange(self.num_classes, dtype=jnp.int32), scores.shape[0])
     flat = jnp.where(good, scores, -jnp.inf).ravel()
-    kept = nms(boxes, flat, self.nms_threshold, count=self.max_detections, groups=labels)
-    return gather_detections(boxes, flat, labels, kept)
+    return best_detections(boxes, flat, labels, self.nms_threshold, self.max_detections)
 
   def _masks(self, pyramid, strides, detections: Detections):
     """Masks of the predicted classes, (B, D, m, m)."""

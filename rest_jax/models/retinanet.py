@@ -23,9 +23,9 @@ from rest_jax.models.dense import (
   Detections,
   Targets,
   backbone_maps,
+  best_detections,
   check_targets,
   conv3,
-  gather_detections,
   ignore_regions,
   image_sizes,
   per_device,
@@ -37,7 +37,6 @@ from rest_jax.ops import boxes as box_ops
 from rest_jax.ops.anchors import octave_sizes, pyramid_anchors
 from rest_jax.ops.dense_losses import sigmoid_focal_loss, smooth_l1
 from rest_jax.ops.matching import IGNORED, POSITIVE, match
-from rest_jax.ops.suppression import nms
 
 FIRST_POSITIVES = 100.0  # that the running mean starts from, as in detectron2
 _PRIOR = 0.01  # probability of every class at the start, against the flood of background
@@ -211,8 +210,7 @@ class RetinaNet(nn.Module):
     found = [self._candidates(*level) for level in zip(logits, deltas, anchors, strict=True)]
     boxes, scores, labels = (jnp.concatenate(part) for part in zip(*found, strict=True))
     boxes = box_ops.clip(boxes, size)
-    kept = nms(boxes, scores, self.nms_threshold, count=self.max_detections, groups=labels)
-    return gather_detections(boxes, scores, labels, kept)
+    return best_detections(boxes, scores, labels, self.nms_threshold, self.max_detections)
 
   def _candidates(self, logits, deltas, anchors):
     scores = jax.nn.sigmoid(logits).ravel()

@@ -1,6 +1,7 @@
 """Names, parameter counts and backbones of detectors and segmenters."""
 
 import functools
+import json
 from pathlib import Path
 
 import jax
@@ -19,12 +20,14 @@ from rest_jax.models import (
 )
 from rest_jax.models.convert import from_pytorch
 from rest_jax.models.convert_dense import from_detectron2, from_mmseg, to_detectron2, to_mmseg
+from rest_jax.models.dense import normalise
 from rest_jax.models.mask_rcnn import MaskRCNN
 from rest_jax.models.retinanet import RetinaNet
 from rest_jax.models.semantic_fpn import SemanticFPN
 from rest_jax.models.upernet import UPerNet
 
 FOLDER = Path(__file__).parents[1] / 'golden'
+OFFICIAL = json.loads((FOLDER / 'official_state_dicts.json').read_text())
 WIDTHS = {'small': (64, 128, 256, 512), 'base': (96, 192, 384, 768), 'large': (128, 256, 512, 1024)}
 TINY = dict(widths=(8, 16, 32, 64), depths=(1, 1, 2, 1))
 
@@ -69,7 +72,6 @@ def test_parameters_of_heads(build, num_classes, size, count):
   ('name', 'backbone', 'whole'),
   [
     ('retinanet_rest_small', 13_166_708 + 2 * (128 + 256), 23_401_064),
-    ('mask_rcnn_rest_small', 13_167_604, 33_318_628),
     ('mask_rcnn_restv2_tiny', 29_667_120, 49_941_024),
   ],
 )
@@ -86,11 +88,9 @@ def test_parameters_on_resnet_against_torchvision():
   assert parameters(create_detector('retinanet_resnet50', 91)) == 38_198_935 - 2 * 4 * 256
 
 
-FRESH = {'rest': ('norm1', 'norm2', 'norm3'), 'restv2': ('norm1', 'norm2', 'norm3', 'norm')}
-
-
-@pytest.mark.parametrize('version', [1, 2])
-@pytest.mark.parametrize('stages', [(1, 2, 3, 4), (2, 3, 4)])
+@pytest.mark.parametrize(
+  ('version', 'stages'), [(1, (1, 2, 3, 4)), (1, (2, 3, 4)), (2, (1, 2, 3, 4))]
+)
 def test_output_norms_as_the_authors_detection_code(version, stages):
   """`golden/rest_out_norms.npz`: maps of the authors' detection backbones with the weights of
   rest_v*_tiny.npz and random norms, in float64."""
@@ -99,62 +99,60 @@ def test_output_norms_as_the_authors_detection_code(version, stages):
   plain = create_model(('rest_lite', 'restv2_tiny')[version - 1], 10, **TINY)
   state_dict = {n[6:]: golden[n] for n in golden.files if n.startswith('param/')}
   variables = from_pytorch(state_dict, plain)
-  kind = ('trunk', 'branch')[version - 1]
-  model = plain.clone(num_classes=0, out_norm=kind, out_stages=stages)
+  model = plain.clone(out_norm=('trunk', 'branch')[version - 1], out_stages=stages)
   params = dict(variables['params'])
   for stage in stages:
     name = f'norm{stage}' if version == 1 else f'norm_{stage}.0'
-    ours = 'norm' if stage == 4 else f'norm{stage}'
     if f'v{version}/norm/{name}.weight' in norms:
       scale, bias = (norms[f'v{version}/norm/{name}.{part}'] for part in ('weight', 'bias'))
-      params[ours] = {'scale': scale, 'bias': bias}
+      params['norm' if stage == 4 else f'norm{stage}'] = {'scale': scale, 'bias': bias}
   x = golden['input/wide'].transpose(0, 2, 3, 1).astype(np.float32)
-  run = jax.jit(lambda v: model.apply(v, x, method='features'))
-  maps = run({**variables, 'params': params})
+  run = jax.jit(lambda v: (model.apply(v, x, method='features'), model.apply(v, x)))
+  maps, logits = run({**variables, 'params': params})
   assert len(maps) == 4
   for stage in stages:
     want = norms[f'v{version}/{"".join(map(str, stages))}/stage{stage}'].transpose(0, 2, 3, 1)
     np.testing.assert_allclose(maps[stage - 1], want, atol=2e-4 * np.abs(want).max())
+  # The last map has its norm: logits do not take it a second time.
+  head = params['head']
+  want = np.asarray(maps[3]).mean((1, 2)) @ np.asarray(head['kernel']) + head['bias']
+  np.testing.assert_allclose(logits, want, atol=1e-4)
 
 
-def test_a_branch_leaves_the_logits_and_a_trunk_does_not_need_a_second_norm():
-  key, x = jax.random.key(0), jax.random.normal(jax.random.key(1), (1, 32, 32, 3))
-  for name, kind in (('restv2_tiny', 'branch'), ('rest_lite', 'trunk')):
-    plain = create_model(name, 3, **TINY)
-    normed = plain.clone(out_norm=kind, out_stages=(4,))
-    variables = jax.jit(plain.init)(key, x)
-    got, want = (jax.jit(m.apply)(variables, x) for m in (normed, plain))
-    np.testing.assert_allclose(got, want, atol=1e-5)
+SMALL = {**TINY, 'depths': (1, 1, 1, 1)}
 
 
-@pytest.mark.parametrize('name', ['rest_lite', 'restv2_tiny', 'resnet18'])
-@pytest.mark.parametrize('frozen', [dict(bn_frozen=True), dict(frozen_stages=2)])
-def test_what_is_frozen_gets_no_gradient_and_keeps_its_statistics(name, frozen):
-  tiny = dict(width=4, depths=(1, 1, 1, 1)) if name == 'resnet18' else TINY
-  model = create_model(name, 0, **tiny, **frozen)
+@pytest.mark.parametrize(
+  ('name', 'frozen', 'bn_frozen'),
+  [('rest_lite', 1, True), ('restv2_tiny', 1, True), ('resnet18', 2, False), ('resnet18', 0, True)],
+)
+def test_what_is_frozen_gets_no_gradient_and_keeps_its_statistics(name, frozen, bn_frozen):
+  small = dict(width=4, depths=(1, 1, 1, 1)) if name == 'resnet18' else SMALL
+  model = create_model(name, 0, frozen_stages=frozen, bn_frozen=bn_frozen, **small)
   x = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
-  variables = jax.jit(model.init)(jax.random.key(0), x)
 
   @jax.jit
-  def slopes(params):
+  def slopes(key):
+    variables = model.init(key, x)
+
     def loss(params):
       out, new = model.apply({**variables, 'params': params}, x, True, mutable=['batch_stats'])
       return jnp.sum(out**2), new
 
-    return jax.grad(loss, has_aux=True)(params)
+    return jax.grad(loss, has_aux=True)(variables['params'])
 
-  gradient, new = slopes(variables['params'])
+  gradient, new = slopes(jax.random.key(0))
   moved = {n for n, a in model_dir.flatten(gradient).items() if np.abs(a).max() > 0}
   stats = model_dir.flatten(new['batch_stats'])
-  learnt = {n.rpartition('/')[0] for n, a in stats.items() if n.endswith('/count') and a > 0}
-  norms = {n.rpartition('/')[0] for n in stats}
-  if 'bn_frozen' in frozen:
-    assert not learnt and not any(n.rpartition('/')[0] in norms for n in moved)
-    assert any(n.startswith('stem/conv1') or n.startswith('stem/conv') for n in moved)
+  learnt = {n for n, a in stats.items() if n.endswith('/count') and a > 0}
+  early = ('stem/', 'stage1/', 'patch_embed2/', 'stage2/')[: (0, 2, 4)[frozen]]
+  assert not any(n.startswith(early) for n in moved | learnt)
+  assert any(n.startswith(('stage3/', 'patch_embed3/')) for n in moved)
+  norms = tuple(n.removesuffix('count') for n in stats if n.endswith('/count'))
+  if bn_frozen:
+    assert not learnt and not any(n.startswith(norms) for n in moved)
   else:
-    early = ('stem/', 'stage1/', 'patch_embed2/', 'stage2/')
-    assert not any(n.startswith(early) for n in moved | learnt)
-    assert any(n.startswith('stage3/') for n in moved)
+    assert learnt and any(n.startswith(norms) for n in moved)
 
 
 def test_names():
@@ -169,7 +167,7 @@ def test_names():
   [
     (lambda: create_detector('retinanet_rest_smal'), 'did you mean retinanet_rest_small'),
     (lambda: create_segmenter('retinanet_rest_small'), 'unknown segmenter'),
-    (lambda: create_detector('retinanet_rest_lite', widht=3), 'no option .widht.; did you mean width'),
+    (lambda: create_detector('retinanet_rest_lite', widht=3), 'no option .widht.; .* width'),
     (lambda: create_detector('retinanet_rest_lite', backbone=dict(depht=3)), 'no option .depht.'),
     (lambda: create_detector('retinanet_rest_lite', 0), 'num_classes of a detector is 1 or more'),
     (lambda: create_detector('retinanet_rest_lite', backbone=dict(num_classes=3)), 'leave num_cl'),
@@ -182,7 +180,7 @@ def test_refuses(call, match):
 
 def test_refuses_stages():
   for options in (dict(out_stages=(2, 1)), dict(frozen_stages=5), dict(out_norm='x')):
-    with pytest.raises(UserError, match='out_stages|frozen_stages|out_norm'):
+    with pytest.raises(UserError, match=r'out_stages|frozen_stages|out_norm'):
       model_dir.abstract_tensors(create_model('rest_lite', **options))
 
 
@@ -208,16 +206,17 @@ def random_state(module, back):
   return flat, back(variables, module)
 
 
+NARROW = dict(widths=(8, 16, 32, 64))
 TWO = dict(width=8, depths=(1, 1, 1, 1))
 
 
 @pytest.mark.parametrize(
   ('name', 'backbone', 'options', 'expected'),
   [
-    ('retinanet_rest_lite', TINY, dict(width=8), 'backbone.bottom_up.norm2.weight'),
+    ('retinanet_rest_lite', NARROW, dict(width=8), 'backbone.bottom_up.norm2.weight'),
     ('mask_rcnn_restv2_tiny', TINY, dict(width=8), 'backbone.bottom_up.norm_4.0.weight'),
-    ('mask_rcnn_resnet18', TWO, dict(width=8), 'backbone.bottom_up.res3.0.shortcut.norm.running_var'),
-    ('upernet_restv2_tiny', TINY, dict(width=8), 'backbone.norm_1.weight'),
+    ('mask_rcnn_resnet18', TWO, dict(width=8), 'backbone.bottom_up.res3.0.shortcut.norm.bias'),
+    ('upernet_restv2_tiny', NARROW, dict(width=8), 'backbone.norm_1.weight'),
     ('semantic_fpn_rest_lite', TINY, dict(fpn_width=8, width=8), 'neck.fpn_convs.3.conv.bias'),
     ('upernet_resnet18', TWO, dict(width=8), 'backbone.layer2.0.downsample.1.weight'),
   ],
@@ -229,6 +228,13 @@ def test_every_name_goes_both_ways(name, backbone, options, expected):
   module = create(name, 3, backbone=backbone, **options)
   flat, state_dict = random_state(module, back)
   assert expected in state_dict
+  if backbone is NARROW:  # as deep as the published model: its names, but for the head's and norms
+    start = 'backbone.bottom_up.' if detector else 'backbone.'
+    found = {n.removeprefix(start) for n in state_dict if n.startswith(start)}
+    found -= {n.removeprefix(start) for n in state_dict if '.fpn_' in n or '.top_block.' in n}
+    below = name.split('_', 1)[1]
+    published = {n for n in OFFICIAL[below]['state_dict'] if not n.startswith(('head.', 'norm.'))}
+    assert {n for n in found if not n.startswith('norm')} == published
   again = model_dir.flatten(there(state_dict, module))
   lost = {'batch_stats/positives'}
   if detector and 'resnet' in name:
@@ -236,3 +242,16 @@ def test_every_name_goes_both_ways(name, backbone, options, expected):
   for path, array in flat.items():
     if path not in lost:
       np.testing.assert_array_equal(again[path], array)
+
+
+def test_normalising_leaves_padding_at_zero():
+  images = np.full((2, 4, 6, 3), 51, np.uint8)
+  sizes = np.array([[4, 6], [2, 3]])
+  got = jax.jit(lambda x, s: normalise(x, s, (0.1, 0.2, 0.3), (0.5, 1, 2)))(images, sizes)
+  np.testing.assert_allclose(got[0, 3, 5], [0.2, 0, -0.05], atol=1e-6)
+  np.testing.assert_allclose(got[1, 1, 2], [0.2, 0, -0.05], atol=1e-6)
+  assert not got[1, 2:].any() and not got[1, :, 3:].any()
+  half = normalise(jnp.full((1, 2, 2, 3), 0.2), None, (0.1, 0.2, 0.3), (0.5, 1, 2))
+  np.testing.assert_allclose(half[0, 0, 0], [0.2, 0, -0.05], atol=1e-6)
+  with pytest.raises(UserError, match=r'canvases are \(B, H, W, 3\)'):
+    normalise(jnp.zeros((4, 6, 3)), None, (0, 0, 0), (1, 1, 1))

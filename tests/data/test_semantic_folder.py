@@ -1,0 +1,86 @@
+"""Index PNGs in the layouts of ADE20K, CamVid and Pascal VOC."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rest_jax.data.semantic_folder import load_semantic, read_indices
+from rest_jax.errors import UserError
+
+NAMES = ('sky', 'road', 'car')
+LABELS = np.array([[0, 1, 2, 255], [2, 2, 1, 0]], np.uint8)
+
+
+def write(path, labels, palette=False):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  image = Image.fromarray(labels)
+  if palette:
+    image = Image.fromarray(labels, 'P') if labels.dtype == np.uint8 else image
+    image.putpalette([255 - i // 3 for i in range(768)])
+  image.save(path)
+
+
+def picture(path, size=(4, 2)):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  Image.new('RGB', size).save(path)
+
+
+@pytest.mark.filterwarnings('ignore:.mode. parameter is deprecated:DeprecationWarning')
+def test_a_palette_is_read_as_indices(tmp_path):
+  picture(tmp_path / 'JPEGImages/b.jpg')
+  picture(tmp_path / 'JPEGImages/a.jpg')
+  write(tmp_path / 'SegmentationClass/b.png', LABELS, palette=True)
+  (tmp_path / 'ImageSets/Segmentation').mkdir(parents=True)
+  (tmp_path / 'ImageSets/Segmentation/train.txt').write_text('b\n')
+  source = load_semantic(tmp_path, 'train', NAMES)
+  assert len(source) == 1
+  np.testing.assert_array_equal(source[0]['segmentation'], LABELS)
+  assert source[0]['segmentation'].dtype == np.uint8 and source[0]['image_id'] == 'b'
+
+
+def test_zero_as_other(tmp_path):
+  """ADE20K counts from 1; 0 is what nobody named."""
+  picture(tmp_path / 'images/validation/x.jpg')
+  write(tmp_path / 'annotations/validation/x.png', np.array([[0, 1, 2, 3], [3, 3, 1, 0]], np.uint8))
+  source = load_semantic(tmp_path, 'val', NAMES, zero_is_ignored=True)
+  want = [[255, 0, 1, 2], [2, 2, 0, 255]]
+  np.testing.assert_array_equal(source[0]['segmentation'], want)
+
+
+def test_another_number_to_ignore(tmp_path):
+  picture(tmp_path / 'test/x.png')
+  write(tmp_path / 'testannot/x.png', np.where(LABELS == 255, 11, LABELS).astype(np.uint8))
+  source = load_semantic(tmp_path, 'test', NAMES, ignore=11)
+  np.testing.assert_array_equal(source[0]['segmentation'], LABELS)
+
+
+def test_what_is_wrong_is_one_line_with_the_file(tmp_path):
+  with pytest.raises(UserError, match=r"no pictures of 'test' with their annotations"):
+    load_semantic(tmp_path, 'test', NAMES)
+  picture(tmp_path / 'test/x.png')
+  (tmp_path / 'testannot').mkdir()
+  with pytest.raises(UserError, match=r'x.png has no annotation .*testannot/x.png'):
+    load_semantic(tmp_path, 'test', NAMES)
+  write(tmp_path / 'testannot/x.png', np.full((2, 4), 7, np.uint8))
+  source = load_semantic(tmp_path, 'test', NAMES)
+  with pytest.raises(UserError, match=r'x.png has pixels of class 7, the data set 3 classes'):
+    source[0]
+  write(tmp_path / 'testannot/x.png', np.zeros((2, 5), np.uint8))
+  with pytest.raises(UserError, match=r'testannot/x.png has 5x2 px, its picture .* 4x2'):
+    source[0]
+  picture(tmp_path / 'testannot/x.png')
+  with pytest.raises(UserError, match=r'x.png has colours \(mode RGB\)'):
+    source[0]
+  (tmp_path / 'testannot/x.png').write_bytes(b'no')
+  with pytest.raises(UserError, match='cannot read the annotation'):
+    source[0]
+  (tmp_path / 'test/x.png').unlink()
+  with pytest.raises(UserError, match='has no pictures'):
+    load_semantic(tmp_path, 'test', NAMES)
+  with pytest.raises(UserError, match='1 to 255 classes, got 0'):
+    load_semantic(tmp_path, 'test', ())
+
+
+def test_sixteen_bits(tmp_path):
+  Image.fromarray(np.array([[300, 2]], np.uint16)).save(tmp_path / 'x.png')
+  np.testing.assert_array_equal(read_indices(tmp_path / 'x.png'), [[300, 2]])
