@@ -8,6 +8,7 @@ torchvision's (STRIDE_IN_1X1 False): their tensors fit and their values do not.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -78,6 +79,10 @@ def to_mmseg(variables: Mapping[str, Any], segmenter: nn.Module) -> dict[str, np
   return _revert(variables, segmenter, mmseg_table(segmenter))
 
 
+# A trace of the whole model, and there and back need it each.
+_tensors = functools.lru_cache(maxsize=4)(model_dir.abstract_tensors)
+
+
 def _targets(paths, table: tuple[Row, ...], model: nn.Module) -> dict[str, Target | None]:
   """What each tensor is called there; None where it is only ours."""
   position = getattr(model.backbone, 'position', '')  # type: ignore[attr-defined]
@@ -93,7 +98,7 @@ def _targets(paths, table: tuple[Row, ...], model: nn.Module) -> dict[str, Targe
 
 
 def _convert(state_dict, model: nn.Module, table: tuple[Row, ...]) -> dict[str, Any]:
-  expected = model_dir.abstract_tensors(model)
+  expected = _tensors(model)
   targets = _targets(expected, table, model)
   state_dict = {name: value for name, value in state_dict.items() if not is_constant(name)}
   _check(state_dict, expected, targets, model)
@@ -130,7 +135,7 @@ def _check(
 
 
 def _revert(variables, model: nn.Module, table: tuple[Row, ...]) -> dict[str, np.ndarray]:
-  expected, flat = model_dir.abstract_tensors(model), model_dir.flatten(variables)
+  expected, flat = _tensors(model), model_dir.flatten(variables)
   wrong = model_dir.misfits(model_dir.shapes(expected), model_dir.shapes(flat))
   if wrong:
     raise UserError(f'the variables do not fit {type(model).__name__}: {wrong}')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import functools
 import importlib
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +22,7 @@ _SEGMENTERS = {
   'upernet': ('rest_jax.models.upernet', 'UPerNet'),
   'semantic_fpn': ('rest_jax.models.semantic_fpn', 'SemanticFPN'),
 }
-_BACKBONES = ('rest*', 'resnet*')
+_STAGES = 4  # of a backbone: the heads read a map of each
 # The authors' detection and segmentation code: see `rest_jax.models.rest`, `out_norm`.
 _OUT_NORMS = {1: 'trunk', 2: 'branch'}
 
@@ -89,8 +90,11 @@ def create_segmenter(
   return _create('segmenter', _SEGMENTERS, name, num_classes, backbone, overrides)
 
 
-def _backbones() -> list[str]:
-  return sorted({name for pattern in _BACKBONES for name in registry.list_models(pattern)})
+@functools.cache
+def _backbones() -> tuple[str, ...]:
+  """The models of the registry that have four stages."""
+  models = {name: registry.create_model(name) for name in registry.list_models()}
+  return tuple(n for n, m in models.items() if len(getattr(m, 'depths', ())) == _STAGES)
 
 
 def _names(heads: Mapping[str, tuple[str, str]], pattern: str) -> list[str]:
