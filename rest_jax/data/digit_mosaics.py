@@ -18,7 +18,8 @@ import numpy as np
 
 from rest_jax.data.geometry import crop, tight_boxes
 from rest_jax.data.objects import ObjectSources
-from rest_jax.data.sources import ImageSource, load
+from rest_jax.data.source import ImageSource
+from rest_jax.data.sources import load
 from rest_jax.errors import UserError
 
 SIDE = 128  # px

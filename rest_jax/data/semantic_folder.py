@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from rest_jax.data.folder import IMAGE_SUFFIXES
 from rest_jax.data.images import ImageError, read_image
+from rest_jax.data.picture_files import SUFFIXES
 from rest_jax.errors import UserError
 
 IGNORE = 255
@@ -152,7 +152,7 @@ def _pairs(root: Path, split: str) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
 
 def _match(pictures: Path, numbers: Path, listing: Path | None):
   """Each picture with the PNG of its name."""
-  found = {p.stem: p for p in sorted(pictures.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES}
+  found = {p.stem: p for p in sorted(pictures.iterdir()) if p.suffix.lower() in SUFFIXES}
   names = sorted(found)
   if listing is not None:
     try:
