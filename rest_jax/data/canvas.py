@@ -73,6 +73,7 @@ def collate(
 
 
 def _pad(example: Example, name: str, canvas: tuple[int, int], value: int) -> np.ndarray:
+  """One array of an example on the canvas."""
   array = example[name]
   below, right = (room - side for room, side in zip(canvas, array.shape, strict=False))
   if below < 0 or right < 0:

@@ -145,6 +145,7 @@ def load_coco(
 
 
 def _where(file: Path, number: Any) -> str:
+  """How an annotation is called in messages."""
   return f'{file}: annotation {number}'
 
 
@@ -231,6 +232,7 @@ def _object(annotation, where: str, size, category_ids, masks: bool) -> CocoObje
 
 
 def _check_polygons(code: Any, where: str) -> None:
+  """Refuses what is no list of outlines of three corners or more."""
   if (
     not isinstance(code, list)
     or not code
@@ -246,4 +248,5 @@ def _check_polygons(code: Any, where: str) -> None:
 
 
 def _is_number(value: Any) -> bool:
+  """Whether JSON gave a finite number."""
   return isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)

@@ -104,6 +104,7 @@ class SegmentationAugment:
     return example | {'image': distort(example['image'], rng)} if self.photometric else example
 
   def _crop(self, example: Example, rng: np.random.Generator) -> Example:
+    """A square that no class fills, where ten draws find one."""
     size = example['image'].shape[:2]
     kept = tuple(min(side, self.square) for side in size)
     window = random_window(size, kept, rng)
@@ -149,6 +150,7 @@ def distort(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _colours(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+  """Saturation and hue of (H, W, 3) floats in 0..255."""
   saturate, turn = rng.integers(2), rng.integers(2)
   alpha, angle = rng.uniform(0.5, 1.5), rng.uniform(-0.1, 0.1)
   if not saturate and not turn:

@@ -142,6 +142,7 @@ def _crop_objects(example: Example, window, least_visible: float) -> Example:
 
 
 def _areas(boxes: np.ndarray) -> np.ndarray:
+  """Square pixels of boxes (N, 4)."""
   return np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 0), axis=1)
 
 

@@ -31,7 +31,9 @@ class ObjectSource(Protocol):
   """Random access to pictures with objects."""
 
   @property
-  def class_names(self) -> tuple[str, ...]: ...
+  def class_names(self) -> tuple[str, ...]:
+    """The name of each label."""
+    ...
 
   def __len__(self) -> int: ...
 
@@ -85,6 +87,7 @@ def check_box(box: Sequence[float], size: tuple[int, int], where: str) -> np.nda
 
 
 def _words(box: Any) -> str:
+  """A box as it is written in a message."""
   if not isinstance(box, np.ndarray):
     return str(box)
   return '(' + ', '.join(f'{value:g}' for value in box) + ')'

@@ -115,6 +115,7 @@ def _names(root: Path, split: str) -> tuple[str, ...]:
 
 
 def _xml(root: Path, name: str) -> Path:
+  """The file of a picture's boxes."""
   return root / 'Annotations' / f'{name}.xml'
 
 
@@ -132,6 +133,7 @@ def _picture(root: Path, name: str) -> Path:
 
 
 def _tree(path: Path) -> ElementTree.Element:
+  """The parsed file."""
   try:
     return ElementTree.parse(path).getroot()
   except OSError as error:
@@ -149,17 +151,20 @@ def _all_classes(root: Path) -> tuple[str, ...]:
   return tuple(sorted(found - {''}))
 
 
+def _size(tree: ElementTree.Element, path: Path) -> tuple[int, int]:
+  """(H, W) that the file says its picture has."""
+  try:
+    height, width = (int(float(tree.findtext(f'size/{side}', ''))) for side in ('height', 'width'))
+  except ValueError as error:
+    raise UserError(f'{path}: the size of the picture is missing; mend it') from error
+  return height, width
+
+
 def _parse(root: Path, name: str, known: tuple[str, ...]):
   """Size, boxes, labels, difficult ones and how many were dropped."""
   path = _xml(root, name)
   tree = _tree(path)
-  try:
-    size = (
-      int(float(tree.findtext('size/height', ''))),
-      int(float(tree.findtext('size/width', ''))),
-    )
-  except ValueError as error:
-    raise UserError(f'{path}: the size of the picture is missing; mend it') from error
+  size = _size(tree, path)
   boxes, labels, difficult, dropped = [], [], [], 0
   for number, node in enumerate(tree.iter('object'), 1):
     where = f'{path}: object {number}'

@@ -80,6 +80,7 @@ class AveragePrecision:
       raise UserError(f'{what}: masks are {got}, not {(count, *size)}')
 
   def _entry(self, part: Mapping[str, Any], i: int, number: int) -> dict[str, Any]:
+    """One object in COCO's form."""
     left, top, right, bottom = (float(edge) for edge in part['boxes'][i])
     entry: dict[str, Any] = {
       'image_id': number,
@@ -108,6 +109,7 @@ class AveragePrecision:
       return {name: self._judge(kind) for name, kind in kinds.items()}
 
   def _judge(self, kind: str) -> dict[str, Any]:
+    """Figures of 'bbox' or 'segm'."""
     coco: Any = importlib.import_module('pycocotools.coco')
     evaluation: Any = importlib.import_module('pycocotools.cocoeval')
     truth = coco.COCO()

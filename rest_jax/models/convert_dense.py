@@ -98,6 +98,7 @@ def _targets(paths, table: tuple[Row, ...], model: nn.Module) -> dict[str, Targe
 
 
 def _convert(state_dict, model: nn.Module, table: tuple[Row, ...]) -> dict[str, Any]:
+  """Variables of a state dict whose names a table gives."""
   expected = _tensors(model)
   targets = _targets(expected, table, model)
   state_dict = {name: value for name, value in state_dict.items() if not is_constant(name)}
@@ -135,6 +136,7 @@ def _check(
 
 
 def _revert(variables, model: nn.Module, table: tuple[Row, ...]) -> dict[str, np.ndarray]:
+  """State dict of variables, under the names that a table gives."""
   expected, flat = _tensors(model), model_dir.flatten(variables)
   wrong = model_dir.misfits(model_dir.shapes(expected), model_dir.shapes(flat))
   if wrong:

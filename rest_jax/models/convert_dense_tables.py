@@ -112,6 +112,7 @@ def _backbone(
 
 
 def _retinanet(convs: int) -> tuple[Row, ...]:
+  """RetinaNet above its pyramid."""
   towers = [
     Row(rf'head/{ours}_conv{i}', f'head.{theirs}_subnet.{2 * i}', CONV)  # a ReLU after each
     for ours, theirs in (('class', 'cls'), ('box', 'bbox'))
@@ -126,6 +127,7 @@ def _retinanet(convs: int) -> tuple[Row, ...]:
 
 
 def _mask_rcnn(width: int) -> tuple[Row, ...]:
+  """Mask R-CNN above its pyramid."""
   return (
     Row(r'rpn/conv', r'proposal_generator.rpn_head.conv', CONV),
     Row(r'rpn/logits', r'proposal_generator.rpn_head.objectness_logits', CONV),
@@ -155,6 +157,7 @@ def _flattened(width: int) -> tuple[Leaf, ...]:
 
 
 def _conv_norm(pattern: str, name: str) -> tuple[Row, Row]:
+  """The two rows of a `ConvNorm`."""
   return Row(f'{pattern}/conv', f'{name}.conv', CONV), Row(
     f'{pattern}/norm', f'{name}.bn', BATCH_NORM
   )

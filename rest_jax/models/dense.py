@@ -17,6 +17,7 @@ from rest_jax.ops.matching import IGNORED, NEGATIVE
 from rest_jax.ops.suppression import nms
 
 PADDING, REGION = -1, -2  # labels of ground truth that is not there, and of regions to ignore
+NORMS = ('bn', 'gn')
 MULTIPLE = 32  # that the sides of a canvas are padded to
 
 # Detectron2's `c2_xavier_fill`: uniform within sqrt(3 / fan_in).

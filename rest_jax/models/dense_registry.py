@@ -98,11 +98,13 @@ def _backbones() -> tuple[str, ...]:
 
 
 def _names(heads: Mapping[str, tuple[str, str]], pattern: str) -> list[str]:
+  """Every head on every backbone, as a pattern picks them."""
   names = [f'{head}_{backbone}' for head in heads for backbone in _backbones()]
   return sorted(fnmatch.filter(names, pattern))
 
 
 def _create(kind, heads, name, num_classes, backbone, overrides) -> nn.Module:
+  """Looks a name up, checks the options, builds."""
   names = _names(heads, '*')
   if name not in names:
     raise UserError(f'unknown {kind} {name!r}; {did_you_mean(name, names, names[:3])}')
@@ -122,6 +124,7 @@ def _create(kind, heads, name, num_classes, backbone, overrides) -> nn.Module:
 
 
 def _backbone(name: str, stages, options: Mapping[str, Any]) -> nn.Module:
+  """The backbone of a dense model, with the output norms that its version has."""
   if 'num_classes' in options:
     raise UserError(
       'a backbone below a dense head has no classes of its own; leave num_classes out'

@@ -177,11 +177,13 @@ class MaskRCNN(nn.Module):
     return lax.map(one, (pyramid, boxes))
 
   def _box_outputs(self, read):
+    """Class scores and deltas of (B, T, n, n, C): (B, T, K + 1), (B, T, K, 4)."""
     batch, count = read.shape[:2]
     logits, deltas = self.box_head(read.reshape(-1, *read.shape[2:]))
     return logits.reshape(batch, count, -1), deltas.reshape(batch, count, self.num_classes, 4)
 
   def _select_one(self, logits, deltas, proposals, valid, size) -> Detections:
+    """The results of one image among its proposals."""
     scores = jax.nn.softmax(logits, axis=-1)[:, :-1]
     good = (scores > self.score_threshold) & valid[:, None]
     boxes = box_ops.decode(deltas, proposals[:, None], _WEIGHTS)
@@ -253,6 +255,7 @@ class MaskRCNN(nn.Module):
     return lax.stop_gradient(jax.vmap(one)(keys, *found, targets.boxes, targets.labels))
 
   def _box_losses(self, pyramid, strides, regions: Regions, targets: Targets):
+    """Cross entropy over the drawn regions, L1 of the deltas of the true class."""
     logits, deltas = self._box_outputs(self._read(pyramid, regions.boxes, strides, self.box_size))
     positive = regions.label < self.num_classes
     own = jnp.where(positive, regions.label, 0)

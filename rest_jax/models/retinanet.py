@@ -74,6 +74,7 @@ class RetinaHead(nn.Module):
     return self._tower(x, 'class', self.num_classes), self._tower(x, 'box', 4)
 
   def _tower(self, x, tower: str, outputs: int):
+    """One tower on one level: (B, N, outputs)."""
     for i in range(self.convs):
       x = nn.relu(getattr(self, f'{tower}_conv{i}')(x))
     x = getattr(self, f'{tower}_out')(x)
@@ -207,12 +208,14 @@ class RetinaNet(nn.Module):
     return lax.map(one, (levels.logits, levels.deltas, sizes))
 
   def _select_one(self, logits, deltas, size, anchors) -> Detections:
+    """The results of one image."""
     found = [self._candidates(*level) for level in zip(logits, deltas, anchors, strict=True)]
     boxes, scores, labels = (jnp.concatenate(part) for part in zip(*found, strict=True))
     boxes = box_ops.clip(boxes, size)
     return best_detections(boxes, scores, labels, self.nms_threshold, self.max_detections)
 
   def _candidates(self, logits, deltas, anchors):
+    """The best pairs of one level: boxes, scores, labels."""
     scores = jax.nn.sigmoid(logits).ravel()
     scores = jnp.where(scores > self.score_threshold, scores, -jnp.inf)
     scores, index = lax.top_k(scores, min(self.candidates, scores.size))

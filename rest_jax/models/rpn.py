@@ -142,8 +142,7 @@ def proposal_losses(
   logits, deltas = (jnp.concatenate(part, axis=1) for part in (levels.logits, levels.deltas))
 
   def one(key, logits, deltas, boxes, labels):
-    overlaps = box_ops.iou(anchors, boxes)
-    found = match(overlaps, labels >= 0, high=high, low=low, low_quality=True)
+    found = match(box_ops.iou(anchors, boxes), labels >= 0, high=high, low=low, low_quality=True)
     status = ignore_regions(found.status, anchors, boxes, labels)
     index, valid = sample(key, status, count, int(count * positive_share))
     positive = valid & (status[index] == POSITIVE)

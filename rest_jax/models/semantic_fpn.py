@@ -12,7 +12,8 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from rest_jax.models.dense import ConvNorm, backbone_maps
+from rest_jax.errors import UserError
+from rest_jax.models.dense import NORMS, ConvNorm, backbone_maps
 from rest_jax.models.fpn import FPN
 from rest_jax.models.layers import Dtype
 from rest_jax.models.semantic import (
@@ -59,6 +60,7 @@ class SemanticFPNHead(nn.Module):
     return classify(merged, train)
 
   def _conv(self, name: str) -> ConvNorm:
+    """A convolution with norm and ReLU, under a name."""
     options: dict[str, Any] = dict(norm=self.norm, bn_axis_name=self.bn_axis_name, dtype=self.dtype)
     return ConvNorm(self.width, name=name, **options)
 
@@ -89,6 +91,8 @@ class SemanticFPN(nn.Module):
   dtype: Dtype | None = None
 
   def setup(self):
+    if self.norm not in NORMS:
+      raise UserError(f'norm is {" or ".join(NORMS)}, got {self.norm!r}')
     self.fpn = FPN((2, 3, 4, 5), self.fpn_width, self.dtype)
     self.head = SemanticFPNHead(
       self.num_classes, self.width, self.norm, self.drop_rate, self.bn_axis_name, self.dtype

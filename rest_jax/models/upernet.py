@@ -65,6 +65,7 @@ class UPerHead(nn.Module):
     return self._conv(3, 'bottleneck')(jnp.concatenate(parts, axis=-1), train)
 
   def _conv(self, size: int, name: str) -> ConvNorm:
+    """A convolution with norm and ReLU, under a name."""
     options: dict[str, Any] = dict(bn_axis_name=self.bn_axis_name, dtype=self.dtype)
     return ConvNorm(self.width, size, name=name, **options)
 

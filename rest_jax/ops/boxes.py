@@ -115,4 +115,5 @@ def decode(
 
 
 def _row(weights: Weights, like):
+  """Weights in the shape and dtype that go with an array."""
   return jnp.asarray(weights, like.dtype).reshape((1,) * (like.ndim - 1) + (4,))

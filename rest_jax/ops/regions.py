@@ -41,18 +41,24 @@ def roi_align(
   Returns:
     The bins; what is further than a pixel outside of the map reads as 0.
   """
-  rows, columns = (
-    bin_weights(boxes[:, i], boxes[:, i + 2], size, features.shape[1 - i], scale, samples, aligned)
-    for i in (1, 0)
-  )
+  rows, columns = _weights(boxes, features.shape, size, scale, samples, aligned)
   return _products(features, rows, columns)
 
 
 def _products(features, rows, columns):
+  """Sums over rows and columns: (H, W, C), (T, n, H), (T, n, W) -> (T, n, n, C)."""
   # Tensor cores and TPUs would round float32 factors to 10 or 8 bits.
   rows, columns = rows.astype(features.dtype), columns.astype(features.dtype)
   half = jnp.einsum('tyh,hwc->tywc', rows, features, precision='highest')
   return jnp.einsum('txw,tywc->tyxc', columns, half, precision='highest')
+
+
+def _weights(boxes, shape: tuple[int, ...], size: int, scale: float, samples: int, aligned: bool):
+  """`bin_weights` of rows and of columns of a map (H, W, C): (T, size, H), (T, size, W)."""
+  return (
+    bin_weights(boxes[:, i], boxes[:, i + 2], size, shape[1 - i], scale, samples, aligned)
+    for i in (1, 0)
+  )
 
 
 def bin_weights(
@@ -141,25 +147,17 @@ def pyramid_roi_align(
   Returns:
     The bins.
   """
-  count = boxes.shape[0]
-  first = strides[0].bit_length() - 1
-  levels = roi_levels(boxes, len(maps), canonical, first)
+  levels = roi_levels(boxes, len(maps), canonical, strides[0].bit_length() - 1)
 
   @jax.checkpoint
   def read(part):
-    own, level = part
     total = 0.0
     for i, (features, stride) in enumerate(zip(maps, strides, strict=True)):
-      weights = [
-        bin_weights(
-          own[:, k], own[:, k + 2], size, features.shape[1 - k], 1 / stride, samples, aligned
-        )
-        for k in (1, 0)
-      ]
-      rows = jnp.where((level == i)[:, None, None], weights[0], 0)
-      total = total + _products(features, rows, weights[1])
+      rows, columns = _weights(part[0], features.shape, size, 1 / stride, samples, aligned)
+      total += _products(features, jnp.where((part[1] == i)[:, None, None], rows, 0), columns)
     return total
 
+  count = boxes.shape[0]
   if count <= _CHUNK:
     return read((boxes, levels))
   short = -count % _CHUNK

@@ -58,15 +58,13 @@ def nms(
     return Kept(jnp.zeros(count, jnp.int32), jnp.zeros(count, bool))
 
   def more(state):
-    turn, left, _, _ = state
-    return (turn < count) & jnp.any(left)
+    return (state[0] < count) & jnp.any(state[1])
 
   def take(state):
     turn, left, index, found = state
     best = jnp.argmax(jnp.where(left, scores, -jnp.inf)).astype(jnp.int32)
-    near = iou(boxes[best][None], boxes)[0] > threshold
-    left = left & ~(near & (groups == groups[best]))
-    left = left.at[best].set(False)  # a box without area does not overlap itself
+    gone = (iou(boxes[best][None], boxes)[0] > threshold) & (groups == groups[best])
+    left = (left & ~gone).at[best].set(False)  # a box without area does not overlap itself
     return turn + 1, left, index.at[turn].set(best), found.at[turn].set(True)
 
   start = (jnp.int32(0), left, jnp.zeros(count, jnp.int32), jnp.zeros(count, bool))

@@ -10,7 +10,7 @@ from rest_jax.errors import UserError
 from rest_jax.models.convert_dense import from_detectron2, to_detectron2
 from rest_jax.models.dense import Targets
 from rest_jax.models.mask_rcnn import MaskRCNN
-from rest_jax.models.rpn import propose
+from rest_jax.models.rpn import ProposalLevels, proposal_losses, propose
 
 MODEL = MaskRCNN(Squares(), 3, width=8, box_width=16, regions_drawn=16, anchors_drawn=32)
 SIZES = np.array([[64, 96], [50, 80]], np.float32)
@@ -114,6 +114,38 @@ def test_losses_and_gradients(variables, targets, step, key):
   (_, again), _ = step(variables, images('mask_rcnn'), targets, key)
   (_, other), _ = step(variables, images('mask_rcnn'), targets, jax.random.key(1))
   assert again == got and other['rpn_class'] != got['rpn_class']
+
+
+def test_losses_of_outputs_that_say_nothing(variables, targets, step, key):
+  """Means over what was drawn: an even guess costs the logarithm of the choices."""
+  params = jax.tree.map(np.asarray, variables['params'])
+  for head, layer in (('rpn', 'logits'), ('box_head', 'class_out'), ('mask_head', 'out')):
+    params[head] = {**params[head], layer: jax.tree.map(np.zeros_like, params[head][layer])}
+  (_, got), _ = step({'params': params}, images('mask_rcnn'), targets, key)
+  np.testing.assert_allclose(got['rpn_class'], np.log(2), rtol=1e-5)
+  np.testing.assert_allclose(got['class'], np.log(4), rtol=1e-5)
+  np.testing.assert_allclose(got['mask'], np.log(2), rtol=1e-5)
+
+
+def test_losses_of_proposals_by_hand(key):
+  """All anchors drawn: sums over those that are positive or background, over the number drawn."""
+  rng = np.random.default_rng(0)
+  anchors = np.array(
+    [[0, 0, 10, 10], [2, 1, 12, 10], [30, 30, 40, 40], [6, 0, 16, 10], [50, 0, 60, 10]], np.float32
+  )
+  logits, deltas = rng.normal(size=(1, 5)), rng.normal(size=(1, 5, 4))
+  levels = ProposalLevels((np.float32(logits),), (np.float32(deltas),), (anchors,))
+  # IoU 1, .72, 0, .25 and 0 with the object; anchor 4 lies in a region.
+  boxes = np.array([[[0, 0, 10, 10], [45, 0, 64, 12], [0, 0, 0, 0]]], np.float32)
+  targets = Targets(boxes, np.array([[1, -2, -1]]))
+  run = jax.jit(lambda k: proposal_losses(levels, targets, k, count=5, positive_share=1.0))
+  got = run(key)
+  entropy = np.logaddexp(0, [-logits[0, 0], -logits[0, 1], logits[0, 2], logits[0, 3]])
+  np.testing.assert_allclose(got['rpn_class'], entropy.sum() / 5, rtol=1e-5)
+  # Anchor 1 is 10x9 with its centre at (7, 5.5).
+  code = np.array([[0, 0, 0, 0], [-0.2, -0.5 / 9, 0, np.log(10 / 9)]])
+  box = np.abs(deltas[0, :2] - code).sum()
+  np.testing.assert_allclose(got['rpn_box'], box / 5, rtol=1e-5)
 
 
 def test_no_objects_give_no_loss_of_boxes_and_masks(variables, targets, step, key):

@@ -8,6 +8,7 @@ from dense_toys import GOLDEN, Squares, images, state
 
 from rest_jax.errors import UserError
 from rest_jax.models.convert_dense import from_mmseg, to_mmseg
+from rest_jax.models.semantic import segmentation_loss
 from rest_jax.models.semantic_fpn import SemanticFPN
 from rest_jax.models.upernet import UPerNet
 
@@ -38,8 +39,6 @@ def test_upernet_as_transformers(outputs):
 @pytest.mark.parametrize('every_pixel', [False, True])
 def test_loss_as_pytorch(outputs, every_pixel):
   """Of all pixels as mmsegmentation, or of the judged ones as transformers."""
-  from rest_jax.models.semantic import segmentation_loss
-
   loss = jax.jit(lambda x, y: segmentation_loss(x, y, every_pixel=every_pixel))
   for got, name in zip(outputs, ('main', 'aux'), strict=True):
     want = GOLDEN[f'upernet/loss_{name}_{"none" if every_pixel else "mean"}']
@@ -55,8 +54,6 @@ def test_training_weighs_the_auxiliary_head(uper):
 
   def parts(model, x):
     return model.logits(x, True)
-
-  from rest_jax.models.semantic import segmentation_loss
 
   @jax.jit
   def expected(variables):
@@ -89,6 +86,8 @@ def test_semantic_fpn_as_mmsegmentation():
   assert set(to_mmseg(variables, FPN)) == set(state('semantic_fpn'))
   with pytest.raises(UserError, match='no names for this SemanticFPN'):
     to_mmseg(variables, FPN.clone(norm='gn'))
+  with pytest.raises(UserError, match="norm is bn or gn, got 'ln'"):
+    jax.eval_shape(lambda v, x: FPN.clone(norm='ln').apply(v, x), variables, images('upernet'))
 
 
 def test_any_size_gives_a_class_for_every_pixel(uper):
