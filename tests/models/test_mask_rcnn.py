@@ -131,19 +131,19 @@ def test_losses_of_proposals_by_hand(key):
   """All anchors drawn: sums over those that are positive or background, over the number drawn."""
   rng = np.random.default_rng(0)
   anchors = np.array(
-    [[0, 0, 10, 10], [2, 1, 12, 10], [30, 30, 40, 40], [6, 0, 16, 10], [50, 0, 60, 10]], np.float32
+    [[0, 0, 10, 10], [1, 0, 10, 10], [30, 30, 40, 40], [6, 0, 16, 10], [50, 0, 60, 10]], np.float32
   )
   logits, deltas = rng.normal(size=(1, 5)), rng.normal(size=(1, 5, 4))
   levels = ProposalLevels((np.float32(logits),), (np.float32(deltas),), (anchors,))
-  # IoU 1, .72, 0, .25 and 0 with the object; anchor 4 lies in a region.
+  # IoU 1, .9, 0, .25 and 0 with the object; anchor 4 lies in a region.
   boxes = np.array([[[0, 0, 10, 10], [45, 0, 64, 12], [0, 0, 0, 0]]], np.float32)
   targets = Targets(boxes, np.array([[1, -2, -1]]))
   run = jax.jit(lambda k: proposal_losses(levels, targets, k, count=5, positive_share=1.0))
   got = run(key)
   entropy = np.logaddexp(0, [-logits[0, 0], -logits[0, 1], logits[0, 2], logits[0, 3]])
   np.testing.assert_allclose(got['rpn_class'], entropy.sum() / 5, rtol=1e-5)
-  # Anchor 1 is 10x9 with its centre at (7, 5.5).
-  code = np.array([[0, 0, 0, 0], [-0.2, -0.5 / 9, 0, np.log(10 / 9)]])
+  # Anchor 1 is 9x10 with its centre at (5.5, 5).
+  code = np.array([[0, 0, 0, 0], [-0.5 / 9, 0, np.log(10 / 9), 0]])
   box = np.abs(deltas[0, :2] - code).sum()
   np.testing.assert_allclose(got['rpn_box'], box / 5, rtol=1e-5)
 
