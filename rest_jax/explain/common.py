@@ -235,8 +235,9 @@ def support(values: jax.Array) -> jax.Array:
   """
   high = jnp.max(values, axis=(-2, -1), keepdims=True)
   low = jnp.min(values, axis=(-2, -1), keepdims=True)
-  unit = jnp.where(high > 0, jnp.maximum(values, 0) / jnp.where(high > 0, high, 1), 0)
-  unit = jnp.where((high > 0) & (values == high), 1, unit)
+  real = high > float(jnp.finfo(values.dtype).tiny)
+  unit = jnp.where(real, jnp.maximum(values, 0) / jnp.where(real, high, 1), 0)
+  unit = jnp.where(real & (values == high), 1, unit)
   return jnp.where(jnp.isfinite(low) & jnp.isfinite(high), unit, jnp.nan)
 
 

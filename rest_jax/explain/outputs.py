@@ -89,7 +89,20 @@ def probabilities(logits: jax.Array, output: str | None) -> jax.Array:
     raise UserError("the softmax of one logit is always 1; leave output out, or say 'sigmoid'")
   if output == 'sigmoid' or single:
     return jax.nn.sigmoid(logits)
-  return jax.nn.softmax(logits, axis=-1)
+  return _softmax(logits)
+
+
+def _softmax(logits: jax.Array) -> jax.Array:
+  """Over the last axis, and finite for any finite logits.
+
+  A compiler may compute logits anew, and with another rounding, for their maximum and for the
+  difference to it: at 1e9 that difference is then in the hundreds, up or down. So none goes over
+  0, and that of the largest logit is 0.
+  """
+  is_top = jax.nn.one_hot(jnp.argmax(logits, -1), logits.shape[-1], dtype=bool)
+  below = jnp.minimum(logits - jnp.max(logits, -1, keepdims=True), 0)
+  shares = jnp.where(is_top, 1, jnp.exp(below))
+  return shares / jnp.sum(shares, -1, keepdims=True)
 
 
 def check_output(output: Any, scored: bool) -> None:

@@ -104,7 +104,9 @@ def test_figures_are_written_whole(tmp_path):
   curve = np.linspace(0, 1, 9)
   made = {
     'comparison': figures.comparison_figure(picture, panels, (10, 0, 50, 40), 'heading'),
-    'curves': figures.curves_figure({'rise': (curve, 1 - curve)}, {'rise': (0.5, 0.5)}, 'heading'),
+    'curves': figures.curves_figure(
+      {'rise': (curve, 1 - curve, curve)}, {'rise': (0.5, 0.5)}, 'heading'
+    ),
     'sanity': figures.sanity_figure(picture, {'rise': panels[:3], 'grad_cam': panels[3:6]}),
     'examples': figures.examples_figure(
       [picture] * 2, ['0', '1'], {'rise': np.stack([saliency] * 2)}
@@ -133,7 +135,9 @@ def test_insertion_frames_go_from_the_baseline_to_the_picture():
 
 def test_animation_has_a_frame_a_step(tmp_path):
   frames = [Image.new('RGB', (8, 8), (n * 60, 0, 0)) for n in range(3)]
-  animate.write_insertion(tmp_path / 'a.gif', frames, np.array([0.1, 0.5, 0.9]), 'heading')
+  animate.write_insertion(
+    tmp_path / 'a.gif', frames, np.array([0, 0.6, 1]), np.array([0.1, 0.5, 0.9]), 'heading'
+  )
   with Image.open(tmp_path / 'a.gif') as gif:
     assert gif.n_frames == 3
   assert [p.name for p in tmp_path.iterdir()] == ['a.gif']
