@@ -161,6 +161,13 @@ def radius_text(value: float | None) -> str:
   return f'{value:.6g}'
 
 
+def plural(word: str, count: int) -> str:
+  """The word for so many: 'class', 1 -> 'class'; 'class', 2 -> 'classes'."""
+  if count == 1:
+    return word
+  return f'{word}es' if word.endswith(('s', 'x', 'ch', 'sh')) else f'{word}s'
+
+
 def is_known(*arrays: Any) -> bool:
   """Whether the values can be looked at: none is traced, all are on this host's devices."""
   return not any(

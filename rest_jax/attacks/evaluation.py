@@ -12,7 +12,7 @@ import numpy as np
 
 from rest_jax.attacks import evaluation_data, health
 from rest_jax.attacks.attack_list import as_attacks
-from rest_jax.attacks.checks import check_count, check_key
+from rest_jax.attacks.checks import check_count, check_host, check_key
 from rest_jax.attacks.curve_picture import draw_curves
 from rest_jax.attacks.evaluation_run import Runner, Settings
 from rest_jax.attacks.files import write_json, write_text
@@ -74,9 +74,17 @@ class Evaluation:
     return markdown(self.rows, self.confidence) + '\n' + health.markdown(self.health)
 
 
-def epsilon_grid(norm: Norm, radii: Sequence[float], targeted: bool = False) -> list[Threat]:
-  """One threat a radius."""
-  return [Threat(norm, eps, targeted) for eps in radii]
+def epsilon_grid(
+  norm: Norm, radii: Sequence[float | str] | np.ndarray, targeted: bool = False
+) -> list[Threat]:
+  """One threat a radius, each a number or a text such as '8/255'.
+
+  Raises:
+    UserError: what is no radius.
+  """
+  if isinstance(radii, str) or not np.ndim(radii):
+    raise UserError(f'a grid is several radii, such as [2 / 255, 4 / 255], not {radii!r:.40}')
+  return [Threat(norm, eps, targeted) for eps in radii]  # pyright: ignore[reportArgumentType]
 
 
 def evaluate(
@@ -138,6 +146,7 @@ def evaluate(
   Raises:
     UserError: bad input, or an output_dir with results of another model or other settings.
   """
+  check_host('evaluate', images, labels, targets, key)
   settings = Settings(
     attacks=as_attacks(attacks, only),
     radii=_radii(threats, targets),
