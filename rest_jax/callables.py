@@ -9,8 +9,11 @@ stay what they were, whatever becomes of the model, and stay in memory after it 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import jax
+import numpy as np
 from jax.tree_util import Partial
 
 from rest_jax.errors import UserError
@@ -44,10 +47,23 @@ def as_function(model: Any) -> Partial:
   refuse_modules(model)
   if isinstance(model, Partial):
     return _partial(model)
+  if _is_tree_of_arrays(model):
+    return Partial(_call, model)
   recipe, leaves = as_recipe(model)
   if recipe.constant and has_hash(model):
     return Partial(model)
   return Partial(_Made(recipe), *leaves)
+
+
+def _call(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+  return model(*args, **kwargs)
+
+
+def _is_tree_of_arrays(model: Any) -> bool:
+  leaves = jax.tree.leaves(model)
+  if any(leaf is model for leaf in leaves):
+    return False  # no pytree: a leaf by itself
+  return bool(leaves) and all(isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves)
 
 
 def refuse_modules(model: Any) -> None:

@@ -186,7 +186,7 @@ def _extremes(images: Any, what: str) -> tuple[float, float]:
   if not (math.isfinite(low) and math.isfinite(high)):
     bad = int((~np.isfinite(values)).any(axis=(1, 2, 3)).sum())
     raise UserError(
-      f'{what} are in [0, 1], but {bad} of {len(values)} have values that are not finite'
+      f'{what} are in [0, 1], got values that are not finite in {bad} of {len(values)}'
     )
   slack = max(_SLACK, 2 * float(info.eps) if info.bits < 32 else 0.0)
   if low < -slack or high > 1 + slack:

@@ -61,8 +61,8 @@ class _Constant(Recipe):
 
   constant = True
 
-  def __init__(self, value: Any):
-    self.value, self._key = value, _key_of(value)
+  def __init__(self, value: Any, key: Any = None):
+    self.value, self._key = value, _key_of(value) if key is None else key
 
   def join(self, leaves: list[Any]) -> Any:
     return self.value
@@ -219,7 +219,9 @@ def _recipe(value: Any, within: tuple[int, ...]) -> tuple[Recipe, list[Any]]:
     recipes.append(recipe)
     leaves += found
   if not leaves and not (isinstance(glue, _Function) and _varies(glue, recipes)):
-    return _Constant(value), []  # a list, for one, may be there to be written to
+    # A list may be there to be written to; a function without variables is its code.
+    key = (glue, tuple(recipes)) if isinstance(glue, _Function) else None
+    return _Constant(value, key), []
   return _Parts(tuple(recipes), glue), leaves
 
 

@@ -39,7 +39,7 @@ def test_rounding_outside_of_the_range_is_taken_back(dtype, beyond):
     (GREY * 255, 'divide pixels of 0 to 255 by 255'),
     (GREY * 4 - 3, 'belongs into the model'),
     (GREY + 0.6, 'jnp.clip'),
-    (np.where(GREY > 1, GREY, np.nan), '2 of 2 have values that are not finite'),
+    (np.where(GREY > 1, GREY, np.nan), 'not finite in 2 of 2'),
     (GREY * np.inf, 'not finite'),
     (GREY[0], r'image\[None\]'),
     (GREY[..., 0], r'\(B, H, W, C\)'),

@@ -164,7 +164,7 @@ def _mean_over_draws(
   mean = found.losses - math.log(samples) if sign else found.losses / samples
   # The prediction is that of the mean probabilities.
   logits = jnp.log(jnp.maximum(found.logits / samples, 1e-37))
-  return Answer(logits, sign * mean if sign else mean, found.gradient)
+  return Answer(logits, sign * mean if sign else mean, found.gradient / samples)
 
 
 def _entropy_sign(loss_fn: LossFn) -> int:
