@@ -163,7 +163,7 @@ def check_results_health(
   lost = [record for record in fooled if not record.confirmed]
   outside = [record for record in found if not record.inside]
   attacked = [record for record in found if record.correct]
-  undefined = [record for record in attacked if record.adversarial < 0]
+  undefined = [record for record in attacked if record.adversarial < 0 and record.inside]
   return [
     _check_black_box(records, black_box),
     _check('undefined_logits', bool(undefined), _counted(undefined, len(attacked), 'image')),

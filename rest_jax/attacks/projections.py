@@ -119,7 +119,7 @@ def into_ball(delta: jax.Array, images: jax.Array, norm: Norm, eps: jax.Array | 
   """
   if norm != 'l2':
     return project(delta, images, norm, eps)
-  length = jnp.minimum(per_image(norm_of(delta, 'l2'), delta), per_image(eps, delta))
+  length = jnp.minimum(per_image(length_of(delta, 'l2'), delta), per_image(eps, delta))
   return jnp.clip(normalize(delta, 'l2') * length, -images, 1 - images)
 
 

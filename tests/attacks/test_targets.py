@@ -13,7 +13,7 @@ KEY = jax.random.key(0)
 
 
 def linear(weights, bias, images):
-  return images.reshape(images.shape[0], -1) @ weights + bias
+  return images.reshape(images.shape[0], -1) @ weights + bias[None]
 
 
 def third_class():
