@@ -149,3 +149,36 @@ def test_radii_are_written_as_they_are_read(halves):
 )
 def test_radii_as_people_write_them(value, text):
   assert radius_text(value) == text
+
+
+def test_training_takes_radii_as_people_write_them():
+  from rest_jax.train import config as configs
+  from rest_jax.train.command import _with_radii
+
+  given = ['--config.adversarial.eps=8/255', '--config.adversarial.step_size', '2/255', '--x=1/2']
+  expected = [f'--config.adversarial.eps={8 / 255!r}', given[1], repr(2 / 255), '--x=1/2']
+  assert _with_radii(given) == expected
+  config = configs.default_config()
+  config.adversarial.eps = 8.0
+  with pytest.raises(UserError, match=r"'adversarial.eps' is 8.0, beyond 1.*such as 8/255"):
+    configs.check_config(config)
+  config.adversarial.norm = 'l2'
+  configs.check_config(config)
+
+
+def test_one_check_for_attacks_explanations_and_denoisers():
+  from rest_jax import attacks, defend, explain
+
+  def model(x):
+    return x.reshape(x.shape[0], -1)[:, :3]
+
+  calls = [
+    lambda x: attacks.fgsm(model, x, np.zeros(2, np.int32), eps=0.1),
+    lambda x: explain.check_images(x),
+    lambda x: defend.denoiser('gaussian')(x),
+  ]
+  for call in calls:
+    for bad, words in [(GREY * 255, '0 to 255'), (GREY * np.nan, 'not finite')]:
+      with pytest.raises(UserError, match=words):
+        call(bad)
+    call(GREY + 0.5 + 2e-7)
