@@ -114,7 +114,8 @@ def radius(value: Any, norm: str, *, what: str = 'eps', infinite: bool = False) 
       f'not {_shown(value)}'
     )
   if norm == 'linf' and 1 < number < math.inf:
-    hint = f', such as {number:g}/255' if number <= 255 else ''
+    levels = number <= 255 and '/' not in str(value)
+    hint = f', such as {number:g}/255' if levels else ''
     raise UserError(
       f'{what} is {_shown(value)}, beyond 1, the whole range; it is in units of [0, 1]{hint}'
     )
