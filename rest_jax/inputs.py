@@ -16,7 +16,6 @@ from rest_jax.errors import UserError
 
 # What a resize or a normalisation and its inverse add in float32; narrower types round more.
 _SLACK = 1e-5
-_SAME = 1e-7  # relative; a radius that went through float32 is written alike
 _LEAST_SIDE = 5  # of a plane that is taken for one of images with the channels first
 _LONGEST_PLANE = 4  # width over height of such a plane of one channel
 
@@ -146,27 +145,6 @@ def radii(values: Any, norm: str, batch: int, *, what: str = 'eps') -> Any:
     return np.float64(radius(values, norm, what=what, infinite=True))
   each = [radius(value, norm, what=what, infinite=True) for value in np.asarray(values)]
   return np.asarray(each, np.float64)
-
-
-def radius_text(value: float | None) -> str:
-  """A radius as people write it: '8/255', '0.5/255', '0.25'; 'none' where there is no limit."""
-  if value is None or value == math.inf:
-    return 'none'
-  short = f'{value:.3g}'
-  if math.isclose(float(short), value, rel_tol=_SAME):
-    return short
-  for parts in (1, 2):
-    count = round(value * 255 * parts)
-    if count and math.isclose(value, count / (255 * parts), rel_tol=_SAME):
-      return f'{count / parts:g}/255'
-  return f'{value:.6g}'
-
-
-def plural(word: str, count: int) -> str:
-  """The word for so many: 'class', 1 -> 'class'; 'class', 2 -> 'classes'."""
-  if count == 1:
-    return word
-  return f'{word}es' if word.endswith(('s', 'x', 'ch', 'sh')) else f'{word}s'
 
 
 def is_known(*arrays: Any) -> bool:

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 
 from rest_jax.errors import UserError
-from rest_jax.inputs import check_images, check_pair, radii, radius, radius_text
+from rest_jax.inputs import check_images, check_pair, radii, radius
+from rest_jax.text import radius_text
 
 GREY = np.full((2, 6, 5, 3), 0.5, np.float32)
 

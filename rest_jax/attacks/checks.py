@@ -13,7 +13,8 @@ from jax.tree_util import Partial
 from rest_jax.attacks.threat import NORMS, Norm, check_norm
 from rest_jax.callables import as_function
 from rest_jax.errors import UserError
-from rest_jax.inputs import check_images, is_known, plural, radii
+from rest_jax.inputs import check_images, is_known, radii
+from rest_jax.text import plural
 
 
 class Inputs(NamedTuple):
@@ -192,8 +193,8 @@ def _check_classes(name: str, values: Any, batch: int, num_classes: int) -> jax.
     least, most = int(np.min(np.asarray(array))), int(np.max(np.asarray(array)))
     if least < 0 or most >= num_classes:
       raise UserError(
-        f'{name} are from 0 to {num_classes - 1} for {num_classes} '
-        f'{plural("class", num_classes)}, got {least} to {most}'
+        f'{name} are from 0 to {num_classes - 1} for {plural(num_classes, "class")}, got {least} '
+        f'to {most}'
       )
   # NumPy converts any integer dtype, without a warning for 64 bits.
   return jnp.asarray(np.asarray(array).astype(np.int32) if is_known(array) else array, jnp.int32)

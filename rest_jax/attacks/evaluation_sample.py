@@ -13,7 +13,7 @@ from rest_jax.attacks.evaluation_data import Chunk
 from rest_jax.attacks.health_probe import Sample
 from rest_jax.attacks.picture import draw_attacks
 from rest_jax.attacks.results import Record, RunName
-from rest_jax.inputs import radius_text
+from rest_jax.text import radius_text
 
 
 class SampleRows:

@@ -27,7 +27,7 @@ from rest_jax.attacks.queries import fold_each, is_random
 from rest_jax.attacks.results import Record, RunName
 from rest_jax.attacks.summary import at_radius
 from rest_jax.attacks.threat import Threat
-from rest_jax.inputs import plural, radius_text
+from rest_jax.text import plural, radius_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,14 +135,14 @@ def _no_gain(weak: probe.Held, strong: probe.Held) -> bool:
 def _compared(what: str, weak: probe.Held, strong: probe.Held) -> str:
   return (
     f'{what}: robust accuracy {weak.accuracy:.2%} and {strong.accuracy:.2%}, '
-    f'mean margin {weak.loss:.4g} and {strong.loss:.4g}, {weak.count} '
-    f'{plural("image", weak.count)}'
+    f'mean margin {weak.loss:.4g} and {strong.loss:.4g}, '
+    f'{plural(weak.count, "image")}'
   )
 
 
 def _check_grey(model: Partial, sample: probe.Sample) -> HealthCheck:
   held = probe.short_attack(model, sample, 'linf', probe.GREY_RADIUS, probe.GREY_STEPS)
-  evidence = f'robust accuracy {held.accuracy:.2%} of {held.count} {plural("image", held.count)}'
+  evidence = f'robust accuracy {held.accuracy:.2%} of {plural(held.count, "image")}'
   return _check('survives_grey_radius', held.accuracy > HELD_AT_GREY, evidence)
 
 
@@ -173,7 +173,7 @@ def check_results_health(
 
 
 def _counted(bad: Sequence[Record], count: int, what: str) -> str:
-  text = f'{len(bad)} of {count} {plural(what, count)}'
+  text = f'{len(bad)} of {plural(count, what)}'
   if not bad:
     return text
   one = bad[0]

@@ -12,7 +12,7 @@ from rest_jax.attacks.health_probe import logits_once
 from rest_jax.attacks.queries import fold_each
 from rest_jax.attacks.threat import Norm
 from rest_jax.errors import UserError
-from rest_jax.inputs import plural
+from rest_jax.text import plural
 
 _OWN = 0x6A756467  # folded into an image's key: draws of a random model that no attack has seen
 _FIRST, _SECOND = 1, 2
@@ -89,7 +89,7 @@ def check_defined(undefined: np.ndarray, classes: int, indices: np.ndarray | Non
   count, logits = len(undefined), len(undefined) * classes
   raise UserError(
     f'{int(undefined.sum())} of {logits} logits are not finite before any attack, on {len(bad)} of '
-    f'{count} {plural("image", count)} (number {shown}); look for weights that are not finite, or '
+    f'{plural(count, "image")} (number {shown}); look for weights that are not finite, or '
     'an overflow: jax.config.update("jax_debug_nans", True)'
   )
 

@@ -13,7 +13,6 @@ from rest_jax import text
 from rest_jax.attacks.results import Record, RunName
 from rest_jax.attacks.threat import Norm
 from rest_jax.errors import UserError
-from rest_jax.inputs import radius_text
 
 WORST_CASE = 'all attacks'
 
@@ -203,7 +202,7 @@ def markdown(rows: Sequence[Row], confidence: float = 0.95) -> str:
     robust = row.robust_accuracy
     cells = [
       row.norm,
-      radius_text(row.eps),
+      text.radius_text(row.eps),
       text.markdown(row.attack),
       str(row.images),
       f'{row.clean_accuracy.value:.2%}',
