@@ -7,9 +7,11 @@ nothing else. For figures there is `rest_jax.drawing.literal`.
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 
+_SAME = 1e-7  # relative; a radius that went through float32 is written alike
 _FORMULA = ('=', '+', '-', '@', '\t', '\r', '\n')
 _PUNCTUATION = re.compile(r'\\([!-/:-@\[-`{-~])')
 
@@ -53,11 +55,23 @@ def plural(count: int, word: str, words: str | None = None) -> str:
 
 
 def radius(norm: str, eps: float) -> str:
-  """A radius as people write it: 8/255 where it is a whole number of grey levels."""
-  levels = eps * 255
-  if norm == 'linf' and eps and abs(levels - round(levels)) < 1e-6 * max(levels, 1):
-    return f'{round(levels)}/255'
-  return f'{eps:.4g}'
+  """A radius as people write it; `radius_text`, whatever the norm."""
+  del norm
+  return radius_text(eps)
+
+
+def radius_text(value: float | None) -> str:
+  """A radius as people write it: '8/255', '0.5/255', '0.25'; 'none' where there is no limit."""
+  if value is None or value == math.inf:
+    return 'none'
+  short = f'{value:.3g}'
+  if math.isclose(float(short), value, rel_tol=_SAME):
+    return short
+  for parts in (1, 2):
+    count = round(value * 255 * parts)
+    if count and math.isclose(value, count / (255 * parts), rel_tol=_SAME):
+      return f'{count / parts:g}/255'
+  return f'{value:.6g}'
 
 
 # ---- Markdown -----------------------------------------------------------------------------------

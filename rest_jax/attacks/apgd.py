@@ -11,10 +11,12 @@ import jax.numpy as jnp
 from rest_jax.attacks import losses
 from rest_jax.attacks.algorithm import in_chunks
 from rest_jax.attacks.apgd_steps import APGD
-from rest_jax.attacks.checks import Inputs, check_choice, check_count, check_inputs, check_key
+from rest_jax.attacks.checks import Inputs, check_count, check_key
+from rest_jax.attacks.loss_inputs import LossName, is_own, loss_inputs, loss_name
 from rest_jax.attacks.queries import image_keys
 from rest_jax.attacks.runner import attack, clean_logits
 from rest_jax.attacks.threat import Norm
+from rest_jax.errors import UserError
 
 
 def apgd(
@@ -26,10 +28,11 @@ def apgd(
   norm: Norm = 'linf',
   eps: Any,
   steps: int = 100,
-  loss: str = 'ce',
+  loss: LossName = 'ce',
+  output: str = 'softmax',
   restarts: int = 1,
   targets: Any = None,
-  num_targets: int = 9,
+  num_targets: int | None = None,
   large_radii: bool = False,
   stop_early: bool = True,
   query_batch: int | None = None,
@@ -50,10 +53,14 @@ def apgd(
     steps: gradient steps.
     loss: 'ce', 'dlr', 'margin' or 'dlr_targeted'. The last without `targets` is APGD-T of
       AutoAttack: any wrong class counts, and each restart is run towards each of the classes
-      that follow in the logits of the image.
+      that follow in the logits of the image. Where a model has too few classes for the DLR, three
+      and four, these two follow the margin instead, as in `auto_attack`. Or a function of your
+      own, as in `pgd`.
+    output: as in `pgd`.
     restarts: runs from different starts.
-    targets: classes to reach, (B,); any wrong one by default.
-    num_targets: how many classes APGD-T tries; all others where there are fewer.
+    targets: classes to reach, (B,); any wrong one by default. With 'dlr' its ratio is that of the
+      target's logit and the highest other one.
+    num_targets: how many classes APGD-T tries, 9 by default; all others where there are fewer.
     large_radii: begin with three and two times the radius, as AutoAttack does in L1.
     stop_early: leave an image alone once it is adversarial, one misclassified from the start
       too.
@@ -64,28 +71,23 @@ def apgd(
     point, of another the one of highest loss.
 
   Raises:
-    UserError: bad input, or too few classes for the loss.
+    UserError: bad input.
   """
   check_count('steps', steps)
-  check_choice('loss', loss, tuple(losses.MIN_CLASSES))
-  targeted = targets is not None
-  if targeted and not loss.endswith('_targeted'):
-    loss = f'{loss}_targeted'
-  inputs = check_inputs(
-    logits_fn,
-    images,
-    labels,
-    norm=norm,
-    eps=eps,
-    targets=targets,
-    min_classes=losses.MIN_CLASSES[loss],
-  )
-  if loss.endswith('_targeted') and not targeted:
+  each = loss == 'dlr_targeted' and targets is None and output == 'softmax'
+  if num_targets is not None and not each:
+    raise UserError("num_targets are those of loss='dlr_targeted' without targets; leave them out")
+  chosen = loss if each else loss_name(loss, targets, output)
+  inputs = loss_inputs(logits_fn, images, labels, chosen, norm, eps, targets, fall_back=True)
+  if each:
+    num_targets = 9 if num_targets is None else num_targets
     check_count('num_targets', num_targets)
     count = min(num_targets, inputs.num_classes - 1)
     restarts *= count
     inputs = _with_targets(inputs, count, key, query_batch) if len(inputs.images) else inputs
-  algorithm = APGD(norm, int(steps), loss, targeted, large_radii=bool(large_radii))
+  if not is_own(chosen) and inputs.num_classes < losses.MIN_CLASSES.get(str(chosen), 0):
+    chosen = str(chosen).replace('dlr', 'margin')
+  algorithm = APGD(norm, int(steps), chosen, targets is not None, large_radii=bool(large_radii))
   return attack(
     algorithm, inputs, key, restarts=restarts, stop_early=stop_early, query_batch=query_batch
   )
@@ -106,5 +108,5 @@ def _with_targets(inputs: Inputs, count: int, key: Any, query_batch: int | None)
 def _next_classes(logits: jax.Array, labels: jax.Array, count: int) -> jax.Array:
   """The classes of the highest logits other than the label, (B, count)."""
   own = jnp.arange(logits.shape[1])[None] == labels[:, None]
-  order = jnp.argsort(jnp.where(own, jnp.inf, logits), axis=1, descending=True)
+  order = jnp.argsort(jnp.where(own, jnp.inf, logits), axis=1, descending=True, stable=True)
   return order[:, 1 : count + 1].astype(jnp.int32)

@@ -80,7 +80,7 @@ class APGD:
   Attributes:
     norm: of the ball.
     iterations: gradient steps.
-    loss: a name of `losses.MIN_CLASSES`.
+    loss: a name of `losses.MIN_CLASSES`, or a function of one's own, which knows no success.
     targeted: whether success is to reach the target; the loss 'dlr_targeted' without it wants any
       wrong class and heads for the target.
     rho: share of rising steps below which the step size is halved.
@@ -89,7 +89,7 @@ class APGD:
 
   norm: Norm
   iterations: int = 100
-  loss: str = 'ce'
+  loss: losses.LossName = 'ce'
   targeted: bool = False
   rho: float = 0.75
   large_radii: bool = False
@@ -102,7 +102,7 @@ class APGD:
   def init(self, model: Partial, images, labels, eps, keys, targets=None) -> APGDState:
     """At a random point; asks the model nothing."""
     del model
-    zeros, ones = jnp.zeros(labels.shape), jnp.ones(labels.shape)
+    zeros, ones = jnp.zeros(eps.shape), jnp.ones(eps.shape)
     radius = eps * self._table().radius[0]
     point = finish(images + self._start(keys, images, radius), images, self.norm, radius)
     return APGDState(
@@ -111,9 +111,9 @@ class APGD:
       targets=labels if targets is None else targets,
       eps=eps,
       keys=keys,
-      iteration=jnp.zeros(labels.shape, jnp.int32),
+      iteration=jnp.zeros(eps.shape, jnp.int32),
       adv=images,
-      success=jnp.zeros(labels.shape, bool),
+      success=jnp.zeros(eps.shape, bool),
       point=point,
       before=point,
       gradient=jnp.zeros_like(images),
@@ -138,7 +138,7 @@ class APGD:
     answer = ask(
       model,
       state.point,
-      lambda logits: losses.loss_of(self.loss, logits, state.labels, state.targets),
+      losses.Loss(self.loss, state.labels, state.targets, self.targeted),
       fold_each(state.keys, state.iteration),
     )
     state = self._note(state, answer, table)
@@ -199,10 +199,11 @@ class APGD:
   def _note(self, state: APGDState, answer: Answer, table: Row) -> APGDState:
     gradient = usable(answer.gradient)
     higher = table.start | (answer.losses > state.best_loss)
-    hit = losses.fooled(answer.logits, state.labels, state.targets, self.targeted)
+    hit = losses.success_of(self.loss, answer.logits, state.labels, state.targets, self.targeted)
     hit &= table.radius == 1
     best_loss = jnp.where(higher, answer.losses, state.best_loss)
     # The published count compares the first move's loss with a 0, not with the start's.
+    zero = losses.zero_of(self.loss)
     rises = state.rises + (answer.losses > state.last_loss).astype(jnp.float32)
     return dataclasses.replace(
       state,
@@ -212,7 +213,7 @@ class APGD:
       best=select(higher, state.point, state.best),
       best_gradient=select(higher, gradient, state.best_gradient),
       best_loss=best_loss,
-      last_loss=jnp.where(table.start, 0.0, answer.losses),
+      last_loss=jnp.where(table.start, zero, answer.losses),
       rises=jnp.where(table.start, 0.0, rises),
       checked_loss=jnp.where(table.start, best_loss, state.checked_loss),
       reduced=table.start | state.reduced,

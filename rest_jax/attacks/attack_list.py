@@ -75,7 +75,7 @@ def named_attack(name: str, *, label: str | None = None, **options: Any) -> Atta
     The attack.
 
   Raises:
-    UserError: an unknown name, or a label that is no word.
+    UserError: an unknown name or option, one that the threat gives, or a label that is no word.
   """
   if name not in _TABLE:
     raise UserError(f'unknown attack {name!r}; there are {", ".join(list_attacks())}')

@@ -19,7 +19,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from rest_jax.attacks.apgd_steps import APGD
-from rest_jax.attacks.cascade import Runs, Target, attack_images, is_fooled, make_target
+from rest_jax.attacks.cascade import Runs, Target, attack_images, make_target, wrong_already
 from rest_jax.attacks.checks import check_choice, check_inputs
 from rest_jax.attacks.fab_steps import FAB
 from rest_jax.attacks.queries import is_random
@@ -152,14 +152,15 @@ def auto_attack_report(
     APGD-DLR with two the margin instead of DLR, as these are not defined.
 
   Raises:
-    UserError: bad input, or an unknown version or attack.
+    UserError: bad input, an unknown version or attack, a model whose logits are not numbers before
+      any attack, or a call inside jit, where it cannot run.
   """
   check_choice('version', version, tuple(VERSIONS))
   names = _names(version, attacks)
   inputs = check_inputs(logits_fn, images, labels, norm=norm, eps=eps)
   if version == 'rand':
     inputs = inputs._replace(model=_with_draws(inputs.model))
-  target = make_target(inputs, key, query_batch)
+  target = make_target('auto_attack', inputs, key, query_batch)
   return _cascade(target, names, norm, version, progress)
 
 
@@ -186,8 +187,7 @@ def _cascade(
   target: Target, names: tuple[str, ...], norm: Norm, version: str, progress: Progress | None
 ) -> Report:
   begin = time.perf_counter()
-  everyone = np.arange(len(target.labels))
-  correct = ~is_fooled(target, target.images, everyone)
+  correct = ~wrong_already(target)
   robust, adv = correct.copy(), target.images.copy()
   fooled_by, records = [''] * len(robust), []
   for name in names:

@@ -12,9 +12,10 @@ import numpy as np
 from jax.tree_util import Partial
 
 from rest_jax.attacks.algorithm import Algorithm
-from rest_jax.attacks.checks import Inputs, check_count, check_key
+from rest_jax.attacks.checks import Inputs, check_count, check_host, check_key
 from rest_jax.attacks.counting import count_queries
-from rest_jax.attacks.losses import fooled
+from rest_jax.attacks.judge import check_defined
+from rest_jax.attacks.losses import fooled, undefined_count
 from rest_jax.attacks.queries import fold_each, image_keys, logits_of
 from rest_jax.attacks.scheduler import Found, Jobs, Keys, Progress, run_jobs
 
@@ -70,12 +71,13 @@ class Target(NamedTuple):
   slots: int
 
 
-def make_target(inputs: Inputs, key: jax.Array, query_batch: int | None) -> Target:
+def make_target(name: str, inputs: Inputs, key: jax.Array, query_batch: int | None) -> Target:
   """Moves checked inputs to the host; image i gets the key `fold_in(key, i)`.
 
   Raises:
-    UserError: no key, or a query_batch below 1.
+    UserError: inputs that are traced, no key, or a query_batch below 1.
   """
+  check_host(name, inputs, key)
   if query_batch is not None:
     check_count('query_batch', query_batch)
   labels = np.asarray(inputs.labels)
@@ -96,18 +98,38 @@ def make_target(inputs: Inputs, key: jax.Array, query_batch: int | None) -> Targ
 def is_fooled(target: Target, images: np.ndarray, which: np.ndarray) -> np.ndarray:
   """Which of the images (n, H, W, C) fool the model; they are versions of the `which`-th (n,)."""
 
+  return _judged(target, images, which)[:, 0] > 0
+
+
+def wrong_already(target: Target) -> np.ndarray:
+  """Which of the images are fooled as they are, bool (N,).
+
+  Raises:
+    UserError: the model's logits of some are not numbers.
+  """
+  judged = _judged(target, target.images, np.arange(len(target.labels)))
+  check_defined(judged[:, 1], target.num_classes)
+  return judged[:, 0] > 0
+
+
+def still_right(target: Target) -> np.ndarray:
+  """Numbers of the images that there is something to attack in: not fooled, a radius over 0.
+
+  Raises:
+    UserError: the model's logits of some are not numbers.
+  """
+  return np.flatnonzero(~wrong_already(target) & (target.eps > 0))
+
+
+def _judged(target: Target, images: np.ndarray, which: np.ndarray) -> np.ndarray:
+  """For each image (n, 2): whether it fools the model, and how many logits are not numbers."""
+
   def chunk(rows):
     image = which[rows]
     arrays = (images[rows], target.labels[image], target.targets[image], target.keys.take(image))
     return _fooled(target.model, *arrays, target.targeted)
 
-  return in_batches(chunk, len(which), target.slots, np.zeros(0, bool))
-
-
-def still_right(target: Target) -> np.ndarray:
-  """Numbers of the images that there is something to attack in: not fooled, a radius over 0."""
-  wrong = is_fooled(target, target.images, np.arange(len(target.labels)))
-  return np.flatnonzero(~wrong & (target.eps > 0))
+  return in_batches(chunk, len(which), target.slots, np.zeros((0, 2), np.int32))
 
 
 def ranking(target: Target, which: np.ndarray) -> np.ndarray:
@@ -123,8 +145,9 @@ def ranking(target: Target, which: np.ndarray) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnames='targeted')
 def _fooled(model, images, labels, targets, keys, targeted: bool):
-  keys = fold_each(keys, _ASKING)
-  return fooled(logits_of(model, images, keys), labels, targets, targeted)
+  logits = logits_of(model, images, fold_each(keys, _ASKING))
+  lost = fooled(logits, labels, targets, targeted)
+  return jnp.stack([lost.astype(jnp.int32), undefined_count(logits)], axis=1)
 
 
 @jax.jit
@@ -132,7 +155,7 @@ def _ranking(model, images, labels, keys):
   logits = logits_of(model, images, fold_each(keys, _ASKING))
   own = jnp.arange(logits.shape[1], dtype=labels.dtype)[None] == labels[:, None]
   logits = jnp.where(own, jnp.inf, logits)
-  return jnp.argsort(logits, axis=1, descending=True).astype(jnp.int32)
+  return jnp.argsort(logits, axis=1, descending=True, stable=True).astype(jnp.int32)
 
 
 def in_batches(

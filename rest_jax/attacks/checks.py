@@ -13,6 +13,8 @@ from jax.tree_util import Partial
 from rest_jax.attacks.threat import NORMS, Norm, check_norm
 from rest_jax.callables import as_function
 from rest_jax.errors import UserError
+from rest_jax.inputs import check_images, is_known, radii
+from rest_jax.text import plural
 
 
 class Inputs(NamedTuple):
@@ -50,10 +52,10 @@ def check_inputs(
 
   Args:
     logits_fn: images (B, H, W, C) to logits (B, K): a `Classifier` or any function.
-    images: floats (B, H, W, C) in [0, 1], of any float dtype.
+    images: floats (B, H, W, C) in [0, 1], of any float dtype, as `inputs.check_images` takes them.
     labels: integers (B,), of any integer dtype.
     norm: one of `norms`.
-    eps: radius from 0, a scalar or (B,); None for attacks of minimum norm.
+    eps: radius, a number or (B,), as `inputs.radii` takes them; None for attacks of minimum norm.
     targets: classes to reach, integers (B,) other than the labels; None for any wrong class.
     min_classes: how many classes the attack's loss needs.
     norms: what the attack knows.
@@ -68,43 +70,92 @@ def check_inputs(
   if norm not in norms:
     raise UserError(f'this attack has no norm {norm!r}; it has {", ".join(norms)}')
   model = as_function(logits_fn)
-  images = _check_images(images)
+  images = check_images(images)
   num_classes = check_model(model, images)
   if num_classes < min_classes:
-    raise UserError(f'this loss needs {min_classes} classes or more; the model has {num_classes}')
+    raise UserError(
+      f'this loss needs {min_classes} classes or more; the model has {num_classes}; '
+      "loss='margin' and loss='ce' need two"
+    )
   labels = _check_classes('labels', labels, images.shape[0], num_classes)
   if targets is not None:
     targets = _check_classes('targets', targets, images.shape[0], num_classes)
-    if _is_known(targets, labels) and bool(np.any(np.asarray(targets) == np.asarray(labels))):
+    if is_known(targets, labels) and bool(np.any(np.asarray(targets) == np.asarray(labels))):
       raise UserError('a target is the label of its image; a target is a class to be reached')
-  return Inputs(model, images, labels, _check_eps(eps, images.shape[0]), targets, num_classes)
+  eps = check_radii(eps, norm, images.shape[0])
+  return Inputs(model, images, labels, eps, targets, num_classes)
 
 
 def check_model(model: Partial, images: jax.Array) -> int:
-  """Returns the number of classes; raises `UserError` unless the model gives logits (B, K)."""
+  """The number of classes, 2 for one logit; `UserError` unless the model gives logits (B, K)."""
+  logits = model_outputs(model, images)
+  shape, batch = _logits_shape(logits), max(len(images), 1)
+  if len(shape) not in (1, 2) or shape[0] != batch or 0 in shape:
+    raise UserError(
+      f'logits_fn gives floats (B, classes), ({batch}, K) here, or one logit of a sigmoid, (B,); '
+      f'got {logits.dtype} {shape}'
+    )
+  return 2 if shape[1:] in ((), (1,)) else shape[1]
+
+
+def model_outputs(model: Partial, images: jax.Array) -> Any:
+  """Shapes of what the model gives for the images; `UserError` where it does not take them."""
   # Models need not take a batch of none.
   images = images if len(images) else jnp.zeros((1, *images.shape[1:]))
   try:
-    logits = _logits.eval_shape(model, images)
+    return _outputs.eval_shape(model, images)
+  except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
+    raise UserError(
+      'the model cannot be traced by JAX: it needs the value of an array while it is compiled '
+      f'({_first_line(error)}); arrays become jnp, what decides is a Python number'
+    ) from error
   except (TypeError, ValueError) as error:
     if isinstance(error, UserError):
       raise
-    text = str(error).strip().splitlines()
     raise UserError(
-      f'the model does not take images {tuple(images.shape)}: {text[0] if text else error!r}'
+      f'the model does not take images {tuple(images.shape)}: {_first_line(error)}'
     ) from error
+
+
+def _first_line(error: Exception) -> str:
+  text = str(error).strip().splitlines()
+  return text[0] if text else repr(error)
+
+
+def _logits_shape(logits: Any) -> tuple[int, ...]:
+  """The shape; `UserError` for what is no array of floats, with the line that makes it one."""
   if not hasattr(logits, 'shape'):
-    raise UserError(f'logits_fn gives one array (B, classes), got {type(logits).__name__}')
-  shape = tuple(logits.shape)
-  if not jnp.issubdtype(logits.dtype, jnp.floating) or len(shape) != 2 or shape[0] != len(images):
+    got, cure = type(logits).__name__, ''
+    if isinstance(logits, dict) and logits:
+      names = list(logits)
+      name = 'logits' if 'logits' in logits else names[0]
+      got = f'a dict of {", ".join(map(repr, names))}'
+      cure = f'; lambda images: model(images)[{name!r}] gives one of them'
+    elif isinstance(logits, tuple | list) and logits:
+      got = f'a {type(logits).__name__} of {len(logits)}'
+      cure = '; lambda images: model(images)[0] gives the first of them'
+    raise UserError(f'logits_fn gives one array (B, classes), got {got}{cure}')
+  if not jnp.issubdtype(logits.dtype, jnp.floating):
+    raise UserError(f'logits_fn gives floats (B, classes), got {logits.dtype} {logits.shape}')
+  return tuple(logits.shape)
+
+
+def check_host(name: str, *values: Any) -> None:
+  """Raises `UserError` where an attack that works on the host is called inside jit.
+
+  Args:
+    name: of the attack.
+    *values: its arguments, pytrees.
+  """
+  if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(values)):
     raise UserError(
-      f'logits_fn gives floats (B, classes), ({len(images)}, K) here, got {logits.dtype} {shape}'
+      f'{name} works on the host and cannot be traced; call it outside of jit, vmap and grad, or '
+      'take fgsm, pgd, mi_fgsm, apgd, cw or deepfool there'
     )
-  return shape[1]
 
 
 @jax.jit
-def _logits(model: Partial, images: jax.Array):
+def _outputs(model: Partial, images: jax.Array):
   # Under jit only so that the shapes are found once, not on every call.
   return model(images)
 
@@ -131,25 +182,6 @@ def check_key(key: Any) -> jax.Array:
   raise UserError(f'key is one PRNG key, as jax.random.key(0), not {key!r:.60}')
 
 
-def _check_images(images: Any) -> jax.Array:
-  shape, dtype = tuple(np.shape(images)), getattr(images, 'dtype', None)
-  if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-    raise UserError(
-      f'images are an array of floats in [0, 1], got {dtype or type(images).__name__}; pixels of '
-      '0 to 255 are divided by 255 first'
-    )
-  if len(shape) != 4 or 0 in shape[1:]:
-    raise UserError(
-      f'images are (B, H, W, C), got {shape}; a single image gets a leading axis: image[None]'
-    )
-  if _is_known(images) and shape[0]:
-    # Before the conversion: 1 + 1e-12 in float64 is outside, and NaN fails every comparison.
-    least, most = np.min(np.asarray(images)), np.max(np.asarray(images))
-    if not (least >= 0 and most <= 1):
-      raise UserError(f'images are in [0, 1], got values from {least:.6g} to {most:.6g}')
-  return jnp.asarray(images, jnp.float32)
-
-
 def _check_classes(name: str, values: Any, batch: int, num_classes: int) -> jax.Array:
   dtype = getattr(values, 'dtype', None)
   array = values if dtype is not None else np.asarray(values)
@@ -157,27 +189,24 @@ def _check_classes(name: str, values: Any, batch: int, num_classes: int) -> jax.
     raise UserError(f'{name} are integers, got {array.dtype}')
   if array.shape != (batch,):
     raise UserError(f'{name} are ({batch},), one an image, got {tuple(array.shape)}')
-  if _is_known(array) and batch:
+  if is_known(array) and batch:
     least, most = int(np.min(np.asarray(array))), int(np.max(np.asarray(array)))
     if least < 0 or most >= num_classes:
-      raise UserError(f'{name} are from 0 to {num_classes - 1}, got {least} to {most}')
+      raise UserError(
+        f'{name} are from 0 to {num_classes - 1} for {plural(num_classes, "class")}, got {least} '
+        f'to {most}'
+      )
   # NumPy converts any integer dtype, without a warning for 64 bits.
-  return jnp.asarray(np.asarray(array).astype(np.int32) if _is_known(array) else array, jnp.int32)
+  return jnp.asarray(np.asarray(array).astype(np.int32) if is_known(array) else array, jnp.int32)
 
 
-def _check_eps(eps: Any, batch: int) -> jax.Array:
+def check_radii(eps: Any, norm: str, batch: int) -> jax.Array:
+  """Radii float32 (B,), none larger than what was given; infinity where that is None."""
   if eps is None:
     return jnp.full((batch,), jnp.inf, jnp.float32)
-  if not _is_known(eps):
-    return jnp.broadcast_to(jnp.asarray(eps, jnp.float32), (batch,))
-  try:
-    wide = np.asarray(eps, np.float64)
-  except (TypeError, ValueError):
-    wide = np.full((), np.nan)
-  if wide.shape not in ((), (batch,)):
-    raise UserError(f'eps is a number or ({batch},), one an image, got shape {wide.shape}')
-  if not np.all(wide >= 0):
-    raise UserError(f'a radius eps is a number from 0, in units of [0, 1], got {eps!r:.60}')
+  wide = radii(eps, norm, batch)
+  if not is_known(wide):
+    return jnp.broadcast_to(wide, (batch,))
   return jnp.asarray(np.broadcast_to(_round_down(wide), (batch,)))
 
 
@@ -186,7 +215,3 @@ def _round_down(wide: np.ndarray) -> np.ndarray:
   with np.errstate(over='ignore', under='ignore'):
     narrow = wide.astype(np.float32)
     return np.where(narrow > wide, np.nextafter(narrow, np.float32(0)), narrow)
-
-
-def _is_known(*arrays: Any) -> bool:
-  return not any(isinstance(array, Tracer) for array in arrays)

@@ -37,7 +37,8 @@ def cw(
     steps: Adam's iterations in each of the rounds.
     search_steps: rounds of the binary search over the constant c.
     learning_rate: Adam's, in tanh space.
-    initial_const: the first c, above 0.
+    initial_const: the first c, above 0, for margins in units of the image's own, so that logits of
+      any scale give the same images.
     confidence: margin of logits by which an image must be misclassified, from 0.
     abort_early: end a round of an image whose objective no longer falls.
     targets: classes to reach, (B,); any wrong one by default.

@@ -32,6 +32,7 @@ class CWState:
 
   Attributes:
     distance: of `adv`, infinity where there is none.
+    scale: of the margins: that of the image, so that c has the same effect at any scale of logits.
     weight: c, between `low` (failed) and `high` (succeeded).
     offset: the variable of the optimisation, in tanh space; `mean` and `power` are Adam's.
     checked_loss: the objective at the last check of progress.
@@ -47,6 +48,7 @@ class CWState:
   adv: jax.Array
   success: jax.Array
   distance: jax.Array
+  scale: jax.Array
   weight: jax.Array
   low: jax.Array
   high: jax.Array
@@ -65,8 +67,8 @@ class CW:
     rounds: of the binary search over c.
     iterations: Adam's steps in a round.
     learning_rate: Adam's, in tanh space.
-    weight: the first c.
-    confidence: by how much the margin must be exceeded, kappa.
+    weight: the first c, with margins in units of the image's own.
+    confidence: by how much the margin must be exceeded, kappa, in logits.
     abort_early: end a round whose objective no longer falls.
     targeted: whether success is to reach the target.
   """
@@ -99,6 +101,7 @@ class CW:
       adv=images,
       success=ones < 0,
       distance=jnp.inf * ones,
+      scale=ones,
       weight=self.weight * ones,
       low=0 * ones,
       high=_NO_LIMIT * ones,
@@ -112,9 +115,9 @@ class CW:
   def step(self, model: Partial, state: CWState) -> CWState:
     """Asks once, keeps what is nearer, takes a step of Adam; the round's last one chooses c."""
     at = state.iteration % self.iterations
-    point, objective, margin, logits, gradient = self._objective(model, state)
-    hit = losses.fooled(logits, state.labels, state.targets, self.targeted)
-    hit &= margin >= self.confidence
+    state, point, objective, answer, gradient = self._objective(model, state)
+    hit = losses.fooled(answer.logits, state.labels, state.targets, self.targeted)
+    hit &= (answer.losses >= self.confidence) | losses.undefined(answer.logits)
     adv, distance = keep_nearest(point, hit, state.adv, state.distance, state.images, 'l2')
     state = dataclasses.replace(
       state,
@@ -135,7 +138,10 @@ class CW:
     return state.adv, -state.distance
 
   def _objective(self, model: Partial, state: CWState):
-    """Equation of section 6: distance^2 + c max(-margin, -kappa), with its gradient by offset."""
+    """Equation of section 6: distance^2 + c max(-margin, -kappa), with its gradient by offset.
+
+    The margin is that of the image's goal: z_t - max of the others, or max of the others - z_y.
+    """
     centre = jnp.arctanh((2 * state.images - 1) * _INSIDE)
     point, pull = jax.vjp(lambda w: (jnp.tanh(w + centre) + 1) / 2, state.offset)
     name = 'margin_targeted' if self.targeted else 'margin'
@@ -146,12 +152,13 @@ class CW:
     answer = ask(model, point, lack, fold_each(state.keys, state.iteration))
     # The published distance is from the image as tanh gives it back.
     delta = point - (jnp.tanh(centre) + 1) / 2
+    state = dataclasses.replace(state, scale=_scale(state, answer.losses))
     far = answer.losses < self.confidence
     weight = per_image(jnp.where(far, state.weight, 0.0), delta)
-    slope = 2 * delta - weight * usable(answer.gradient)
-    lacking = jnp.maximum(self.confidence - answer.losses, 0.0)
+    slope = 2 * delta - weight * (usable(answer.gradient) / per_image(state.scale, delta))
+    lacking = jnp.maximum(self.confidence - answer.losses, 0.0) / state.scale
     objective = jnp.square(norm_of(delta, 'l2')) + state.weight * lacking
-    return point, objective, answer.losses, answer.logits, pull(slope)[0]
+    return state, point, objective, answer, pull(slope)[0]
 
   def _adam(self, state: CWState, gradient: jax.Array, at: jax.Array) -> CWState:
     time = per_image((at + 1).astype(jnp.float32), gradient)
@@ -187,3 +194,10 @@ class CW:
       checked_loss=jnp.full_like(state.checked_loss, jnp.inf),
       reached=jnp.zeros_like(state.reached),
     )
+
+
+def _scale(state: CWState, margin: jax.Array) -> jax.Array:
+  """The size of the margin at the image, where the search begins."""
+  size = jnp.abs(margin)
+  first = (state.iteration == 0) & (size > 0) & (size < jnp.inf)
+  return jnp.where(first, size, state.scale)

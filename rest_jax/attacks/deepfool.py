@@ -20,7 +20,7 @@ from rest_jax.attacks.algorithm import register_state, select
 from rest_jax.attacks.checks import check_count, check_inputs
 from rest_jax.attacks.directions import usable
 from rest_jax.attacks.minimum import attack_minimum, keep_nearest
-from rest_jax.attacks.projections import norm_of, per_image
+from rest_jax.attacks.projections import length_of, normalize, per_image
 from rest_jax.attacks.queries import fold_each, logits_of
 from rest_jax.attacks.threat import Norm
 from rest_jax.errors import UserError
@@ -59,7 +59,8 @@ class DeepFool:
     iterations: linearisations at most.
     overshoot: how much further than the linearised boundary, relative to the perturbation.
     num_classes: classes of the highest logits that are looked at, the label among them.
-    targeted: whether only the target is looked at.
+    targeted: whether only the target will do; its boundary with the highest other class, whosever
+      that is, is looked at.
   """
 
   norm: Norm = 'l2'
@@ -100,7 +101,10 @@ class DeepFool:
     hit = losses.fooled(logits, state.labels, state.targets, self.targeted)
     adv, distance = keep_nearest(point, hit, state.adv, state.distance, state.images, self.norm)
     others = select(state.iteration == 0, self._others(state, logits), state.others)
-    step = self._nearest(point, state.labels, others, logits, pull)
+    rivals = state.labels
+    if self.targeted:
+      rivals = losses.highest_other(logits, state.targets)
+    step = self._nearest(point, rivals, others, logits, pull)
     return dataclasses.replace(
       state,
       iteration=state.iteration + 1,
@@ -119,26 +123,26 @@ class DeepFool:
     if self.targeted:
       return state.targets[:, None]
     own = jnp.arange(logits.shape[1])[None] == state.labels[:, None]
-    order = jnp.argsort(jnp.where(own, jnp.inf, logits), axis=1, descending=True)
+    order = jnp.argsort(jnp.where(own, jnp.inf, logits), axis=1, descending=True, stable=True)
     return order[:, 1 : state.others.shape[1] + 1].astype(jnp.int32)
 
-  def _nearest(self, point, labels, others, logits, pull) -> jax.Array:
-    """The shortest step onto one of the boundaries, a class after the other."""
+  def _nearest(self, point, rivals, others, logits, pull) -> jax.Array:
+    """The shortest step onto one of the boundaries with the rivals (B,), class after class."""
     classes = jnp.arange(logits.shape[1])[None]
-    own = (classes == labels[:, None]).astype(logits.dtype)
+    own = (classes == rivals[:, None]).astype(logits.dtype)
 
     def look(index, found):
       other = (classes == others[:, index][:, None]).astype(logits.dtype)
       slope = _free(usable(pull(other - own)[0]), point)
       gap = jnp.sum(jnp.where(other - own != 0, (own - other) * logits, 0.0), axis=1)
       # The norm of the step is the gap over the dual norm of the slope.
-      dual = norm_of(slope, 'l1' if self.norm == 'linf' else 'l2')
+      dual = length_of(slope, 'l1' if self.norm == 'linf' else 'l2')
       length = jnp.where(dual > 0, jnp.abs(gap) / jnp.where(dual > 0, dual, 1.0), jnp.inf)
-      unit = jnp.sign(slope) if self.norm == 'linf' else slope / per_image(dual + 1e-30, slope)
+      unit = jnp.sign(slope) if self.norm == 'linf' else normalize(slope, 'l2')
       way = jnp.where(per_image(dual, slope) > 0, unit * per_image(length, slope), 0.0)
       return select(length < found[1], (way, length), found)
 
-    start = (jnp.zeros_like(point), jnp.full(labels.shape, jnp.inf))
+    start = (jnp.zeros_like(point), jnp.full(rivals.shape, jnp.inf))
     return lax.fori_loop(0, others.shape[1], look, start)[0]
 
 
@@ -157,7 +161,7 @@ def deepfool(
   norm: Norm = 'l2',
   steps: int = 50,
   overshoot: float = 0.02,
-  num_classes: int = 10,
+  num_classes: int | None = None,
   targets: Any = None,
   query_batch: int | None = None,
 ) -> jax.Array:
@@ -171,7 +175,8 @@ def deepfool(
     norm: 'l2' or 'linf'.
     steps: linearisations at most.
     overshoot: how much further than the linearised boundary, relative to the perturbation.
-    num_classes: classes of the highest logits that are looked at, the label among them, from 2.
+    num_classes: classes of the highest logits that are looked at, the label among them, from 2; 10
+      by default. With targets there is nothing to choose.
     targets: classes to reach, (B,); any wrong one by default.
     query_batch: images at a time; None for all.
 
@@ -183,6 +188,9 @@ def deepfool(
     UserError: bad input.
   """
   check_count('steps', steps)
+  if num_classes is not None and targets is not None:
+    raise UserError('num_classes are looked at without targets only; leave one of them out')
+  num_classes = 10 if num_classes is None else num_classes
   check_count('num_classes', num_classes, 2)
   if not 0 <= overshoot < float('inf'):
     raise UserError(f'overshoot is a number from 0, not {overshoot!r}')

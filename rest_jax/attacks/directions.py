@@ -53,4 +53,4 @@ def sparse_sign(gradient: jax.Array, share: jax.Array) -> jax.Array:
   rank = jnp.clip((1 - share) * count, 0, count - 1).astype(jnp.int32)
   least = per_image(kth_smallest(size, rank), gradient)
   chosen = jnp.where(jnp.abs(gradient) >= least, jnp.sign(gradient), 0.0)
-  return chosen / (total(jnp.abs(chosen)) + 1e-10)
+  return chosen / jnp.maximum(total(jnp.abs(chosen)), 1.0)

@@ -12,7 +12,7 @@ import numpy as np
 
 from rest_jax.attacks import evaluation_data, health
 from rest_jax.attacks.attack_list import as_attacks
-from rest_jax.attacks.checks import check_count, check_key
+from rest_jax.attacks.checks import check_count, check_host, check_key
 from rest_jax.attacks.curve_picture import draw_curves
 from rest_jax.attacks.evaluation_run import Runner, Settings
 from rest_jax.attacks.files import write_json, write_text
@@ -74,9 +74,17 @@ class Evaluation:
     return markdown(self.rows, self.confidence) + '\n' + health.markdown(self.health)
 
 
-def epsilon_grid(norm: Norm, radii: Sequence[float], targeted: bool = False) -> list[Threat]:
-  """One threat a radius."""
-  return [Threat(norm, eps, targeted) for eps in radii]
+def epsilon_grid(
+  norm: Norm, radii: Sequence[float | str] | np.ndarray, targeted: bool = False
+) -> list[Threat]:
+  """One threat a radius, each a number or a text such as '8/255'.
+
+  Raises:
+    UserError: what is no radius.
+  """
+  if isinstance(radii, str) or not np.ndim(radii):
+    raise UserError(f'a grid is several radii, such as [2 / 255, 4 / 255], not {radii!r:.40}')
+  return [Threat(norm, eps, targeted) for eps in radii]  # pyright: ignore[reportArgumentType]
 
 
 def evaluate(
@@ -95,7 +103,7 @@ def evaluate(
   class_names: Sequence[str] | None = None,
   model_id: str | None = None,
   save_images: bool = False,
-  pictures: int = 8,
+  pictures: int | None = None,
   check_health: bool = True,
   confidence: float = 0.95,
   progress: bool = False,
@@ -123,11 +131,11 @@ def evaluate(
       evaluation that was stopped goes on from there. None keeps everything in memory.
     batch_size: images attacked at a time; the last batch is filled up, so that an attack compiles
       once.
-    class_names: for the pictures; those of the classifier by default.
+    class_names: for the pictures, so with an output_dir; those of the classifier by default.
     model_id: says which model the results belong to; otherwise weights and logits on fixed images
       do.
     save_images: write the adversarial images to `adversarial/*.npz`.
-    pictures: columns of the pictures; 0 for none.
+    pictures: columns of the pictures, with an output_dir 8 by default; 0 for none.
     check_health: run the health checks.
     confidence: of the intervals.
     progress: show a bar.
@@ -138,6 +146,8 @@ def evaluate(
   Raises:
     UserError: bad input, or an output_dir with results of another model or other settings.
   """
+  check_host('evaluate', images, labels, targets, key)
+  _check_files(output_dir, class_names=class_names, pictures=pictures, save_images=save_images)
   settings = Settings(
     attacks=as_attacks(attacks, only),
     radii=_radii(threats, targets),
@@ -148,7 +158,7 @@ def evaluate(
     class_names=class_names if class_names is not None else getattr(logits_fn, 'class_names', None),
     model_id=model_id,
     save_images=save_images,
-    pictures=pictures,
+    pictures=8 if pictures is None else pictures,
     progress=progress,
   )
   _check(settings, confidence)
@@ -224,12 +234,17 @@ def _batch_size(size: int, labels: Any) -> int:
   return size if labels is None else max(1, min(size, np.size(labels)))
 
 
+def _check_files(output_dir: Any, **options: Any) -> None:
+  """What is about files needs a place for them."""
+  for name, value in options.items():
+    if output_dir is None and value is not None and value is not False and value != 0:
+      raise UserError(f'{name} needs an output_dir, where the files go; give one or leave it out')
+
+
 def _check(settings: Settings, confidence: float) -> None:
   check_count('pictures', settings.pictures, 0)
   if not 0 < confidence < 1:
     raise UserError(f'confidence must be between 0 and 1, got {confidence}')
-  if settings.save_images and settings.output_dir is None:
-    raise UserError('save_images needs an output_dir to save them in')
   for attack in settings.attacks:
     if unknown := [norm for norm in settings.radii if norm not in attack.norms]:
       raise UserError(

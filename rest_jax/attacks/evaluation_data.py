@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from rest_jax.errors import UserError
+from rest_jax.inputs import check_images
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +93,7 @@ def _chunk(batch: Mapping[str, Any], first: int) -> Chunk:
   indices = first + np.arange(len(rows)) if given is None else _rows('indices', given, count, rows)
   targets = batch.get('target')
   targets = None if targets is None else _rows('targets', targets, count, rows)
-  images = _in_unit_range(images)
+  images = np.asarray(check_images(_in_unit_range(images)))
   pixels = [f'{zlib.crc32(image.tobytes()):08x}' for image in images]
   return Chunk(
     images, _rows('labels', labels, count, rows), targets, indices.astype(np.int64), pixels
@@ -109,7 +110,5 @@ def _rows(name: str, values: Any, count: int, rows: np.ndarray) -> np.ndarray:
 
 
 def _in_unit_range(images: np.ndarray) -> np.ndarray:
-  """Bytes become [0, 1]; what else is wrong with images is for `check_inputs` to find."""
-  if images.dtype == np.uint8:
-    return images.astype(np.float32) / np.float32(255)
-  return images if images.dtype == np.float64 else images.astype(np.float32)
+  """Bytes become [0, 1]; what else is wrong with images is for `check_images` to find."""
+  return images.astype(np.float32) / np.float32(255) if images.dtype == np.uint8 else images

@@ -17,7 +17,7 @@ from rest_jax.attacks.evaluation_data import Chunk
 from rest_jax.attacks.evaluation_sample import SampleRows, Shown, keys_of
 from rest_jax.attacks.fingerprint import fingerprint
 from rest_jax.attacks.health_probe import Sample
-from rest_jax.attacks.judge import Verdict, judge, measure, reached
+from rest_jax.attacks.judge import Verdict, check_defined, judge, measure, reached
 from rest_jax.attacks.named import Attack
 from rest_jax.attacks.result_images import ImageFiles
 from rest_jax.attacks.results import Record, ResultStore, RunName
@@ -129,12 +129,11 @@ class Runner:
     known, left = [], []
     for row, index in enumerate(chunk.indices.tolist()):
       if index in done:
-        continue
-      if clean.predicted[row] != chunk.labels[row]:
+        known += self._lent(run, done[index])
+      elif clean.predicted[row] != chunk.labels[row]:
         known.append(self._not_attacked(chunk, clean, run, row))
       elif (smaller := self._fooled_before(run, index)) is not None:
-        found_at = smaller.eps if smaller.reused is None else smaller.reused
-        known.append(dataclasses.replace(smaller, eps=run.eps, reused=found_at))
+        known.append(_taken_over(smaller, run))
       else:
         left.append(row)
     self._store.add(known)
@@ -224,6 +223,17 @@ class Runner:
         found += [(name.eps, record)] if record is not None and record.success else []
     return min(found, key=lambda one: one[0])[1] if found else None
 
+  def _lent(self, run: RunName, record: Record) -> list[Record]:
+    """What takes a record's place where a smaller radius was added later and fooled the image.
+
+    So the radii may come in any order: at once the larger one would not have been attacked.
+    """
+    smaller = self._fooled_before(run, record.index)
+    if smaller is None or not record.correct:
+      return []
+    fresh = _taken_over(smaller, run)
+    return [] if fresh == record else [fresh]
+
   def _padded(self, chunk: Chunk, rows: np.ndarray, predicted: np.ndarray) -> _Batch:
     """Fills up a batch with copies of its first image, as if it had been fooled already."""
     size = self._settings.batch_size
@@ -245,8 +255,9 @@ class Runner:
       images = np.asarray(chunk.images[at], np.float32)
       keys = keys_of(self._settings.key, chunk.indices[at])
       parts.append(judge(self.model, images, chunk.labels[at], keys))
-    predicted, loss = (np.concatenate(each)[:count] for each in zip(*parts, strict=True))
-    return Verdict(predicted, loss)
+    verdict = Verdict(*(np.concatenate(each)[:count] for each in zip(*parts, strict=True)))
+    check_defined(verdict.undefined, self._num_classes, chunk.indices)
+    return verdict
 
   def _check(self, chunk: Chunk) -> None:
     """Checks all images, in batches of the one shape that the model is asked with."""
@@ -281,3 +292,9 @@ class Runner:
       'seed': settings.seed,
       'save_images': settings.save_images,
     }
+
+
+def _taken_over(smaller: Record, run: RunName) -> Record:
+  """A success at a smaller radius as one of a run at a larger radius."""
+  found_at = smaller.eps if smaller.reused is None else smaller.reused
+  return dataclasses.replace(smaller, eps=run.eps, reused=found_at)

@@ -13,6 +13,7 @@ from rest_jax.attacks.evaluation_data import Chunk
 from rest_jax.attacks.health_probe import Sample
 from rest_jax.attacks.picture import draw_attacks
 from rest_jax.attacks.results import Record, RunName
+from rest_jax.text import radius_text
 
 
 class SampleRows:
@@ -85,7 +86,9 @@ class Shown:
       drawable = kept and kept[0][0].shape[-1] in (1, 3)
       if drawable and (len(kept) == self._columns or not path.exists()):
         images, adv, clean, wrong = zip(*kept, strict=True)
-        title = f'{run.attack}, {run.norm}' + ('' if run.eps is None else f' radius {run.eps:.4g}')
+        title = f'{run.attack}, {run.norm}' + (
+          '' if run.eps is None else f' radius {radius_text(run.eps)}'
+        )
         draw_attacks(
           path, np.stack(images), np.stack(adv), clean, wrong, class_names=class_names, title=title
         )

@@ -21,6 +21,7 @@ from rest_jax.attacks.checks import check_count, check_inputs
 from rest_jax.attacks.fab_search import final_search
 from rest_jax.attacks.fab_steps import FAB
 from rest_jax.attacks.threat import Norm
+from rest_jax.errors import UserError
 
 _ORDERS = {'linf': np.inf, 'l2': 2, 'l1': 1}
 
@@ -36,7 +37,7 @@ def fab(
   steps: int = 100,
   restarts: int = 1,
   targets: Any = None,
-  num_targets: int = 0,
+  num_targets: int | None = None,
   query_batch: int | None = None,
 ) -> jax.Array:
   """The nearest adversarial images that projections to the decision boundary find.
@@ -56,7 +57,8 @@ def fab(
     restarts: runs; the first begins at the image, the others at random points.
     targets: classes to reach, (B,); any wrong one by default.
     num_targets: runs towards this many classes, those of the highest logits after the label's
-      (FAB-T, one gradient a step), in place of a gradient for each class; 0 for the latter.
+      (FAB-T, one gradient a step), in place of a gradient for each class; 0, the default, for the
+      latter. Not together with targets.
     query_batch: images in a batch; every batch has this size, 64 on a CPU and 256 elsewhere by
       default.
 
@@ -69,9 +71,12 @@ def fab(
   """
   check_count('steps', steps)
   check_count('restarts', restarts)
+  if num_targets is not None and targets is not None:
+    raise UserError('num_targets are chosen by fab where no targets are given; leave out one')
+  num_targets = num_targets or 0
   check_count('num_targets', num_targets, 0)
   inputs = check_inputs(logits_fn, images, labels, norm=norm, eps=eps, targets=targets)
-  target = make_target(inputs, key, query_batch)
+  target = make_target('fab', inputs, key, query_batch)
   runs = _runs(target, norm, int(steps), int(restarts), int(num_targets))
   which = still_right(target)
   found = attack_images(

@@ -21,8 +21,8 @@ from rest_jax.attacks import draws
 from rest_jax.attacks.algorithm import register_state, select
 from rest_jax.attacks.directions import usable
 from rest_jax.attacks.fab_projections import project_hyperplane
-from rest_jax.attacks.losses import fooled, pick
-from rest_jax.attacks.projections import norm_of, normalize, per_image
+from rest_jax.attacks.losses import fooled, margin, pick
+from rest_jax.attacks.projections import length_of, norm_of, normalize, per_image
 from rest_jax.attacks.queries import ask, fold_each, logits_of
 from rest_jax.attacks.threat import Norm
 
@@ -137,10 +137,15 @@ def _random_start(norm: Norm, images, eps, keys):
 
 
 def _to_target(fab: FAB, model: Partial, state: FABState, keys):
-  """The target's logit less the label's, (B,), and its gradient."""
-  del fab
+  """How far the model is from the goal, below 0 before it, (B,), and its gradient.
+
+  Where any wrong class will do it is the target's logit less the label's, as published; where the
+  target is to be reached, its logit less the highest other one, which may be a third class's.
+  """
 
   def gap(logits):
+    if fab.targeted:
+      return -margin(logits, state.targets)
     return pick(logits, state.targets) - pick(logits, state.labels)
 
   answer = ask(model, state.point, gap, keys)
@@ -160,7 +165,8 @@ def _nearest(fab: FAB, model: Partial, state: FABState, keys):
     gap = jnp.take(gaps, kind, axis=1)
     one = jax.nn.one_hot(kind, logits.shape[1], dtype=logits.dtype)
     gradient = usable(pull_back(one[None] - own)[0])
-    length = jnp.abs(gap) / (1e-12 + norm_of(gradient, _dual(fab.norm)))
+    dual = length_of(gradient, _dual(fab.norm))
+    length = jnp.where(dual > 0, jnp.abs(gap) / jnp.where(dual > 0, dual, 1.0), jnp.inf)
     length = jnp.where(state.labels == kind, jnp.inf, length)
     return select(length < best[0], (length, gap, gradient), best), None
 

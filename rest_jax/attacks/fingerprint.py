@@ -24,7 +24,7 @@ def fingerprint(
   Args:
     model: images to logits.
     shape: of one image.
-    batch_size: images to ask for at a time.
+    batch_size: images to ask for at a time; the answer does not hang on it.
     model_id: the user's word for it, which then decides alone.
 
   Returns:
@@ -33,9 +33,14 @@ def fingerprint(
   """
   if model_id is not None:
     return {'weights': f'id {model_id}', 'probe': []}
-  noise = np.random.default_rng(0).random((batch_size, *shape), np.float32)
-  keys = image_keys(jax.random.key(0), batch_size)
-  probe = np.asarray(logits_once(model, noise, keys))[:_PROBES].ravel()
+  noise = np.random.default_rng(0).random((_PROBES, *shape), np.float32)
+  keys = image_keys(jax.random.key(0), _PROBES)
+  parts = []
+  for first in range(0, _PROBES, batch_size):
+    # Always the same images, in batches of the one shape that the model is asked with.
+    at = np.minimum(np.arange(first, first + batch_size), _PROBES - 1)
+    parts.append(np.asarray(logits_once(model, noise[at], keys[at]))[: _PROBES - first])
+  probe = np.concatenate(parts).ravel()
   values = [float(value) if np.isfinite(value) else None for value in probe]
   return {'weights': weights_hash(model), 'probe': values}
 

@@ -12,9 +12,10 @@ from jax.tree_util import Partial
 
 from rest_jax.attacks import losses
 from rest_jax.attacks.algorithm import in_chunks
-from rest_jax.attacks.checks import check_choice, check_count, check_inputs, check_key
+from rest_jax.attacks.checks import check_choice, check_count, check_key
 from rest_jax.attacks.counting import count_queries
 from rest_jax.attacks.directions import usable
+from rest_jax.attacks.loss_inputs import LossName, loss_inputs, loss_name
 from rest_jax.attacks.pgd_steps import PGD, SCHEDULES
 from rest_jax.attacks.projections import furthest
 from rest_jax.attacks.queries import ask, image_keys
@@ -22,6 +23,7 @@ from rest_jax.attacks.rounding import finish
 from rest_jax.attacks.runner import attack
 from rest_jax.attacks.threat import Norm
 from rest_jax.errors import UserError
+from rest_jax.inputs import is_known, radius
 
 
 def fgsm(
@@ -33,7 +35,8 @@ def fgsm(
   norm: Norm = 'linf',
   eps: Any,
   targets: Any = None,
-  loss: str = 'ce',
+  loss: LossName = 'ce',
+  output: str = 'softmax',
   query_batch: int | None = None,
 ) -> jax.Array:
   """Fast gradient sign method: Goodfellow et al., "Explaining and harnessing", 2015, section 4.
@@ -49,7 +52,8 @@ def fgsm(
     norm: 'linf', 'l2' or 'l1'.
     eps: radius in units of [0, 1], a number or (B,).
     targets: classes to reach, (B,); any wrong one by default.
-    loss: 'ce', 'dlr' or 'margin', or a targeted one.
+    loss: 'ce', 'dlr' or 'margin', or a targeted one; or a function of your own, as in `pgd`.
+    output: as in `pgd`.
     query_batch: images at a time; None for all.
 
   Returns:
@@ -58,16 +62,8 @@ def fgsm(
   Raises:
     UserError: bad input.
   """
-  loss = loss_name(loss, targets)
-  inputs = check_inputs(
-    logits_fn,
-    images,
-    labels,
-    norm=norm,
-    eps=eps,
-    targets=targets,
-    min_classes=losses.MIN_CLASSES[loss],
-  )
+  loss = loss_name(loss, targets, output)
+  inputs = loss_inputs(logits_fn, images, labels, loss, norm, eps, targets)
   if not len(inputs.images):
     return inputs.images
   key = check_key(jax.random.key(0) if key is None else key)
@@ -78,8 +74,8 @@ def fgsm(
 
 
 @functools.partial(jax.jit, static_argnames=('norm', 'loss'))
-def _fgsm(model: Partial, images, labels, eps, keys, targets, norm: Norm, loss: str):
-  answer = ask(model, images, lambda x: losses.loss_of(loss, x, labels, targets), keys)
+def _fgsm(model: Partial, images, labels, eps, keys, targets, norm: Norm, loss: LossName):
+  answer = ask(model, images, losses.Loss(loss, labels, targets, targets is not None), keys)
   delta = furthest(usable(answer.gradient), images, norm, eps)
   return finish(images + delta, images, norm, eps)
 
@@ -99,7 +95,8 @@ def pgd(
   random_start: bool = True,
   restarts: int = 1,
   targets: Any = None,
-  loss: str = 'ce',
+  loss: LossName = 'ce',
+  output: str = 'softmax',
   stop_early: bool = True,
   query_batch: int | None = None,
 ) -> jax.Array:
@@ -123,7 +120,12 @@ def pgd(
     random_start: begin at a point drawn uniformly from the ball; at the image otherwise.
     restarts: runs from different starts.
     targets: classes to reach, (B,); any wrong one by default.
-    loss: 'ce', 'dlr' or 'margin', or a targeted one.
+    loss: 'ce', 'dlr' or 'margin', or a targeted one. Or a function `(outputs, labels) -> (B,)` of
+      your own, to be maximised, of models of any kind: outputs are what `logits_fn` gives, labels
+      any arrays (B, ...). It knows no success: the point of its highest value is returned.
+    output: 'sigmoid' where the K outputs are decisions, each by itself: labels are then (B, K) of
+      0 and 1, any wrong decision is a success, and the loss is 'ce' or 'margin'. One logit alone
+      needs no word: labels (B,) are then 0 and 1.
     stop_early: leave an image alone once it is adversarial, one misclassified from the start
       too; otherwise the point of highest loss that is adversarial is sought in all steps.
     query_batch: images at a time; None for all.
@@ -134,8 +136,8 @@ def pgd(
   Raises:
     UserError: bad input.
   """
-  rel_step = _relative(step_size, rel_step, eps, 2.5 / max(steps, 1))
-  algorithm = _algorithm(norm, steps, rel_step, schedule, random_start, 0.0, loss, targets)
+  rel_step = _relative(step_size, rel_step, eps, norm, 2.5 / max(steps, 1))
+  algorithm = _algorithm(norm, steps, rel_step, schedule, random_start, 0.0, loss, targets, output)
   return _attack(
     algorithm, logits_fn, images, labels, key, eps, targets, restarts, stop_early, query_batch
   )
@@ -160,7 +162,8 @@ def mi_fgsm(
   rel_step: float | None = None,
   decay: float = 1.0,
   targets: Any = None,
-  loss: str = 'ce',
+  loss: LossName = 'ce',
+  output: str = 'softmax',
   stop_early: bool = False,
   query_batch: int | None = None,
 ) -> jax.Array:
@@ -182,6 +185,7 @@ def mi_fgsm(
     decay: of the accumulated gradient, mu in equation 6.
     targets: as in `pgd`.
     loss: as in `pgd`.
+    output: as in `pgd`.
     stop_early: as in `pgd`; off by default, because more loss transfers better.
     query_batch: as in `pgd`.
 
@@ -189,54 +193,37 @@ def mi_fgsm(
     As `pgd`.
   """
   key = jax.random.key(0) if key is None else key
-  rel_step = _relative(step_size, rel_step, eps, 1 / max(steps, 1))
-  algorithm = _algorithm(norm, steps, rel_step, 'constant', False, decay, loss, targets)
+  rel_step = _relative(step_size, rel_step, eps, norm, 1 / max(steps, 1))
+  algorithm = _algorithm(norm, steps, rel_step, 'constant', False, decay, loss, targets, output)
   return _attack(
     algorithm, logits_fn, images, labels, key, eps, targets, 1, stop_early, query_batch
   )
 
 
-def loss_name(loss: str, targets: Any) -> str:
-  """The loss that rises towards the attacker's goal; raises `UserError` for an unknown one."""
-  check_choice('loss', loss, tuple(losses.MIN_CLASSES))
-  if targets is None:
-    if loss.endswith('_targeted'):
-      raise UserError(f'the loss {loss!r} needs targets, one class an image')
-    return loss
-  return loss if loss.endswith('_targeted') else f'{loss}_targeted'
-
-
-def _algorithm(norm, steps, rel_step, schedule, random_start, decay, loss, targets) -> PGD:
+def _algorithm(norm, steps, rel_step, schedule, random_start, decay, loss, targets, output) -> PGD:
   check_count('steps', steps)
   check_choice('schedule', schedule, SCHEDULES)
   if not 0 <= decay < math.inf:
     raise UserError(f'decay is a number from 0, not {decay!r}')
-  name, targeted = loss_name(loss, targets), targets is not None
+  name, targeted = loss_name(loss, targets, output), targets is not None
   return PGD(norm, int(steps), rel_step, schedule, bool(random_start), decay, name, targeted)
 
 
 def _attack(algorithm, logits_fn, images, labels, key, eps, targets, restarts, early, batch):
-  inputs = check_inputs(
-    logits_fn,
-    images,
-    labels,
-    norm=algorithm.norm,
-    eps=eps,
-    targets=targets,
-    min_classes=losses.MIN_CLASSES[algorithm.loss],
-  )
+  inputs = loss_inputs(logits_fn, images, labels, algorithm.loss, algorithm.norm, eps, targets)
   return attack(algorithm, inputs, key, restarts=restarts, stop_early=early, query_batch=batch)
 
 
-def _relative(step_size: Any, rel_step: Any, eps: Any, default: float) -> float:
+def _relative(step_size: Any, rel_step: Any, eps: Any, norm: Norm, default: float) -> float:
   if step_size is not None and rel_step is not None:
     raise UserError('give step_size or rel_step, not both')
   value = default if rel_step is None else rel_step
   if step_size is not None:
-    if not isinstance(eps, (int, float, np.number)):
+    if np.shape(eps) or not is_known(eps):
       raise UserError('step_size needs one number as eps; give rel_step, in units of the radius')
+    whole = radius(eps, norm, infinite=True)
     # Rounded, so that an equal ratio is an equal program.
-    value = float(f'{step_size / eps:.6g}') if eps > 0 else 0.0
+    value = float(f'{step_size / whole:.6g}') if whole > 0 else 0.0
   if not 0 <= value < math.inf:
     raise UserError(f'the length of a step is a number from 0, not {value!r}')
   return float(value)

@@ -27,6 +27,7 @@ from rest_jax.attacks.queries import fold_each, is_random
 from rest_jax.attacks.results import Record, RunName
 from rest_jax.attacks.summary import at_radius
 from rest_jax.attacks.threat import Threat
+from rest_jax.text import plural, radius_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,6 @@ def _check_outputs(model: Partial, sample: probe.Sample) -> list[HealthCheck]:
   first = np.asarray(probe.logits_once(model, images, keys))
   again = np.asarray(probe.logits_once(model, images, other))
   anew = np.asarray(probe.logits_traced_anew(model, images, keys))
-  turned = np.asarray(probe.logits_once(model, images[::-1], keys[::-1]))[::-1]
   outputs = first[real]
   sums = outputs.sum(axis=1)
   softmax = (outputs.min() >= -SOFTMAX_SLACK and outputs.max() <= 1 + SOFTMAX_SLACK) and np.abs(
@@ -80,8 +80,8 @@ def _check_outputs(model: Partial, sample: probe.Sample) -> list[HealthCheck]:
   ).max() <= SOFTMAX_SLACK
   spread = f'outputs from {outputs.min():.4g} to {outputs.max():.4g}, sums from {sums.min():.6g} '
   change = max(probe.relative_change(first[real], x[real]) for x in (again, anew))
-  order = probe.relative_change(first[real], turned[real])
-  # Where the same order does not give the same, another order tells nothing.
+  company = probe.change_with_company(model, images, keys, first, real)
+  # Where the same batch does not give the same, another tells nothing.
   random = change > RANDOM_CHANGE
   takes = ' with another key' if is_random(model) else ''
   return [
@@ -89,8 +89,8 @@ def _check_outputs(model: Partial, sample: probe.Sample) -> list[HealthCheck]:
     _check('random_output', random, f'relative change of logits{takes} {change:.3g}'),
     _check(
       'batch_dependence',
-      order > BATCH_CHANGE and not random,
-      'not to be told from chance' if random else f'relative change of logits {order:.3g}',
+      company > BATCH_CHANGE and not random,
+      'not to be told from chance' if random else f'relative change of logits {company:.3g}',
     ),
   ]
 
@@ -119,7 +119,7 @@ def _check_progress(
   many = probe.short_attack(model, sample, norm, eps, probe.MANY_STEPS)
   wide = probe.short_attack(model, sample, norm, 2 * eps, probe.MANY_STEPS, start=eps)
   steps = f'{probe.FEW_STEPS} and {probe.MANY_STEPS} steps'
-  radii = f'radius {eps:.4g} and {2 * eps:.4g}'
+  radii = f'radius {radius_text(eps)} and {radius_text(2 * eps)}'
   return [
     _check(names[0], _no_gain(few, many), _compared(steps, few, many)),
     _check(names[1], _no_gain(many, wide), _compared(radii, many, wide)),
@@ -128,20 +128,21 @@ def _check_progress(
 
 def _no_gain(weak: probe.Held, strong: probe.Held) -> bool:
   falls = strong.accuracy < weak.accuracy
-  rises = strong.loss > weak.loss + LOSS_RISE * max(abs(weak.loss), LOSS_RISE)
+  rises = strong.loss > weak.loss + LOSS_RISE * abs(weak.loss)
   return strong.accuracy > 0 and not (falls or rises)
 
 
 def _compared(what: str, weak: probe.Held, strong: probe.Held) -> str:
   return (
     f'{what}: robust accuracy {weak.accuracy:.2%} and {strong.accuracy:.2%}, '
-    f'mean loss {weak.loss:.4g} and {strong.loss:.4g}, {weak.count} images'
+    f'mean margin {weak.loss:.4g} and {strong.loss:.4g}, '
+    f'{plural(weak.count, "image")}'
   )
 
 
 def _check_grey(model: Partial, sample: probe.Sample) -> HealthCheck:
   held = probe.short_attack(model, sample, 'linf', probe.GREY_RADIUS, probe.GREY_STEPS)
-  evidence = f'robust accuracy {held.accuracy:.2%} of {held.count} images'
+  evidence = f'robust accuracy {held.accuracy:.2%} of {plural(held.count, "image")}'
   return _check('survives_grey_radius', held.accuracy > HELD_AT_GREY, evidence)
 
 
@@ -161,19 +162,25 @@ def check_results_health(
   fooled = [record for record in found if record.success and record.correct]
   lost = [record for record in fooled if not record.confirmed]
   outside = [record for record in found if not record.inside]
+  attacked = [record for record in found if record.correct]
+  undefined = [record for record in attacked if record.adversarial < 0 and record.inside]
   return [
     _check_black_box(records, black_box),
-    _check('out_of_bounds', bool(outside), _counted(outside, len(found), 'images')),
-    _check('unconfirmed_success', bool(lost), _counted(lost, len(fooled), 'successes')),
+    _check('undefined_logits', bool(undefined), _counted(undefined, len(attacked), 'image')),
+    _check('out_of_bounds', bool(outside), _counted(outside, len(found), 'image')),
+    _check('unconfirmed_success', bool(lost), _counted(lost, len(fooled), 'success')),
   ]
 
 
 def _counted(bad: Sequence[Record], count: int, what: str) -> str:
-  text = f'{len(bad)} of {count} {what}'
+  text = f'{len(bad)} of {plural(count, what)}'
   if not bad:
     return text
   one = bad[0]
-  return text + f', such as image {one.index} of {one.attack}, {one.norm} {one.distance:.6g} away'
+  return (
+    f'{text}, {len(bad) / count:.2%}'
+    + f', such as image {one.index} of {one.attack}, {one.norm} {one.distance:.6g} away'
+  )
 
 
 def _check_black_box(
@@ -189,7 +196,7 @@ def _check_black_box(
     white = [found for attack, found in at.items() if attack not in black_box]
     black = [found for attack, found in at.items() if attack in black_box]
     if white and black:
-      gains[f'{norm} {eps:.4g}'] = _gain(white, black)
+      gains[f'{norm} {radius_text(eps)}'] = _gain(white, black)
   if not gains:
     return _check('black_box_wins', False, 'not both kinds of attack at one radius')
   where = max(gains, key=lambda name: gains[name])

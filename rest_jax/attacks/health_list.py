@@ -34,29 +34,30 @@ CHECKS: dict[str, Explanation] = {
     'are arguments, because chance from NumPy is frozen when a function is compiled',
   ),
   'batch_dependence': Explanation(
-    f'the same images in another order give other logits (relative change over {BATCH_CHANGE:g})',
+    'images give other logits in another order, or where half of the batch is replaced by other '
+    f'images (relative change over {BATCH_CHANGE:g})',
     'make what one image gets independent of the others: batch norm in evaluation mode, no '
     'statistics over the batch',
   ),
   'zero_gradients': Explanation(
-    'for any image the gradient of the cross-entropy at a random start is exactly 0',
+    'for any image the gradient of the loss at a random start is exactly 0',
     'attack with a margin loss (apgd_dlr, apgd_t); if a step of the model is not differentiable '
     '(rounding, quantisation), attack through attacks.bpda, and trust square most',
   ),
   'nan_gradients': Explanation(
-    'for any image the gradient of the cross-entropy at a random start is not finite',
+    'for any image the gradient of the loss at a random start is not finite',
     'find the operation (jax.config.update("jax_debug_nans", True)); usually a square root, norm '
     'or logarithm at 0, or an overflow',
   ),
   'steps_do_not_help': Explanation(
     f'from {probe.FEW_STEPS} to {probe.MANY_STEPS} gradient steps neither the robust accuracy '
-    'falls nor the mean loss rises, though images are left to fool',
+    'falls nor the mean margin rises, though images are left to fool',
     'the gradients do not lead uphill (masked gradients): try apgd_dlr, more restarts, '
     'attacks.bpda for what is not differentiable, and square',
   ),
   'radius_does_not_help': Explanation(
-    'at twice the radius neither the robust accuracy falls nor the mean loss rises, though images '
-    'are left to fool',
+    'at twice the radius neither the robust accuracy falls nor the mean margin rises, though '
+    'images are left to fool',
     'as for steps_do_not_help: a larger ball holds the smaller one, so only the attack can be to '
     'blame',
   ),
@@ -72,6 +73,12 @@ CHECKS: dict[str, Explanation] = {
     'and are fooled by a black-box one',
     'the white-box attacks miss something: more steps and restarts, another loss, an adaptive '
     'attack; and a longer square',
+  ),
+  'undefined_logits': Explanation(
+    'the model gives logits that are not numbers for an image that an attack made; it counts as '
+    'not robust there',
+    'find the operation (jax.config.update("jax_debug_nans", True)); usually a square root, norm '
+    'or logarithm at 0, or an overflow',
   ),
   'out_of_bounds': Explanation(
     'an attack returned an image farther away than the radius, by more than rounding, or with a '

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jax.tree_util import Partial
 
-from rest_jax.attacks.losses import cross_entropy
+from rest_jax.attacks.losses import Loss, margin
 from rest_jax.attacks.projections import furthest, project, random_start
 from rest_jax.attacks.queries import ask, fold_each, logits_of
 from rest_jax.attacks.threat import Norm
@@ -44,7 +44,7 @@ class Held(NamedTuple):
 
   Attributes:
     accuracy: share of the counted images that are still classified correctly.
-    loss: their mean cross-entropy, nats; NaN where one of them is.
+    loss: their mean margin, the highest other logit less the label's; NaN where one of them is.
     count: number of counted images.
     flat: share of images whose first gradient, at the random start, is 0.
     broken: share of images whose first gradient is not finite.
@@ -86,15 +86,15 @@ def short_attack(
   shares = float(flat[shown].mean()), float(broken[shown].mean())
   if not counts.any():
     return Held(float('nan'), float('nan'), 0, *shares)
-  right = (logits.argmax(axis=1) == np.asarray(sample.labels)) & ~np.isnan(logits).any(axis=1)
+  defined = ~(np.isnan(logits) | (logits == np.inf)).any(axis=1)
+  right = (logits.argmax(axis=1) == np.asarray(sample.labels)) & defined
   accuracy, loss = float(right[counts].mean()), float(losses[counts].mean())
   return Held(accuracy, loss, int(counts.sum()), *shares)
 
 
 @functools.partial(jax.jit, static_argnames=('norm',))
 def _ascend(model, images, labels, keys, eps, start, steps, norm):
-  def loss_fn(logits):
-    return cross_entropy(logits, labels)
+  loss_fn = Loss('ce', labels)
 
   def step(i, carry):
     delta, flat, broken = carry
@@ -112,7 +112,7 @@ def _ascend(model, images, labels, keys, eps, start, steps, norm):
   first = (random_start(keys, images, norm, start), none, none)
   delta, flat, broken = lax.fori_loop(0, steps, step, first)
   logits = logits_of(model, jnp.clip(images + delta, 0, 1), keys)
-  return logits, cross_entropy(logits, labels), flat, broken
+  return logits, margin(logits, labels), flat, broken
 
 
 @jax.jit
@@ -128,6 +128,35 @@ def logits_traced_anew(model: Partial, images: jax.Array, keys: jax.Array) -> ja
   program; only another trace shows it.
   """
   return jax.jit(lambda *args: logits_of(*args))(model, images, keys)
+
+
+def change_with_company(
+  model: Partial, images: jax.Array, keys: jax.Array, first: np.ndarray, real: np.ndarray
+) -> float:
+  """How much logits change with the rest of the batch: in another order, with half of it replaced.
+
+  Args:
+    model: images to logits.
+    images: float32 (B, H, W, C); one alone is put beside another.
+    keys: PRNG keys (B,).
+    first: logits (B, K) of the batch as it is.
+    real: bool (B,), which images count.
+
+  Returns:
+    The largest `relative_change`.
+  """
+  turned = np.asarray(logits_once(model, images[::-1], keys[::-1]))[::-1]
+  changes = [relative_change(first[real], turned[real])]
+  if len(images) == 1:
+    pair = jnp.concatenate([images, 1 - images])
+    other = np.asarray(logits_once(model, pair, jnp.concatenate([keys, keys])))[:1]
+    return max(changes[0], relative_change(first, other))
+  for half in (0, 1):
+    kept = np.arange(len(images)) % 2 == half
+    company = jnp.where(kept[:, None, None, None], images, 1 - images)
+    other = np.asarray(logits_once(model, company, keys))
+    changes.append(relative_change(first[real & kept], other[real & kept]))
+  return max(changes)
 
 
 def relative_change(first: np.ndarray, second: np.ndarray) -> float:

@@ -11,10 +11,13 @@ from jax.tree_util import Partial
 from rest_jax.attacks.health_probe import logits_once
 from rest_jax.attacks.queries import fold_each
 from rest_jax.attacks.threat import Norm
+from rest_jax.errors import UserError
+from rest_jax.text import plural
 
 _OWN = 0x6A756467  # folded into an image's key: draws of a random model that no attack has seen
 _FIRST, _SECOND = 1, 2
 _ROUNDING = 2.0**-23  # one ulp of a pixel in [0.5, 1], where an attack adds in float32
+_NAMED = 5  # images in a message
 _RELATIVE = 1e-6  # of a norm summed in float32
 
 
@@ -22,12 +25,15 @@ class Verdict(NamedTuple):
   """What a model says of images.
 
   Attributes:
-    predicted: int64 (B,), -1 where the logits are not numbers.
+    predicted: int64 (B,), -1 where the logits are not numbers (-inf is one, of a class that is
+      ruled out).
     loss: float64 (B,) cross-entropy of the true class, nats.
+    undefined: int64 (B,), how many logits are not numbers.
   """
 
   predicted: np.ndarray
   loss: np.ndarray
+  undefined: np.ndarray
 
 
 def judge(
@@ -51,13 +57,41 @@ def judge(
   else:
     logits = np.asarray(logits_once(model, images, keys))
   logits = logits.astype(np.float64)
-  # -inf is a logit, of a class that is ruled out.
-  good = (np.isfinite(logits) | (logits == -np.inf)).all(axis=1)
+  undefined = undefined_logits(logits)
+  good = undefined == 0
   logits = np.where(good[:, None], logits, 0.0)
   highest = logits.max(axis=1, keepdims=True)
   total = np.log(np.exp(logits - highest).sum(axis=1)) + highest[:, 0]
   loss = total - logits[np.arange(len(labels)), labels]
-  return Verdict(np.where(good, logits.argmax(axis=1), -1), np.where(good, loss, np.nan))
+  predicted = np.where(good, logits.argmax(axis=1), -1)
+  return Verdict(predicted, np.where(good, loss, np.nan), undefined)
+
+
+def undefined_logits(logits: np.ndarray) -> np.ndarray:
+  """How many of each image's logits (B, K) are not numbers, (B,): `losses.undefined_count`."""
+  bad = (np.isnan(logits) | (logits == np.inf)).sum(axis=1)
+  return np.where((logits == -np.inf).all(axis=1), logits.shape[1], bad)
+
+
+def check_defined(undefined: np.ndarray, classes: int, indices: np.ndarray | None = None) -> None:
+  """Raises `UserError` where a model's logits on images as they are, are not numbers.
+
+  Args:
+    undefined: (N,), how many of each image's.
+    classes: of the model.
+    indices: (N,), what the images are called; 0, 1, ... by default.
+  """
+  bad = np.flatnonzero(undefined)
+  if not len(bad):
+    return
+  names = bad if indices is None else np.asarray(indices)[bad]
+  shown = ', '.join(map(str, names[:_NAMED])) + (', ...' if len(names) > _NAMED else '')
+  count, logits = len(undefined), len(undefined) * classes
+  raise UserError(
+    f'{int(undefined.sum())} of {logits} logits are not finite before any attack, on {len(bad)} of '
+    f'{plural(count, "image")} (number {shown}); look for weights that are not finite, or '
+    'an overflow: jax.config.update("jax_debug_nans", True)'
+  )
 
 
 def measure(
@@ -88,7 +122,9 @@ def measure(
 
 
 def reached(verdict: Verdict, labels: np.ndarray, targets: np.ndarray | None) -> np.ndarray:
-  """Whether the attacker's goal is reached, bool (B,); logits that are not numbers reach none."""
+  """Whether the image is lost, bool (B,): the attacker's goal is reached, or the logits are not
+  numbers, which classify nothing."""
+  lost = verdict.predicted < 0
   if targets is not None:
-    return verdict.predicted == targets
-  return (verdict.predicted != labels) & (verdict.predicted >= 0)
+    return (verdict.predicted == targets) | lost
+  return (verdict.predicted != labels) | lost

@@ -1,12 +1,25 @@
-"""Losses of attacks: of each image, to be maximised; logits (B, K), labels (B,) to (B,)."""
+"""Losses of attacks: of each image, to be maximised; logits (B, K), labels (B,) to (B,).
+
+Attacks compare a loss's values and follow its gradient's direction, nothing else, so any rising
+function of a loss is the same loss. They are written such that float32 keeps both at any scale of
+the logits: the cross-entropy as log odds, of which it is a rising function, and ratios of logits
+with their scale divided out.
+"""
 
 from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from rest_jax.errors import UserError
 
+# A name of `MIN_CLASSES` or `SIGMOID`'s, or a function of one's own of outputs and labels.
+LossName = str | Callable[..., jax.Array]
 # How many classes each needs.
 MIN_CLASSES = {
   'ce': 2,
@@ -16,6 +29,9 @@ MIN_CLASSES = {
   'dlr': 3,
   'dlr_targeted': 4,
 }
+# Of models whose outputs are decisions, each by itself, which a sigmoid turns into probabilities.
+SIGMOID = {'ce': 'sigmoid_ce', 'margin': 'sigmoid_margin'}
+_SMALL = 0.5  # spread of logits below which the mean of their exponentials is taken less 1
 
 
 def pick(logits: jax.Array, classes: jax.Array) -> jax.Array:
@@ -42,14 +58,35 @@ def class_of_rank(logits: jax.Array, rank: jax.Array | int) -> jax.Array:
     logits: (B, K).
     rank: from 0 to K - 1, a scalar or (B,).
   """
-  order = jnp.argsort(-logits, axis=1)
+  order = jnp.argsort(-logits, axis=1, stable=True)
   rank = jnp.broadcast_to(jnp.asarray(rank, jnp.int32), logits.shape[:1])
   return jnp.take_along_axis(order, rank[:, None], axis=1)[:, 0].astype(jnp.int32)
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """-log softmax(logits)[label]."""
-  return jax.nn.logsumexp(logits, axis=1) - pick(logits, labels)
+  """-log softmax(logits)[label], nats; to be reported, `log_odds` is to be maximised."""
+  return jax.nn.softplus(log_odds(logits, labels) + math.log(max(logits.shape[1] - 1, 1)))
+
+
+def log_odds(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """log mean exp of the other logits less the label's, a rising function of the cross-entropy.
+
+  The cross-entropy is log(1 + (K - 1) exp(this)). Its own value and gradient are 0 in float32 once
+  the label is 104 ahead, and from 17 on the gradient has lost the label's part; here neither
+  happens. Of two classes it is the difference of the logits.
+  """
+  own = jnp.arange(logits.shape[1])[None] == labels[:, None]
+  ahead = jnp.where(own, -jnp.inf, logits - pick(logits, labels)[:, None])
+  highest = jax.lax.stop_gradient(jnp.max(ahead, axis=1, keepdims=True))
+  highest = jnp.where(jnp.isfinite(highest), highest, 0.0)
+  others = max(logits.shape[1] - 1, 1)
+  below = jnp.where(own, 0.0, ahead - highest)
+  # Near 0 the mean of exp - 1 keeps what a sum near K - 1 would round away.
+  small = jnp.min(below, axis=1, keepdims=True) > -_SMALL
+  near = jnp.where(own | ~small, 0.0, below)
+  near = jnp.log1p(jnp.sum(jnp.expm1(near), axis=1) / others)
+  mean = jnp.sum(jnp.where(own, 0.0, jnp.exp(below)), axis=1) / others
+  return highest[:, 0] + jnp.where(small[:, 0], near, jnp.log(mean))
 
 
 def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -58,38 +95,125 @@ def margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
   return jnp.max(jnp.where(own, -jnp.inf, logits), axis=1) - pick(logits, labels)
 
 
+def highest_other(logits: jax.Array, classes: jax.Array) -> jax.Array:
+  """The class of the highest logit but for `classes` (B,): int32 (B,)."""
+  own = jnp.arange(logits.shape[1])[None] == classes[:, None]
+  return jnp.argmax(jnp.where(own, -jnp.inf, logits), axis=1).astype(jnp.int32)
+
+
 def dlr(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """Difference of logits ratio: Croce & Hein, AutoAttack (2020), equation 6."""
   first, second, third = largest(logits, 3)
   other = jnp.where(jnp.argmax(logits, axis=1) == labels, second, first)
-  return -(pick(logits, labels) - other) / (first - third + 1e-12)
+  return _ratio(other - pick(logits, labels), first - third)
 
 
 def dlr_targeted(logits: jax.Array, labels: jax.Array, targets: jax.Array) -> jax.Array:
-  """Targeted difference of logits ratio: Croce & Hein, AutoAttack (2020), equation 7."""
+  """Targeted difference of logits ratio: Croce & Hein, AutoAttack (2020), equation 7.
+
+  It heads for the target's boundary with the label, beyond which any wrong class will do.
+  """
   first, _, third, fourth = largest(logits, 4)
-  gap = pick(logits, labels) - pick(logits, targets)
-  return -gap / (first - 0.5 * (third + fourth) + 1e-12)
+  return _ratio(pick(logits, targets) - pick(logits, labels), first - 0.5 * (third + fourth))
+
+
+def dlr_reaching(logits: jax.Array, targets: jax.Array) -> jax.Array:
+  """Equation 7 where the target itself is wanted: over the highest other logit, whosever it is."""
+  first, _, third, fourth = largest(logits, 4)
+  return _ratio(-margin(logits, targets), first - 0.5 * (third + fourth))
+
+
+def sigmoid_margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """Of K decisions by the sign of their logits, labels (B, K) of 0 and 1: the worst one's."""
+  return jnp.max(_against(logits, labels), axis=1)
+
+
+def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """The logarithm of the sum of the decisions' cross-entropies, which keeps those near 0 apart."""
+  against = _against(logits, labels)
+  # log softplus(a) is a to the last bit of float32 below -17.
+  near = jnp.log(jax.nn.softplus(jnp.maximum(against, -15.0)))
+  return jax.nn.logsumexp(jnp.where(against > -15, near, against), axis=1)
+
+
+def _against(logits: jax.Array, labels: jax.Array) -> jax.Array:
+  """How far each decision is on the wrong side, (B, K)."""
+  return jnp.where(labels > 0, -logits, logits)
+
+
+def _ratio(above: jax.Array, below: jax.Array) -> jax.Array:
+  """above / below for below >= 0; where that is 0, all being equal, `above` itself.
+
+  Both in units of `below`, which changes neither value nor gradient: its square is in the
+  gradient, and that may be 0 or infinite in float32.
+  """
+  scale = jax.lax.stop_gradient(jnp.where(below > 0, below, 1.0))
+  return (above / scale) / jnp.where(below > 0, below / scale, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+  """What an attack maximises, a function of logits.
+
+  Attributes:
+    name: one of `MIN_CLASSES`, or a function `(outputs, labels) -> (B,)` of one's own.
+    labels: int32 (B,); of a loss of one's own, whatever it takes.
+    targets: int32 (B,), or None.
+    targeted: whether success is to reach the target; 'dlr_targeted' alone may be otherwise.
+  """
+
+  name: LossName
+  labels: Any
+  targets: jax.Array | None = None
+  targeted: bool = False
+
+  @property
+  def of_outputs(self) -> bool:
+    """Whether it is a function of what the model gives, and not of logits of classes."""
+    return takes_outputs(self.name)
+
+  def __call__(self, logits: Any) -> jax.Array:
+    """The loss (B,), or a rising function of it."""
+    return loss_of(self.name, logits, self.labels, self.targets, self.targeted)
+
+
+def zero_of(name: LossName) -> float:
+  """What stands for a published loss of 0 among the values of `loss_of`."""
+  return {'ce': -math.inf, 'ce_targeted': math.inf}.get(name, 0.0) if isinstance(name, str) else 0.0
 
 
 def loss_of(
-  name: str, logits: jax.Array, labels: jax.Array, targets: jax.Array | None
+  name: LossName,
+  logits: jax.Array,
+  labels: jax.Array,
+  targets: jax.Array | None,
+  targeted: bool = True,
 ) -> jax.Array:
   """One of `MIN_CLASSES` by its name; the targeted ones rise as the target does.
 
   Args:
-    name: which.
+    name: which; or a function of one's own of logits and labels.
     logits: float32 (B, K).
     labels: int32 (B,).
     targets: int32 (B,), for the targeted losses.
+    targeted: whether the target is to be reached, and not any wrong class on the way to it; it
+      makes a difference to 'dlr_targeted' alone.
 
   Returns:
-    float32 (B,).
+    float32 (B,): the loss, or a rising function of it.
 
   Raises:
     UserError: an unknown name, or no targets for a targeted loss.
   """
-  plain = {'ce': cross_entropy, 'margin': margin, 'dlr': dlr}
+  if callable(name):
+    return own_loss(name, logits, labels)
+  plain = {
+    'ce': log_odds,
+    'margin': margin,
+    'dlr': dlr,
+    'sigmoid_ce': sigmoid_cross_entropy,
+    'sigmoid_margin': sigmoid_margin,
+  }
   if name in plain:
     return plain[name](logits, labels)
   if name not in MIN_CLASSES:
@@ -97,16 +221,66 @@ def loss_of(
   if targets is None:
     raise UserError(f'the loss {name!r} needs targets, one class an image')
   if name == 'ce_targeted':
-    return -cross_entropy(logits, targets)
+    return -log_odds(logits, targets)
   if name == 'margin_targeted':
     return -margin(logits, targets)
-  return dlr_targeted(logits, labels, targets)
+  return dlr_reaching(logits, targets) if targeted else dlr_targeted(logits, labels, targets)
+
+
+def takes_outputs(name: LossName) -> bool:
+  """Whether a loss is one of a model's outputs as they are: of one's own, or of decisions."""
+  return callable(name) or name in SIGMOID.values()
+
+
+def own_loss(function: Callable[..., jax.Array], outputs: Any, labels: Any) -> jax.Array:
+  """A loss of the user's own, (B,); raises `UserError` unless it is one number an image."""
+  values = jnp.asarray(function(outputs, labels))
+  batch = jax.tree.leaves(outputs)[0].shape[0]
+  if values.shape != (batch,) or not jnp.issubdtype(values.dtype, jnp.floating):
+    raise UserError(
+      f'a loss of your own gives floats (B,), ({batch},) here, one an image, not '
+      f'{values.dtype} {tuple(values.shape)}; leave the mean over the batch out'
+    )
+  return values.astype(jnp.float32)
+
+
+def undefined_count(logits: jax.Array) -> jax.Array:
+  """How many of each image's logits (B, K) are not numbers, (B,) int32.
+
+  -inf is a logit, of a class that is ruled out, unless it is that of all classes.
+  """
+  bad = jnp.sum((jnp.isnan(logits) | (logits == jnp.inf)).astype(jnp.int32), axis=1)
+  return jnp.where(jnp.all(logits == -jnp.inf, axis=1), logits.shape[1], bad)
+
+
+def undefined(logits: jax.Array) -> jax.Array:
+  """Which images have logits (B, K) that are not numbers, (B,) bool."""
+  return undefined_count(logits) > 0
 
 
 def fooled(
   logits: jax.Array, labels: jax.Array, targets: jax.Array | None, targeted: bool
 ) -> jax.Array:
-  """Whether each image is an attacker's success: (B,) bool. Logits that are NaN are none."""
+  """Whether each image is an attacker's success: (B,) bool.
+
+  Logits that are not numbers are one whatever was wanted: they classify nothing.
+  """
   prediction = jnp.argmax(logits, axis=1)
   reached = prediction == targets if targeted else prediction != labels
-  return reached & ~jnp.any(jnp.isnan(logits), axis=1)
+  return reached | undefined(logits)
+
+
+def success_of(
+  name: LossName,
+  outputs: Any,
+  labels: Any,
+  targets: jax.Array | None,
+  targeted: bool,
+) -> jax.Array:
+  """As `fooled`, (B,); of decisions any wrong one, and a loss of one's own knows no success."""
+  if callable(name):
+    return jnp.zeros(jax.tree.leaves(outputs)[0].shape[:1], bool)
+  if name in SIGMOID.values():
+    wrong = jnp.any((outputs > 0) != (labels > 0), axis=1)
+    return wrong | jnp.any(jnp.isnan(outputs), axis=1)
+  return fooled(outputs, labels, targets, targeted)

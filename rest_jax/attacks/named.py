@@ -15,7 +15,9 @@ import numpy as np
 from rest_jax.attacks.counting import counting
 from rest_jax.attacks.fingerprint import weights_hash
 from rest_jax.attacks.threat import NORMS, Norm
-from rest_jax.errors import UserError
+from rest_jax.errors import UserError, did_you_mean
+
+_OF_THREAT = ('norm', 'eps', 'targets')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,19 @@ class Attack:
   def __post_init__(self):
     if not re.fullmatch(r'[\w.-]+', self.label):
       raise UserError(f'the label of an attack is letters, digits and _.-, not {self.label!r}')
+    self._check_options()
+
+  def _check_options(self) -> None:
+    """No option is ignored, and none takes the place of what the threat says."""
+    taken = _accepted(self.function)
+    for name in self.options:
+      if name in _OF_THREAT:
+        raise UserError(f'the attack {self.label} gets its {name} from the threat; leave it out')
+      if taken is not None and name not in taken:
+        known = sorted(taken - {*_OF_THREAT, 'logits_fn', 'images', 'labels', 'key'})
+        raise UserError(
+          f'the attack {self.label} has no option {name!r}; {did_you_mean(name, known)}'
+        )
 
   def run(
     self,

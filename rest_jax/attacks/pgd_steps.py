@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 from rest_jax.attacks import losses
 from rest_jax.attacks.algorithm import register_state, select
 from rest_jax.attacks.directions import ascent, usable
-from rest_jax.attacks.projections import norm_of, per_image, project, random_start
+from rest_jax.attacks.projections import normalize, project, random_start
 from rest_jax.attacks.queries import ask, fold_each
 from rest_jax.attacks.rounding import finish
 from rest_jax.attacks.threat import Norm
@@ -50,7 +50,7 @@ class PGD:
     schedule: of the lengths: 'constant', or falling to 0 ('linear', 'cosine').
     random_start: begin at a point drawn uniformly from the ball.
     decay: of the momentum (0 for none): Dong et al., 2018, equation 6.
-    loss: a name of `losses.MIN_CLASSES`.
+    loss: a name of `losses.MIN_CLASSES`, or a function of one's own, which knows no success.
     targeted: whether success is to reach the target.
   """
 
@@ -60,7 +60,7 @@ class PGD:
   schedule: str = 'constant'
   random_start: bool = True
   decay: float = 0.0
-  loss: str = 'ce'
+  loss: losses.LossName = 'ce'
   targeted: bool = False
 
   @property
@@ -80,13 +80,13 @@ class PGD:
       targets=labels if targets is None else targets,
       eps=eps,
       keys=keys,
-      iteration=jnp.zeros(labels.shape, jnp.int32),
+      iteration=jnp.zeros(eps.shape, jnp.int32),
       adv=images,
-      success=jnp.zeros(labels.shape, bool),
+      success=jnp.zeros(eps.shape, bool),
       point=point,
       velocity=jnp.zeros_like(images) if self.decay else jnp.zeros_like(images[:, :1, :1, :1]),
       best=point,
-      best_loss=jnp.full(labels.shape, -jnp.inf),
+      best_loss=jnp.full(eps.shape, -jnp.inf),
     )
 
   def step(self, model: Partial, state: PGDState) -> PGDState:
@@ -95,10 +95,10 @@ class PGD:
     answer = ask(
       model,
       state.point,
-      lambda logits: losses.loss_of(self.loss, logits, state.labels, state.targets),
+      losses.Loss(self.loss, state.labels, state.targets, self.targeted),
       keys,
     )
-    hit = losses.fooled(answer.logits, state.labels, state.targets, self.targeted)
+    hit = losses.success_of(self.loss, answer.logits, state.labels, state.targets, self.targeted)
     higher = answer.losses > state.best_loss
     point, velocity = self._move(state, usable(answer.gradient))
     return dataclasses.replace(
@@ -119,8 +119,7 @@ class PGD:
   def _move(self, state: PGDState, gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     velocity = state.velocity
     if self.decay:
-      unit = gradient / (per_image(norm_of(gradient, 'l1'), gradient) + 1e-12)
-      gradient = velocity = self.decay * velocity + unit
+      gradient = velocity = self.decay * velocity + normalize(gradient, 'l1')
     lengths = jnp.asarray(self._lengths())
     length = state.eps * lengths[jnp.minimum(state.iteration, self.iterations - 1)]
     delta = state.point + ascent(gradient, self.norm, length) - state.images

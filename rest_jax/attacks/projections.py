@@ -16,6 +16,7 @@ from jax import lax
 
 from rest_jax.attacks import draws
 from rest_jax.attacks.threat import Norm
+from rest_jax.inputs import check_pair
 
 _TINY = 1.2e-38  # the smallest normal float32: a radius below it is 0
 _ULP = 2.0**-24  # relative error of one float32 operation
@@ -44,13 +45,43 @@ def norm_of(delta: jax.Array, norm: Norm) -> jax.Array:
 
 
 def distances(adv: jax.Array, images: jax.Array, norm: Norm) -> jax.Array:
-  """How far each image was moved, (B,); 0 where an attack gave back the original."""
+  """How far each image was moved, (B,); 0 where an attack gave back the original.
+
+  Raises:
+    UserError: adversarial images and images of different shapes.
+  """
+  check_pair(adv, images, ('adversarial images', 'images'))
   return norm_of(jnp.asarray(adv, jnp.float32) - jnp.asarray(images, jnp.float32), norm)
 
 
+def unscaled(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Takes the scale off each image of a batch: the largest magnitude becomes 1.
+
+  Gradients have any scale: a confident model's are 1e-20, whose squares are 0 in float32, and
+  constants that are to keep from dividing by 0 are larger than they.
+
+  Args:
+    x: (B, ...), finite.
+
+  Returns:
+    Like `x`, images of zeros as they are; and the scale (B,), 1 for those.
+  """
+  largest = norm_of(x, 'linf')
+  scale = jnp.where(largest > 0, largest, 1.0)
+  return x / per_image(scale, x), scale
+
+
+def length_of(x: jax.Array, norm: Norm) -> jax.Array:
+  """The norm of each image of a batch of any scale: as `norm_of`, with no square that is 0."""
+  unit, scale = unscaled(x)
+  return norm_of(unit, norm) * scale
+
+
 def normalize(x: jax.Array, norm: Norm) -> jax.Array:
-  """Scales each image of a batch to norm 1; one of zeros stays (the published 1e-12 is added)."""
-  return x / (per_image(norm_of(x, norm), x) + 1e-12)
+  """Scales each image of a batch, whatever its scale, to norm 1; one of zeros stays."""
+  unit, _ = unscaled(x)
+  # Of what has a value of 1 every norm is 1 or more.
+  return unit / per_image(jnp.maximum(norm_of(unit, norm), 1.0), unit)
 
 
 def project(delta: jax.Array, images: jax.Array, norm: Norm, eps: jax.Array | float) -> jax.Array:
@@ -88,7 +119,7 @@ def into_ball(delta: jax.Array, images: jax.Array, norm: Norm, eps: jax.Array | 
   """
   if norm != 'l2':
     return project(delta, images, norm, eps)
-  length = jnp.minimum(per_image(norm_of(delta, 'l2'), delta), per_image(eps, delta))
+  length = jnp.minimum(per_image(length_of(delta, 'l2'), delta), per_image(eps, delta))
   return jnp.clip(normalize(delta, 'l2') * length, -images, 1 - images)
 
 
@@ -117,8 +148,7 @@ def furthest(
   if norm == 'linf':
     return sign * room
   # Only ratios count; without this the squares of small gradients would underflow.
-  largest = per_image(norm_of(gradient, 'linf'), gradient)
-  amount = jnp.abs(gradient) / jnp.where(largest > 0, largest, 1.0)
+  amount = jnp.abs(unscaled(gradient)[0])
   if norm == 'l2':
     return sign * _fill_l2(amount, room, eps, jnp.full_like(eps, 1e19))
   return sign * _fill_l1(amount, room, eps)

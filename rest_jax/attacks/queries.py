@@ -8,15 +8,20 @@ its place in the batch nor on the others (`attacks.eot` makes such a model).
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
 
+from rest_jax.attacks.losses import Loss
 from rest_jax.errors import UserError
+
+_MOST = 1e30  # log odds are cut here, so that their differences are numbers
+_NOTHING = -2e30
 
 LossFn = Callable[[jax.Array], jax.Array]  # logits (B, K) to losses (B,)
 
@@ -25,7 +30,7 @@ class Answer(NamedTuple):
   """What a model says of a batch.
 
   Attributes:
-    logits: float32 (B, K).
+    logits: float32 (B, K); of a loss of one's own, what the model gives.
     losses: float32 (B,).
     gradient: of each image's loss with respect to it, float32, like the images.
   """
@@ -60,6 +65,25 @@ def fold_each(keys: jax.Array, data: jax.Array | int) -> jax.Array:
   return jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(jnp.asarray(data), keys.shape))
 
 
+def as_classes(logits: jax.Array) -> jax.Array:
+  """Logits float32 (B, K) of two classes or more.
+
+  One logit (B, 1) or (B,), of a sigmoid, is that of class 1 against a 0 of class 0: their softmax
+  is the sigmoid.
+  """
+  logits = logits.astype(jnp.float32)
+  if logits.ndim == 1:
+    logits = logits[:, None]
+  if logits.shape[1] == 1:
+    return jnp.concatenate([jnp.zeros_like(logits), logits], axis=1)
+  return logits
+
+
+def outputs_of(model: Partial, images: jax.Array, keys: jax.Array | None = None) -> Any:
+  """What the model gives, for a loss of one's own; arguments as `logits_of`."""
+  return model(images, keys=keys) if is_random(model) else model(images)
+
+
 def logits_of(model: Partial, images: jax.Array, keys: jax.Array | None = None) -> jax.Array:
   """Asks for logits.
 
@@ -69,10 +93,9 @@ def logits_of(model: Partial, images: jax.Array, keys: jax.Array | None = None) 
     keys: (B,), for a random model; None takes those it was made with.
 
   Returns:
-    float32 (B, K).
+    float32 (B, K), K from 2.
   """
-  logits = model(images, keys=keys) if is_random(model) else model(images)
-  return logits.astype(jnp.float32)
+  return as_classes(outputs_of(model, images, keys))
 
 
 def ask(
@@ -86,19 +109,23 @@ def ask(
   Args:
     model: the model.
     images: float32 (B, H, W, C) in [0, 1].
-    loss_fn: logits (B, K) to losses (B,), one an image.
+    loss_fn: logits (B, K) to losses (B,), one an image; a `Loss` `of_outputs` gets what the model
+      gives, in place of logits of classes.
     keys: (B,), for a random model.
 
   Returns:
-    The answer.
+    The answer. Of a cross-entropy, which `Loss` gives as log odds, the gradient's direction alone
+    is that of the loss.
   """
+  if isinstance(loss_fn, Loss) and loss_fn.of_outputs:
+    return _answer(lambda x: outputs_of(model, x, keys), images, loss_fn)
   if is_random(model) and getattr(model.func, 'average', None) == 'loss':
     return _mean_over_draws(model, images, loss_fn, keys)
 
   return _answer(lambda x: logits_of(model, x, keys), images, loss_fn)
 
 
-def _answer(logits_fn: Callable[[jax.Array], jax.Array], images: jax.Array, loss_fn: LossFn):
+def _answer(logits_fn: Callable[[jax.Array], Any], images: jax.Array, loss_fn: LossFn):
   def total(x):
     logits = logits_fn(x)
     losses = loss_fn(logits)
@@ -111,16 +138,52 @@ def _answer(logits_fn: Callable[[jax.Array], jax.Array], images: jax.Array, loss
 def _mean_over_draws(
   model: Partial, images: jax.Array, loss_fn: LossFn, keys: jax.Array | None
 ) -> Answer:
-  def one(index: jax.Array | int) -> Answer:
+  sign = _entropy_sign(loss_fn)
+
+  def one(index: jax.Array | int) -> tuple[Answer, jax.Array]:
     draw = functools.partial(model.func.draw, *model.args, keys=keys, index=index)
     answer = _answer(lambda x: draw(images=x), images, loss_fn)
-    return answer._replace(logits=jax.nn.softmax(answer.logits, axis=1))
+    values, weights = _of_draw(answer.losses, answer.logits.shape[1], sign)
+    logits = jax.nn.softmax(answer.logits, axis=1)
+    return Answer(logits, values, answer.gradient), weights
 
-  def add(index, added):
-    return jax.tree.map(jnp.add, added, one(index))
+  def add(index, carry):
+    (logits, values, gradient), scale = carry
+    new, weight = one(index)
+    # Gradients in units of the largest weight so far: those of confident draws would all be 0.
+    top = jnp.maximum(scale, weight)
+    gradient = _times(gradient, jnp.exp(scale - top)) + _times(new.gradient, jnp.exp(weight - top))
+    values = jnp.logaddexp(values, new.losses) if sign else values + new.losses
+    return Answer(logits + new.logits, values, gradient), top
 
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(lambda: one(0)))
-  added = lax.fori_loop(0, model.func.samples, add, zeros)
-  mean = jax.tree.map(lambda x: x / model.func.samples, added)
+  nothing = jnp.full_like(zeros[1], _NOTHING)
+  start = zeros[0]._replace(losses=nothing if sign else zeros[0].losses)
+  samples = model.func.samples
+  found, _ = lax.fori_loop(0, samples, add, (start, nothing))
+  mean = found.losses - math.log(samples) if sign else found.losses / samples
   # The prediction is that of the mean probabilities.
-  return mean._replace(logits=jnp.log(jnp.maximum(mean.logits, 1e-37)))
+  logits = jnp.log(jnp.maximum(found.logits / samples, 1e-37))
+  return Answer(logits, sign * mean if sign else mean, found.gradient / samples)
+
+
+def _entropy_sign(loss_fn: LossFn) -> int:
+  """1 for the cross-entropy, -1 for that of a target, which is to fall, 0 for other losses."""
+  name = loss_fn.name if isinstance(loss_fn, Loss) else None
+  return {'ce': 1, 'ce_targeted': -1}.get(name, 0) if isinstance(name, str) else 0
+
+
+def _of_draw(values: jax.Array, classes: int, sign: int) -> tuple[jax.Array, jax.Array]:
+  """Of a draw's log odds: the logarithm of its cross-entropy, and that of its gradient's weight.
+
+  The cross-entropy is log(1 + exp(v)), its gradient sigmoid(v) times that of v.
+  """
+  if not sign:
+    return values, jnp.zeros_like(values)
+  odds = jnp.clip(sign * values + math.log(classes - 1), -_MOST, _MOST)
+  entropy = jnp.where(odds > -15, jnp.log(jax.nn.softplus(jnp.maximum(odds, -15.0))), odds)
+  return entropy, -jax.nn.softplus(-odds)
+
+
+def _times(gradient: jax.Array, weight: jax.Array) -> jax.Array:
+  return gradient * weight.reshape(weight.shape + (1,) * (gradient.ndim - 1))

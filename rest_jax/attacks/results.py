@@ -50,9 +50,8 @@ class Record:
     index: of the image in the source.
     label: true class.
     target: class to be reached; None where any wrong one will do.
-    clean: predicted class of the image, -1 for logits that are not numbers; where it is not
-      `label`, nothing was attacked.
-    adversarial: predicted class of the adversarial image.
+    clean: predicted class of the image; where it is not `label`, nothing was attacked.
+    adversarial: predicted class of the adversarial image, -1 for logits that are not numbers.
     clean_loss: cross-entropy of the image, nats; None where not finite.
     loss: cross-entropy of the adversarial image, nats.
     distance: of the adversarial image from the image, in the threat's norm.
@@ -63,7 +62,8 @@ class Record:
     eps: radius; None for a minimum-norm attack.
     seed: the evaluation's key as hexadecimal words.
     inside: the adversarial image is in the ball, up to rounding, and in [0, 1].
-    success: it is inside, and an evaluation after the attack found the attack's goal reached.
+    success: it is inside, and an evaluation after the attack found the attack's goal reached, or
+      logits that are not numbers.
     confirmed: a second evaluation said the same about `success`.
     reused: smaller radius whose adversarial image was taken over; None where it was searched for.
     pixels: checksum of the image.

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jax.core import Tracer
 from jax.tree_util import Partial
 
+from rest_jax.attacks import losses
 from rest_jax.attacks.algorithm import Algorithm, in_chunks, run_from, select
 from rest_jax.attacks.checks import Inputs, check_count, check_key
 from rest_jax.attacks.counting import count_queries
-from rest_jax.attacks.losses import fooled
-from rest_jax.attacks.queries import fold_each, image_keys, logits_of
+from rest_jax.attacks.judge import check_defined, undefined_logits
+from rest_jax.attacks.queries import fold_each, image_keys, logits_of, outputs_of
+from rest_jax.inputs import is_known
 
 _CLEAN = 0x7FFFFFFF  # folded into the keys for the first question, beside restarts 0, 1, ...
 
@@ -62,36 +64,53 @@ def attack(
     float32 (B, H, W, C): the outcomes.
 
   Raises:
-    UserError: no key, or a number of restarts or a query_batch below 1.
+    UserError: no key, a number of restarts or a query_batch below 1, or a model whose logits are
+      not numbers before any attack.
   """
   check_count('restarts', restarts)
   if query_batch is not None:
     check_count('query_batch', query_batch)
   if not len(inputs.images):
     return inputs.images
+  loss = cast(losses.LossName, getattr(algorithm, 'loss', 'margin'))
+  if callable(loss):  # it knows no success
+    stop_early = keep_clean = False
   keep_clean = stop_early if keep_clean is None else keep_clean
   keys = image_keys(check_key(key), inputs.images.shape[0])
 
   def chunk(arrays):
-    images, labels, _, chunk_keys, targets = arrays
-    done = jnp.zeros(labels.shape, bool)
+    (images, labels, _, chunk_keys, targets), numbers = arrays
+    done = jnp.zeros(images.shape[:1], bool)
     if keep_clean:
-      logits = clean_logits(inputs.model, images, chunk_keys)
-      done = _fooled(logits, labels, _of_restart(targets, 0), algorithm.targeted)
-      if not isinstance(done, Tracer) and done.all():
-        return images, jnp.zeros(labels.shape, jnp.int32)
-    return _restarts(algorithm, inputs.model, *arrays, done, restarts, stop_early)
+      logits = clean_logits(inputs.model, images, chunk_keys, losses.takes_outputs(loss))
+      if is_known(logits):
+        check_defined(undefined_logits(np.asarray(logits)), logits.shape[1], numbers)
+      done = _success(loss, logits, labels, _of_restart(targets, 0), algorithm.targeted)
+      if is_known(done) and done.all():
+        return images, jnp.zeros(images.shape[:1], jnp.int32)
+    return _restarts(algorithm, inputs.model, *arrays[0], done, restarts, stop_early)
 
   arrays = (inputs.images, inputs.labels, inputs.eps, keys, inputs.targets)
-  adv, queries = in_chunks(chunk, arrays, query_batch)
+  numbers = np.arange(inputs.images.shape[0])
+  adv, queries = in_chunks(chunk, (arrays, numbers), query_batch)
   count_queries(queries)
   return adv
 
 
-@jax.jit
-def clean_logits(model: Partial, images: jax.Array, keys: jax.Array) -> jax.Array:
-  """Logits of the originals (B, K); a program of its own, which all attacks share."""
-  return logits_of(model, images, fold_each(keys, _CLEAN))
+@functools.partial(jax.jit, static_argnames='outputs')
+def clean_logits(
+  model: Partial, images: jax.Array, keys: jax.Array, outputs: bool = False
+) -> jax.Array:
+  """Logits of the originals (B, K); a program of its own, which all attacks share.
+
+  Args:
+    model: what is attacked.
+    images: (B, H, W, C).
+    keys: (B,).
+    outputs: what the model gives, and not logits of classes.
+  """
+  of = outputs_of if outputs else logits_of
+  return of(model, images, fold_each(keys, _CLEAN)).astype(jnp.float32)
 
 
 @functools.partial(jax.jit, static_argnames=('algorithm', 'restarts', 'stop_early'))
@@ -125,7 +144,7 @@ def _restarts(
   return best, jnp.sum(asked, axis=0)
 
 
-_fooled = jax.jit(fooled, static_argnums=3)
+_success = jax.jit(losses.success_of, static_argnums=(0, 4))
 
 
 def _of_restart(targets: jax.Array | None, index: jax.Array | int) -> jax.Array | None:

@@ -24,7 +24,7 @@ def square(
   eps: Any,
   n_queries: int = 5000,
   p_init: float = 0.8,
-  loss: str = 'margin',
+  loss: str | None = None,
   rescale: bool = True,
   restarts: int = 1,
   targets: Any = None,
@@ -44,7 +44,8 @@ def square(
     eps: radius in units of [0, 1], a number or (B,).
     n_queries: changes to try on each image, after the starting point.
     p_init: share of the pixels that the first windows change, over 0 and up to 1.
-    loss: 'margin' or 'ce'; with targets always the latter.
+    loss: 'margin' or 'ce', of the label or the target; by default, as published, the margin, with
+      targets the cross-entropy.
     rescale: stretches the schedule of window sizes, made for 10000 queries, to `n_queries`.
       AutoAttack does not.
     restarts: runs from different starts.
@@ -61,11 +62,12 @@ def square(
   """
   check_count('n_queries', n_queries)
   check_count('restarts', restarts)
+  loss = loss or ('margin' if targets is None else 'ce')
   check_choice('loss', loss, ('margin', 'ce'))
   if not 0 < p_init <= 1:
     raise UserError(f'p_init is a share of the pixels, over 0 and up to 1, not {p_init!r}')
   inputs = check_inputs(logits_fn, images, labels, norm=norm, eps=eps, targets=targets)
-  target = make_target(inputs, key, query_batch)
+  target = make_target('square', inputs, key, query_batch)
   algorithm = Square(
     norm, target.targeted, int(n_queries), float(p_init), loss, rescale=bool(rescale)
   )

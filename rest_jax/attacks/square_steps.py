@@ -65,7 +65,7 @@ class Square:
     targeted: whether a given class is wanted; any wrong one otherwise.
     n_queries: budget beyond the starting point's one.
     p_init: share of pixels that the first windows change.
-    loss: 'margin', or 'ce' for cross-entropy; a targeted attack always takes cross-entropy.
+    loss: 'margin' of the goal, or 'ce' for cross-entropy.
     rescale: stretches the published schedule, made for 10000 queries, to the budget.
   """
 
@@ -122,11 +122,10 @@ class Square:
 def _judge(square: Square, logits, state: SquareState):
   """The margin that must fall to 0, the loss to lower, and whether the attacker has won."""
   success = fooled(logits, state.labels, state.targets, square.targeted)
-  if square.targeted:
-    margin = losses.margin(logits, state.targets)
-    return margin, losses.cross_entropy(logits, state.targets), success
-  margin = -losses.margin(logits, state.labels)
-  loss = margin if square.loss == 'margin' else -losses.cross_entropy(logits, state.labels)
+  goal, sign = (state.targets, 1) if square.targeted else (state.labels, -1)
+  margin = sign * losses.margin(logits, goal)
+  # Losses are compared, so log odds do for the cross-entropy, and never round to a constant.
+  loss = margin if square.loss == 'margin' else sign * losses.log_odds(logits, goal)
   return margin, loss, success
 
 
@@ -176,7 +175,7 @@ def _move_mass(norm: Norm, state: SquareState, here, there, form):
   left, kept, whole = (
     _root(total, norm) for total in (*sums[:2], jnp.sum(sums[2], -1, keepdims=True))
   )
-  shape = form + jnp.where(here, delta, 0.0) / (1e-12 + left)
+  shape = form + _over(jnp.where(here, delta, 0.0), left)
   eps = per_image(state.eps, delta)
   if norm == 'l2':
     spare = jnp.maximum(eps**2 - whole**2, 0.0) / channels
@@ -184,7 +183,7 @@ def _move_mass(norm: Norm, state: SquareState, here, there, form):
   else:
     mass = (jnp.maximum(eps - whole, 0.0) / channels + kept) * channels
   (filled,) = sum_planes(_size(shape, norm))
-  filled = shape * (mass / (1e-12 + _root(filled, norm)))
+  filled = shape * _over(mass, _root(filled, norm))
   return jnp.where(here, filled, jnp.where(there, 0.0, delta))
 
 
@@ -192,7 +191,12 @@ def _to_radius(delta, eps):
   """Stretches each image's perturbation to length eps (B,) in L2."""
   (squares,) = sum_planes(jnp.square(delta))
   length = jnp.sqrt(jnp.sum(squares, axis=-1, keepdims=True))
-  return delta * (per_image(eps, delta) / (length + 1e-12))
+  return delta * _over(per_image(eps, delta), length)
+
+
+def _over(above, below):
+  """above / below, 0 where below is 0."""
+  return jnp.where(below > 0, above / jnp.where(below > 0, below, 1.0), 0.0)
 
 
 def _size(x, norm: str):

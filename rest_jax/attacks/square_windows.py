@@ -58,7 +58,7 @@ def windows(
     queries = (queries / n_queries * 10000).astype(int)
   level = np.searchsorted(HALVINGS, queries, side='left')
   sides = [_side(p_init / 2**k, height, width, norm) for k in range(len(HALVINGS) + 1)]
-  tile = max(height // 5, 1)
+  tile = max(min(height // 5, width), 1)  # of a narrow image one column of tiles
   steps = np.zeros((len(sides), 2, max(sides) // 2 + 1), np.float32)
   for row, side in enumerate(sides):
     values = _rings(side, norm)
@@ -167,8 +167,7 @@ def tiled_start(
   """The starting point of the L2 and L1 forms: a grid of tiles with random signs and turns."""
   height, width, channels = shape
   side = tables.tile
-  begin = max((height - 5 * side) // 2, 0)
-  rows, columns = np.arange(height) - begin, np.arange(width) - begin
+  rows, columns = (np.arange(n) - max((n - 5 * side) // 2, 0) for n in (height, width))
   grid = (height // side, width // side)
   place = [np.clip(at // side, 0, n - 1) for at, n in zip((rows, columns), grid, strict=True)]
   covered = [(at >= 0) & (at < n * side) for at, n in zip((rows, columns), grid, strict=True)]

@@ -202,7 +202,7 @@ def markdown(rows: Sequence[Row], confidence: float = 0.95) -> str:
     robust = row.robust_accuracy
     cells = [
       row.norm,
-      f'{row.eps:.6g}',
+      text.radius_text(row.eps),
       text.markdown(row.attack),
       str(row.images),
       f'{row.clean_accuracy.value:.2%}',

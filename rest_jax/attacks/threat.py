@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Literal, get_args
 
 from rest_jax.errors import UserError
+from rest_jax.inputs import radius
 
 Norm = Literal['linf', 'l2', 'l1']
 NORMS: tuple[str, ...] = get_args(Norm)
@@ -18,11 +18,12 @@ class Threat:
 
   Attributes:
     norm: 'linf', 'l2' or 'l1', over all pixels and channels of an image.
-    eps: radius, at least 0, in pixel values of [0, 1]; infinity for attacks of minimum norm.
+    eps: radius, at least 0, in pixel values of [0, 1], a number or a text such as '8/255', which
+      becomes one; infinity for attacks of minimum norm.
     targeted: whether the attacker wants a given class; any wrong one otherwise.
 
   Raises:
-    UserError: an unknown norm, or a radius that is negative or not a number.
+    UserError: an unknown norm, or a radius that is negative, no number, or beyond 1 in Linf.
   """
 
   norm: Norm
@@ -31,12 +32,7 @@ class Threat:
 
   def __post_init__(self):
     check_norm(self.norm)
-    try:
-      good = math.isnan(self.eps) is False and self.eps >= 0
-    except TypeError:
-      good = False
-    if not good:
-      raise UserError(f'a radius eps is a number from 0, in units of [0, 1], not {self.eps!r}')
+    object.__setattr__(self, 'eps', radius(self.eps, self.norm, infinite=True))
 
 
 def check_norm(norm: object) -> None:

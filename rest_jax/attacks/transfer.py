@@ -11,9 +11,9 @@ from jax.tree_util import Partial
 
 from rest_jax import text
 from rest_jax.attacks.attack_list import as_attacks
-from rest_jax.attacks.checks import check_count, check_inputs, check_key
+from rest_jax.attacks.checks import check_count, check_host, check_inputs, check_key
 from rest_jax.attacks.evaluation_sample import keys_of
-from rest_jax.attacks.judge import judge, measure, reached
+from rest_jax.attacks.judge import check_defined, judge, measure, reached
 from rest_jax.attacks.named import Attack
 from rest_jax.attacks.summary import Interval, accuracy_interval
 from rest_jax.attacks.threat import Threat
@@ -209,6 +209,7 @@ class _Work:
   def __init__(self, attack, threat: Threat, key, images, labels, targets, batch_size: int):
     """Checks what does not depend on a model; see `transfer_matrix`."""
     check_count('batch_size', batch_size)
+    check_host('transfer', images, labels, targets, key)
     if threat.targeted is not (targets is not None):
       raise UserError('a targeted threat needs targets, an untargeted one has none')
     if not np.size(labels):
@@ -222,7 +223,10 @@ class _Work:
     images, labels, targets = self._given
     for model in (*sources, *judges):
       threat = self._threat
-      check_inputs(model, images, labels, norm=threat.norm, eps=threat.eps, targets=targets)
+      inputs = check_inputs(
+        model, images, labels, norm=threat.norm, eps=threat.eps, targets=targets
+      )
+      self._classes = inputs.num_classes
     count = len(images)
     firsts = range(0, count, self._size)
     parts = [
@@ -240,9 +244,13 @@ class _Work:
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     norm, eps = self._threat.norm, self._threat.eps
     images, labels, targets = (None if a is None else np.asarray(a)[rows] for a in self._given)
-    images, labels = np.asarray(images, np.float32), np.asarray(labels, np.int32)
+    images = np.clip(np.asarray(images, np.float32), 0, 1)  # what rounding left outside
+    labels = np.asarray(labels, np.int32)
     keys = keys_of(self._key, rows)
-    correct = np.asarray([judge(m, images, labels, keys).predicted == labels for m in judges])
+    clean = [judge(model, images, labels, keys) for model in judges]
+    for verdict in clean:
+      check_defined(verdict.undefined, self._classes, rows)
+    correct = np.asarray([verdict.predicted == labels for verdict in clean])
     advs, fooled = [], []
     for source in sources:
       adv, _ = self._attack.run(

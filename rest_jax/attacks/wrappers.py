@@ -14,7 +14,7 @@ from jax import lax
 from jax.tree_util import Partial
 
 from rest_jax.attacks.checks import check_choice, check_count, check_key
-from rest_jax.attacks.queries import fold_each, image_keys
+from rest_jax.attacks.queries import as_classes, fold_each, image_keys
 from rest_jax.callables import as_function
 from rest_jax.errors import UserError
 
@@ -182,10 +182,10 @@ class RandomModel:
     keys: jax.Array | None,
     index: jax.Array | int,
   ) -> jax.Array:
-    """One draw: float32 (B, K)."""
+    """One draw: float32 (B, K), K from 2."""
     keys = image_keys(key, images.shape[0]) if keys is None else keys
 
     def one(image, image_key):
       return model(image[None], image_key)[0]
 
-    return jax.vmap(one)(images, fold_each(keys, index)).astype(jnp.float32)
+    return as_classes(jax.vmap(one)(images, fold_each(keys, index)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import fractions
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from rest_jax.command_line import (
 from rest_jax.defend.denoise.registry import DENOISERS, list_denoisers
 from rest_jax.defend.protect import DRAWS
 from rest_jax.errors import UserError, did_you_mean
+from rest_jax.inputs import radius
 from rest_jax.paths import check_folder, safe_name
 
 # One of each family, none of them slow.
@@ -135,7 +135,7 @@ def _check(values: dict[str, Any]) -> Command:
   check_norm(values['norm'])
   values['attack'] = _attacks(split_list(values['attack']), values['norm'])
   eps = split_list(values['eps']) or DEFAULT_EPS[values['norm']]
-  values['eps'] = tuple(dict.fromkeys(_radius(text, values['norm']) for text in eps))
+  values['eps'] = tuple(dict.fromkeys(radius(text, values['norm'], what='--eps') for text in eps))
   values['defense'] = _defences(split_list(values['defense']))
   strengths = (_strength(text) for text in split_list(values['strength']))
   values['strength'] = tuple(dict.fromkeys(strengths))
@@ -159,19 +159,6 @@ def _attacks(names: Sequence[str], norm: str) -> tuple[str, ...]:
   if not chosen:
     raise UserError(f'--attack names no attack; there are {", ".join(list_attacks())}')
   return tuple(chosen)
-
-
-def _radius(text: str, norm: str) -> float:
-  try:
-    value = float(fractions.Fraction(text))
-  except (ValueError, ZeroDivisionError, OverflowError):
-    raise UserError(f'--eps: {text!r} is no number such as 0.03 or 8/255') from None
-  if value < 0:
-    raise UserError(f'--eps is {text}; a radius is a number from 0')
-  if norm == 'linf' and value > 1:
-    hint = f', such as {text}/255' if '/' not in text and value <= 255 else ''
-    raise UserError(f'--eps is {text}, beyond 1, the whole range; it is in units of [0, 1]{hint}')
-  return value
 
 
 def _defences(names: Sequence[str]) -> tuple[str, ...]:

@@ -10,7 +10,6 @@ channel (`rest_jax.defend.with_wiener_gains`). Part of the scripts: it imports m
 from __future__ import annotations
 
 import argparse
-import fractions
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ import jax
 import numpy as np
 
 from rest_jax import attacks
-from rest_jax.attacks.threat import NORMS, Threat
+from rest_jax.attacks.threat import NORMS, Threat, check_norm
 from rest_jax.command_line import (
   DATA_DIR_FLAG,
   MODEL_FLAGS,
@@ -31,7 +30,8 @@ from rest_jax.command_line import (
 )
 from rest_jax.data.sample import take_sample
 from rest_jax.defend.compression import add_compression, with_wiener_gains
-from rest_jax.errors import UserError, run_script
+from rest_jax.errors import run_script
+from rest_jax.inputs import radius
 from rest_jax.models.classifier import Classifier
 from rest_jax.models.compression import Compression
 from rest_jax.opening import open_classifier, open_training, read_examples
@@ -73,11 +73,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   check_folder(Path(args.output))
   check_whole(values, ('limit', 'steps', 'batch_size'))
   check_seed(args.seed)
-  try:
-    threat = Threat(args.norm, float(fractions.Fraction(args.eps)))
-  except (ValueError, ZeroDivisionError, OverflowError) as error:
-    reason = error if isinstance(error, UserError) else 'no number such as 0.03 or 8/255'
-    raise UserError(f'--eps {args.eps}: {reason}') from error
+  check_norm(args.norm)
+  threat = Threat(args.norm, radius(args.eps, args.norm, what='--eps'))
   options = Compression('wiener', tuple(args.stages), args.transform, args.bands, args.soft)
   classifier = open_classifier(args.model, args.architecture, args.ema)
   images, labels = _examples(classifier, args)

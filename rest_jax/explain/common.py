@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from rest_jax import ops
+from rest_jax import inputs, ops
 from rest_jax.errors import UserError
 from rest_jax.explain.taps import Tap, tap
 
@@ -54,17 +54,8 @@ def prepare(
 
 
 def check_images(images: Any) -> jax.Array:
-  """Images as float32 (B, H, W, C); `UserError` for another rank or type, or for none at all."""
-  dtype, shape = getattr(images, 'dtype', None), tuple(np.shape(images))
-  is_float = dtype is not None and jnp.issubdtype(dtype, jnp.floating)
-  if len(shape) != 4 or not is_float:
-    raise UserError(
-      f'images are floats in [0, 1] of shape (B, H, W, C), got {dtype} {shape}; pixels of 0 to '
-      '255 are divided by 255 first, a single image gets a leading axis'
-    )
-  if min(shape) < 1:
-    raise UserError(f'there are no images in an array of shape {shape}')
-  return jnp.asarray(images, jnp.float32)
+  """Images as float32 (B, H, W, C), one or more; `UserError` as `inputs.check_images`."""
+  return inputs.check_images(images, empty=False)
 
 
 def check_targets(targets: Any, batch: int, classes: int, scored: bool = False) -> jax.Array | None:

@@ -346,7 +346,7 @@ def _outside_jit(function: Partial) -> Partial:
   """A jitted function hides its modules; what it wraps does not, and is jitted by us anyway."""
   if isinstance(function.func, type(_jitted)):
     inside = function.func.__wrapped__  # pyright: ignore[reportAttributeAccessIssue]
-    return Partial(inside, *function.args, **function.keywords)
+    return as_function(Partial(inside, *function.args, **function.keywords))
   return function
 
 

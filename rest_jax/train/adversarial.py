@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 
 from rest_jax.attacks.inner import ascent, pgd_delta
+from rest_jax.attacks.losses import log_odds
 from rest_jax.attacks.projections import norm_of, normalize, per_image, random_start
 from rest_jax.train import freezing
 from rest_jax.train.config import Config
@@ -39,7 +40,6 @@ from rest_jax.train.losses import (
   hit_rate,
   kl_divergence,
   mart_loss,
-  smooth_one_hot,
   soft_cross_entropy,
   trades_loss,
 )
@@ -231,8 +231,8 @@ def attack_for_evaluation(
   norm, eps, steps = adversarial.norm, adversarial.eps, adversarial.eval_steps
 
   def loss_fn(x):
-    logits = classify(x)
-    return soft_cross_entropy(logits, smooth_one_hot(labels, logits.shape[-1]))
+    # A rising function of the cross-entropy, whose gradient no confidence rounds to 0.
+    return log_odds(classify(x).astype(jnp.float32), labels)
 
   start = random_start(keys, images, norm, eps)
   delta = pgd_delta(loss_fn, images, keys, norm, eps, 2.5 * eps / steps, steps, start=start)

@@ -16,6 +16,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from rest_jax.errors import UserError
+from rest_jax.inputs import radius
 from rest_jax.paths import check_folder, local, safe_name
 from rest_jax.train.config import (
   Config,
@@ -26,6 +27,7 @@ from rest_jax.train.config import (
   place_paths,
   without_effect,
 )
+from rest_jax.train.config_checks import RADII
 
 _DEFAULT_CONFIG = 'configs/digit_scenes.py'
 # Flags that stand for one config key.
@@ -91,6 +93,7 @@ def parse(argv: list[str], usage: str) -> Command | None:
   file, variant, rest = _split(argv[1:])
   loaded = load_config(file, variant)
   _check_override_keys(loaded, rest)
+  rest = _with_radii(rest)
   try:
     values = _define(loaded, rest)
     extra = values([argv[0], *rest])[1:]
@@ -221,6 +224,22 @@ def _check_effects(config: Config, arguments: list[str]) -> None:
     raise UserError(
       f'--config.{name} has no effect here: it is for {needs}; leave it out or set that'
     )
+
+
+def _with_radii(arguments: list[str]) -> list[str]:
+  """Radii as numbers: 8/255, which people write, is a text to the flags of a config."""
+  found = list(arguments)
+  for place, argument in enumerate(arguments):
+    match = re.fullmatch(r'--?config\.([\w.]+)(?:=(.*))?', argument)
+    if not match or match[1] not in RADII:
+      continue
+    name, value = match[1], match[2]
+    if value is not None:
+      # What the norm allows is checked with the whole config.
+      found[place] = f'--config.{name}={radius(value, "l2", what=f"config key {name!r}")!r}'
+    elif place + 1 < len(found):
+      found[place + 1] = repr(radius(found[place + 1], 'l2', what=f'config key {name!r}'))
+  return found
 
 
 def _resolve(values: flags.FlagValues) -> Config:

@@ -97,7 +97,7 @@ FIELDS: dict[str, dict[str, tuple[Any, str]]] = {
   'adversarial': {
     'kind': ('', "training loss: 'pgd', 'trades', 'mart', 'free', 'fast'; empty: none of them"),
     'norm': ('linf', "of the perturbation: 'linf', 'l2' or 'l1'"),
-    'eps': (8 / 255, 'radius of the ball, for images in [0, 1]'),
+    'eps': (8 / 255, 'radius of the ball, for images in [0, 1]; 8/255 is understood'),
     'step_size': (0.0, "of the ascent; 0: the kind's own, see rest_jax/train/adversarial.py"),
     'steps': (10, "steps of the ascent for 'pgd', 'trades' and 'mart'"),
     'random_start': (True, "'pgd': starts at random in the ball, else at the image"),

@@ -12,6 +12,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from rest_jax.errors import UserError
+from rest_jax.inputs import radius
+
+RADII = ('adversarial.eps', 'adversarial.step_size')  # lengths in units of [0, 1]
 
 MAX_SIDE = 8192  # pixels
 MAX_EPOCHS = 1_000_000
@@ -123,6 +126,8 @@ def check_values(flat: dict[str, Any]) -> None:
     rule = RULES.get(name, _ANY_NUMBER if number else None)
     if rule and ((number and not math.isfinite(value)) or not rule.fits(value)):
       raise UserError(f'config key {name!r} is {value!r}; it takes {rule.words}')
+  for name in RADII:
+    radius(flat[name], flat['adversarial.norm'], what=f'config key {name!r}')
   _check_policy(flat['augment.rand_augment'])
   _check_together(flat)
 

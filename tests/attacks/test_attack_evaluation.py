@@ -1,12 +1,15 @@
 """The evaluation: grids of radii, resuming, files, bad input."""
 
 import json
+import tempfile
 
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from attack_toys import CLASSES, SHAPE, Calls, data, linear, linear_model
+from hypothesis import given
 from jax.tree_util import Partial
 from PIL import Image
 
@@ -15,6 +18,7 @@ from rest_jax.attacks.results import RESULTS
 from rest_jax.errors import UserError
 
 RADII = (0.005, 0.02, 0.3)
+KEY = jax.random.key(0)
 
 
 def run(model, images, labels=None, *, radii=RADII, norm='linf', **options):
@@ -368,3 +372,79 @@ def test_every_named_attack_exists():
   for name in attacks.list_attacks():
     attack = attacks.named_attack(name)
     assert callable(attack.function) and attack.label == name
+
+
+# An attack whose success at each radius is written down: radius in percent to images fooled.
+FOOLED = {5: {0}, 10: {1}, 20: {0, 2}, 30: set()}
+
+
+def by_table(logits_fn, images, labels, *, eps):
+  """Fools the images that `FOOLED` says, told apart by their first pixel."""
+  adv = np.array(images)
+  for image in adv:
+    if round(float(image[0, 0, 0]) * 100) in FOOLED[round(eps * 100)]:
+      image[0, 0, 1] += 0.04
+  return adv
+
+
+def first_pixel_model(images):
+  moved = images[:, 0, 0, 1] - 0.5
+  return jnp.stack([0.02 - moved, 0 * moved], axis=1)
+
+
+@given(st.permutations([0.05, 0.1, 0.2, 0.3]), st.integers(1, 3))
+def test_the_order_of_radii_does_not_matter(order, first):
+  """Added one after another to stored results or at once; and no radius makes a model robust."""
+  images = np.full((4, 1, 1, 2), 0.5, np.float32)
+  images[:, 0, 0, 0] = np.arange(4) / 100
+  options = dict(
+    attacks=[attacks.Attack('by_table', by_table)], key=KEY, check_health=False, pictures=0
+  )
+
+  def at(radii, directory):
+    grid = attacks.epsilon_grid('linf', radii)
+    labels = np.zeros(4, np.int32)
+    return attacks.evaluate(
+      first_pixel_model, images, labels, threats=grid, output_dir=directory, **options
+    ).rows
+
+  with tempfile.TemporaryDirectory() as one, tempfile.TemporaryDirectory() as other:
+    at(order[:first], one)
+    for radius in order[first:]:
+      at([radius], one)
+    found, at_once = at(order, one), at(order, other)
+  assert found == at_once
+  robust = [row.robust_accuracy.value for row in found]
+  assert robust == [0.75, 0.5, 0.25, 0.25]
+
+
+def test_a_model_is_the_same_whatever_is_probed(tmp_path):
+  """`fingerprint` took as many logits as the batch had images."""
+  model = linear_model()
+  images, labels = data(model, 6)
+  options = dict(
+    threats=attacks.Threat('linf', 0.1), key=KEY, attacks=['fgsm'], output_dir=tmp_path
+  )
+  for count, size in [(2, 50), (6, 50), (6, 3), (1, 1)]:
+    found = attacks.evaluate(
+      model, images[:count], labels[:count], batch_size=size, check_health=False, **options
+    )
+    assert found.rows[0].images == count
+
+
+def test_few_classes_take_the_default_attacks():
+  weights = jnp.asarray(np.random.default_rng(0).normal(size=(108, 2)), jnp.float32)
+  model = Partial(linear, weights)
+  images = np.random.default_rng(1).random((3, *SHAPE), np.float32)
+  labels = np.asarray(model(jnp.asarray(images))).argmax(axis=1).astype(np.int32)
+  few = [attacks.named_attack(n, steps=3) for n in ('apgd_ce', 'apgd_t', 'apgd_dlr')]
+  found = attacks.evaluate(
+    model,
+    images,
+    labels,
+    threats=attacks.Threat('linf', '25.5/255'),
+    key=KEY,
+    attacks=few,
+    check_health=False,
+  )
+  assert len(found.rows) == 4

@@ -135,6 +135,15 @@ def test_statistics_over_the_batch(model, examples):
   assert 'batch_dependence' in raised and 'random_output' not in raised
 
 
+def test_statistics_that_the_order_does_not_change(model, examples):
+  def normalised(weights, images):
+    # Batch norm in training mode: the same for a batch in any order.
+    return mlp(weights, images - images.mean(axis=0, keepdims=True) + 0.5)
+
+  raised, _ = checked(Partial(normalised, *model.args), *examples)
+  assert 'batch_dependence' in raised and 'random_output' not in raised
+
+
 def test_gradients_that_are_not_numbers(model, examples):
   def root(weights, images):
     return mlp(weights, images) + jnp.sqrt(0.0 * images[:, 0, 0, :1])

@@ -217,7 +217,7 @@ def test_mcnemar_by_hand(counts, two_sided, p):
   [
     ('linf', 8 / 255, '8/255'),
     ('linf', 0.03, '0.03'),
-    ('l2', 8 / 255, '0.03137'),
+    ('l2', 8 / 255, '8/255'),
     ('linf', 0, '0'),
   ],
 )
@@ -228,7 +228,6 @@ def test_radii_as_people_write_them(norm, eps, text):
 @pytest.mark.parametrize(
   ('options', 'words'),
   [
-    (dict(threats=Threat('linf', 1.01)), 'eps 1.01 in linf is beyond 1,'),
     (dict(threats=Threat('l2', 10.5)), r'beyond 10.3923, .* 108 values'),
     (dict(threats=Threat('l1', 109.0)), 'beyond 108,'),
     (dict(threats=[]), 'threats are one or more'),

@@ -38,7 +38,7 @@ gradient = jax.jit(jax.grad(loss, argnums=1))
 
 
 def test_strength_0_gives_the_very_bits(name, images, key):
-  odd = images.at[0, 0, 0].set(jnp.array([-0.0, 1e-40, 1.5]))
+  odd = images.at[0, 0, 0].set(jnp.array([-0.0, 1e-40, 1.0]))
   out = denoiser(name, 0.0)(odd, key)
   np.testing.assert_array_equal(np.asarray(out).view(np.int32), np.asarray(odd).view(np.int32))
   delta = images - 0.5
@@ -156,7 +156,8 @@ def test_bad_input(images):
     (lambda: denoiser('wavelet', wavelet='db9'), 'unknown wavelet'),
     (lambda: list_denoisers('temporal'), 'unknown family'),
     (lambda: denoiser('gaussian')(images[0]), 'leading axis'),
-    (lambda: denoiser('gaussian')(np.zeros((1, 4, 4, 3), np.uint8)), 'takes floats'),
+    (lambda: denoiser('gaussian')(np.zeros((1, 4, 4, 3), np.uint8)), 'are floats'),
+    (lambda: denoiser('gaussian')(images * 255), 'divide pixels of 0 to 255 by 255'),
   ]
   for call, message in cases:
     with pytest.raises(UserError, match=message) as error:

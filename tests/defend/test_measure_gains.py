@@ -58,9 +58,9 @@ def test_a_directory_with_gains(folder, capsys):
 @pytest.mark.parametrize(
   ('words', 'message'),
   [
-    (['--eps', 'much'], '--eps much: no number such as'),
+    (['--eps', 'much'], '--eps is a radius, a number from 0'),
     (['--norm', 'l3'], "unknown norm 'l3'"),
-    (['--eps', '-1'], 'a radius eps is a number from 0'),
+    (['--eps', '-1'], '--eps is a radius, a number from 0'),
     (['--bands', '0'], 'bands is a whole number of 1 to 64'),
     (['--stages', '7'], 'stages of 1 to 4'),
     (['--limit', '0'], '--limit is 0'),

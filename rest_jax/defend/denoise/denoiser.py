@@ -21,6 +21,7 @@ from jax.tree_util import Partial
 from rest_jax.attacks.checks import check_key
 from rest_jax.attacks.queries import image_keys
 from rest_jax.errors import UserError
+from rest_jax.inputs import check_images, check_layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +55,7 @@ class Denoiser:
     """Denoises.
 
     Args:
-      images: floats (B, H, W, C) in [0, 1]. Only what is made for pixels of 0 to 255 (JPEG, bit
-        depth) clips to that; the others take any range.
+      images: floats (B, H, W, C) in [0, 1], of any float type.
       key: PRNG key of a random denoiser, or one an image (B,); image i draws with
         `fold_in(key, i)`. Others ignore it.
 
@@ -63,9 +63,9 @@ class Denoiser:
       As `images`.
 
     Raises:
-      UserError: no images (B, H, W, C), or no key for a random denoiser.
+      UserError: no images (B, H, W, C) in [0, 1], or no key for a random denoiser.
     """
-    images = _checked(images)
+    images = check_images(images, dtype=None)
     return _denoise(self, images, _keys(self, images, key)) if len(images) else images
 
   def with_strength(self, strength: float | jax.Array) -> Denoiser:
@@ -108,7 +108,8 @@ def noise_only(denoiser: Denoiser, delta: jax.Array, key: jax.Array | None = Non
   Raises:
     UserError: as `Denoiser`.
   """
-  delta = _checked(delta)
+  check_layout(delta, what='perturbations')
+  delta = jnp.asarray(delta)
   return _noise_only(denoiser, delta, _keys(denoiser, delta, key)) if len(delta) else delta
 
 
@@ -160,16 +161,6 @@ def check_positive(option: str, value: Any) -> None:
   """Raises `UserError` unless an option's value is a finite number above 0."""
   if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
     raise UserError(f'{option} is a number above 0, not {value!r:.40}')
-
-
-def _checked(images: Any) -> jax.Array:
-  dtype, shape = getattr(images, 'dtype', None), tuple(jnp.shape(images))
-  if dtype is None or not jnp.issubdtype(dtype, jnp.floating) or len(shape) != 4 or 0 in shape[1:]:
-    raise UserError(
-      f'a denoiser takes floats (B, H, W, C), got {dtype or type(images).__name__} {shape}; '
-      'a single image gets a leading axis: image[None]'
-    )
-  return jnp.asarray(images)
 
 
 def _keys(denoiser: Denoiser, images: Any, key: Any) -> jax.Array | None:
