@@ -89,7 +89,7 @@ def test_wrong_number_of_labels(checkpoint, tmp_path, capsys):
   (tmp_path / 'labels.txt').write_text('cat\n')
   words = (checkpoint, '--model', 'rest_lite', '--out', tmp_path / 'out')
   assert run(*words, '--labels', tmp_path / 'labels.txt') == 2
-  assert '1 class names for 1000 classes' in capsys.readouterr().err
+  assert '1 class name for 1000 classes' in capsys.readouterr().err
 
 
 @pytest.fixture(scope='module')
