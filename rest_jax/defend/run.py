@@ -29,7 +29,7 @@ from rest_jax.defend.features import at_layer, with_layer
 from rest_jax.defend.found import Found
 from rest_jax.defend.report import write_report
 from rest_jax.defend.run_study import run_study
-from rest_jax.defend.transferred import Transferred
+from rest_jax.defend.transferred import Transferred, images_at_a_time
 from rest_jax.errors import UserError
 from rest_jax.models.classifier import Classifier
 from rest_jax.opening import Judged, open_classifier, open_judged, open_training, read_examples
@@ -226,7 +226,7 @@ def _found(
     attack,
     *data,
     key=jax.random.key(command.seed),
-    batch_size=max(1, min(command.batch_size, len(data[0]))),
+    batch_size=images_at_a_time(command.batch_size, len(data[0])),
     directory=command.output / 'attacks' / 'transferred' / attack.label,
   )
   run = RunName(attack.label, command.norm, None if attack.minimum_norm else eps)  # pyright: ignore
