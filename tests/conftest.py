@@ -30,9 +30,9 @@ os.environ['REST_JAX_QUICK_FLAGS'] = ' '.join(QUICK_FLAGS)  # for tests that set
 if 'PYTEST_XDIST_WORKER' not in os.environ:
   os.environ['TFDS_DATA_DIR'] = tempfile.mkdtemp(prefix='rest_jax_tests_')
 
-import hypothesis
-import jax
-import pytest
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_numpy_rank_promotion', 'raise')

@@ -14,11 +14,11 @@ from rest_jax.attacks import devices
 from rest_jax.attacks.health_probe import logits_once
 
 SHAPE, COUNT = (4, 4, 2), 16
-SEEN: list[tuple[int, ...]] = []
+seen: list[tuple[int, ...]] = []
 
 
 def linear(weights, images):
-  SEEN.append(images.shape)  # when traced: what one device gets
+  seen.append(images.shape)  # when traced: what one device gets
   return (images - 0.5).reshape(images.shape[0], -1) @ weights
 
 
@@ -51,9 +51,9 @@ def keys(count):
 
 def test_each_device_evaluates_its_rows(case):
   model, images, _ = case
-  SEEN.clear()
+  seen.clear()
   logits = logits_once(devices.shared(model), images, keys(COUNT))
-  assert SEEN == [(COUNT // 4, *SHAPE)]
+  assert seen == [(COUNT // 4, *SHAPE)]
   busy = {shard.device: shard.data.shape for shard in logits.addressable_shards}
   assert busy == dict.fromkeys(jax.devices(), (COUNT // 4, 5))
   np.testing.assert_allclose(logits, logits_once(model, images, keys(COUNT)), atol=1e-6)
@@ -72,9 +72,9 @@ def test_a_random_model_draws_the_same(case):
 
 def test_a_batch_that_does_not_divide_is_one_devices(case):
   model, images, _ = case
-  SEEN.clear()
+  seen.clear()
   logits_once(devices.shared(model), images[:7], keys(7))
-  assert SEEN == [(7, *SHAPE)]
+  assert seen == [(7, *SHAPE)]
   assert [devices.shared_batch(n) for n in (1, 4, 5, 50)] == [4, 4, 8, 52]
 
 
@@ -114,9 +114,9 @@ def test_an_evaluation_finds_the_same_on_four_devices_as_on_one(case, tmp_path):
     check_health=False,
     pictures=0,
   )
-  SEEN.clear()
+  seen.clear()
   four = attacks.evaluate(model, images, labels, **arguments, output_dir=tmp_path)
-  assert SEEN.count((2, *SHAPE)) > 0
+  assert seen.count((2, *SHAPE)) > 0
   with one_device():
     one = attacks.evaluate(model, images, labels, **arguments)
     # What four devices found, one goes on with.
