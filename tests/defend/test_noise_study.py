@@ -62,7 +62,7 @@ def test_logits_that_are_not_numbers_are_never_right(attacked, value):
   (model,) = study.models
   assert model.clean.value == 1 and model.attacked.value == 0.1  # the image that was left alone
   with pytest.raises(
-    UserError, match='[12]0 logits of model are not finite on clean images, on 10 of'
+    UserError, match=r'[12]0 logits of model are not finite on clean images, on 10 of'
   ):
     noise_study(lambda x: by_brightness(x) * value, images, labels, even, {}, bands=2)
 
