@@ -76,7 +76,7 @@ JUDGE = [
   ((), '--model'),
   (('--model=digit_scene',), 'digit_scenes'),
   (('--model=TWO',), 'cat, dog'),
-  (('--model=digit_scenes', '--ema'), '--ema'),
+  (('--model=digit_scenes', '--ema'), 'ema are for checkpoints'),
   (('--model=digit_scenes', '--split=nonsense'), "'nonsense'"),
   (('--model=digit_scenes', '--crop_pct=3'), 'crop_pct'),
   (('--model=digit_scenes', '--image_size=8'), 'image_size'),
