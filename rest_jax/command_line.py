@@ -79,6 +79,7 @@ def parse_flags(
   for flag in flags:
     spelt = [f'{dashes}{name}' for name in (flag.name, *flag.also) for dashes in ('--', '-')]
     parser.add_argument(*spelt, dest=flag.name, **flag.options)
+  _check_once(argv[1:], flags)
   parsed, unknown = parser.parse_known_args(list(argv[1:]))
   if unknown:
     raise UserError(_unknown(unknown[0], flags, stray))
@@ -94,6 +95,16 @@ def _placed(flag: Flag, value: Any) -> Any:
     return None
   expand = paths.local if flag.place == 'path' else paths.expanded
   return str(expand(value, f'--{flag.name}'))
+
+
+def _check_once(arguments: Sequence[str], flags: Sequence[Flag]) -> None:
+  """Of a flag that is given twice argparse forgets the first one, in silence."""
+  given = [a.lstrip('-').split('=')[0] for a in arguments if a.startswith('-')]
+  for flag in flags:
+    count = sum(map(given.count, (flag.name, *flag.also)))
+    if count > 1:
+      cure = 'put its values behind one' if 'nargs' in flag.options else 'leave one of them out'
+      raise UserError(f'--{flag.name} is given {count} times; {cure}')
 
 
 def split_list(texts: Sequence[str]) -> tuple[str, ...]:

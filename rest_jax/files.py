@@ -90,6 +90,19 @@ def replacing(path: Path, place: object = None, advice: str = ADVICE) -> Iterato
         temporary.unlink(missing_ok=True)
 
 
+def make_folder(folder: Path, advice: str = ADVICE) -> None:
+  """Makes a folder and sees that it can be written to, before there is work to be lost.
+
+  Raises:
+    UserError: it cannot.
+  """
+  with writing(folder, advice):
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / f'.write_test_{os.getpid()}'
+    probe.write_text('x')
+    probe.unlink()
+
+
 def write_text(path: Path, text: str, place: object = None, advice: str = ADVICE) -> None:
   """Writes UTF-8 text; arguments and errors as `replacing`.
 

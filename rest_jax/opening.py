@@ -11,7 +11,7 @@ import numpy as np
 from rest_jax.data.class_match import match_classes
 from rest_jax.data.sample import Sample, take_sample
 from rest_jax.data.source import ImageSource
-from rest_jax.data.sources import JudgedData, load, load_judged
+from rest_jax.data.sources import EMBEDDED, EMBEDDED_CLASSES, JudgedData, load, load_judged
 from rest_jax.errors import UserError
 from rest_jax.models import imagenet
 from rest_jax.models.classifier import Classifier
@@ -78,12 +78,28 @@ def open_judged(
   Raises:
     UserError: there is no such data set or split, or its classes are not the model's.
   """
+  check_data(data, classifier, model)
   judged = load_judged(data, data_dir, split, tuple(extras))
   classifier, note = matched(classifier, judged.class_names, data, model, judged.numbered)
   sample = take_sample(judged.images, len(judged.class_names), limit, seed)
   line = '; '.join(filter(None, (judged.line(sample, classifier.class_names), note)))
   where = ', '.join(filter(None, (f'{judged.name} ({judged.split})', sample.detail, note)))
   return Judged(classifier, judged, sample, line, where)
+
+
+def check_data(data: str, classifier: Classifier, model: str) -> None:
+  """Matches a model with the data set that is prepared when it is opened, before that is done.
+
+  Args:
+    data: what `--data` says; nothing is known yet of another one than digit_scenes.
+    classifier: the model.
+    model: what the user called it.
+
+  Raises:
+    UserError: its classes are not the model's.
+  """
+  if data == EMBEDDED:
+    matched(classifier, EMBEDDED_CLASSES, data, model)
 
 
 def open_training(
@@ -94,6 +110,7 @@ def open_training(
   Returns:
     The classifier as in `Judged`, and the images.
   """
+  check_data(data, classifier, model)
   sources = load(data, data_dir)
   part, _ = matched(classifier, sources.class_names, data, model, sources.numbered)
   return part, sources.train

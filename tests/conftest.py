@@ -1,6 +1,19 @@
-"""What holds in every test: four virtual CPU devices, strict promotion, fixed examples."""
+"""What holds in every test: four virtual CPU devices, strict promotion, fixed examples, own data.
 
+Nothing of the user's is read or written: data sets stand in a folder of this run, which its xdist
+workers share and which goes when it ends.
+"""
+
+import importlib.metadata
 import os
+import shutil
+import tempfile
+
+# Most of the suite's time is compilation; this leaves XLA's own passes as they are.
+QUICK_FLAGS = ['--xla_backend_optimization_level=0']
+if importlib.metadata.version('jaxlib').startswith('0.10.'):
+  # The older emitters write far less code. A flag that XLA does not know ends the process.
+  QUICK_FLAGS.append('--xla_cpu_use_fusion_emitters=false')
 
 # Before JAX is imported anywhere, in this process and in the ones that tests start.
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -8,14 +21,18 @@ os.environ['XLA_FLAGS'] = ' '.join(
   [
     os.environ.get('XLA_FLAGS', ''),
     '--xla_force_host_platform_device_count=4',
-    # Most of the suite's time is compilation; this leaves XLA's own passes as they are.
-    '--xla_backend_optimization_level=0',
+    *QUICK_FLAGS,
   ]
 ).strip()
+os.environ['REST_JAX_QUICK_FLAGS'] = ' '.join(QUICK_FLAGS)  # for tests that set flags of their own
 
-import hypothesis
-import jax
-import pytest
+# The process that starts the workers makes the folder, they find it in their environment.
+if 'PYTEST_XDIST_WORKER' not in os.environ:
+  os.environ['TFDS_DATA_DIR'] = tempfile.mkdtemp(prefix='rest_jax_tests_')
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
@@ -30,7 +47,33 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile('suite')
 
 
+def pytest_unconfigure(config):
+  """Removes the run's data, at the end of the process that made the folder."""
+  if not hasattr(config, 'workerinput'):
+    shutil.rmtree(os.environ['TFDS_DATA_DIR'], ignore_errors=True)
+
+
 @pytest.fixture
 def key():
   """A PRNG key."""
   return jax.random.key(0)
+
+
+@pytest.fixture
+def no_data(monkeypatch, tmp_path):
+  """A data directory that a test finds empty, and that has to be so at its end."""
+  place = tmp_path / 'no_data'
+  monkeypatch.setenv('TFDS_DATA_DIR', str(place))
+  yield place
+  assert not place.exists(), f'{sorted(place.rglob("*"))} was prepared or written'
+
+
+@pytest.fixture(scope='session')
+def few_scenes():
+  """The data directory of this run with a small digit_scenes: 200 scenes to train, 60 to test."""
+  from rest_jax.data.digit_scenes import DigitScenes, prepare
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(DigitScenes, 'SCENES', {'train': 200, 'test': 60})
+    prepare(os.environ['TFDS_DATA_DIR'])  # holds a lock against the other workers
+  return os.environ['TFDS_DATA_DIR']

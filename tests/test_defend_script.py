@@ -104,6 +104,22 @@ def test_a_whole_run_and_the_same_again(model, folder, tmp_path, capsys):
   assert error == (f'error: {tmp_path} holds results with another seed; give another --output\n')
 
 
+def test_more_images_and_other_batches_go_on(model, folder, tmp_path):
+  arguments = ('--attack', 'fgsm', '--eps', '8/255', '--model', model, '--data', folder)
+  arguments += ('--defense', 'bit_depth', '--output')
+  defend(*arguments, tmp_path / 'grown', '--limit', 2)
+  first = {path: path.read_text() for path in tmp_path.rglob('*.jsonl')}
+  defend(*arguments, tmp_path / 'grown', '--limit', 6, '--batch_size', 3)
+  for path, text in first.items():
+    assert path.read_text().startswith(text)  # nothing of it was done again
+  defend(*arguments, tmp_path / 'fresh', '--limit', 6)
+  grown, fresh = (
+    json.loads((tmp_path / name / 'results.json').read_text()) for name in ('grown', 'fresh')
+  )
+  assert grown['rows'] == fresh['rows'] and grown['rows'][0]['images'] == 6
+  assert grown['health'] == fresh['health']
+
+
 @pytest.mark.parametrize(
   ('args', 'words'),
   [

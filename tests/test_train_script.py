@@ -72,7 +72,8 @@ def experiment(tmp_path_factory):
 
 def start(*args, devices=1, code=None):
   # Compiling is most of these tests' time; what it optimises is not what they are about.
-  flags = f'--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0'
+  quick = os.environ['REST_JAX_QUICK_FLAGS']
+  flags = f'--xla_force_host_platform_device_count={devices} {quick}'
   env = os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu', 'PYTHONUNBUFFERED': '1'}
   command = ['-c', code] if code else ['train.py']
   return subprocess.Popen(

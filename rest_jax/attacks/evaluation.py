@@ -14,6 +14,7 @@ from rest_jax.attacks import evaluation_data, health
 from rest_jax.attacks.attack_list import as_attacks
 from rest_jax.attacks.checks import check_count, check_host, check_key
 from rest_jax.attacks.curve_picture import draw_curves
+from rest_jax.attacks.devices import shared_batch
 from rest_jax.attacks.evaluation_run import Runner, Settings
 from rest_jax.attacks.files import write_json, write_text
 from rest_jax.attacks.health import HealthCheck
@@ -129,7 +130,8 @@ def evaluate(
     indices: which images of the source these are (N,); 0, 1, ... by default.
     output_dir: where results go: `results.jsonl`, `summary.json`, `summary.md`, `pictures/`. An
       evaluation that was stopped goes on from there. None keeps everything in memory.
-    batch_size: images attacked at a time; the last batch is filled up, so that an attack compiles
+    batch_size: images attacked at a time, shared over the devices of this process (it is rounded
+      up to a multiple of their number); the last batch is filled up, so that an attack compiles
       once.
     class_names: for the pictures, so with an output_dir; those of the classifier by default.
     model_id: says which model the results belong to; otherwise weights and logits on fixed images
@@ -231,7 +233,7 @@ def _one_key(key: Any) -> jax.Array:
 def _batch_size(size: int, labels: Any) -> int:
   check_count('batch_size', size)
   # Of a few images a whole batch would be filler.
-  return size if labels is None else max(1, min(size, np.size(labels)))
+  return shared_batch(size if labels is None else max(1, min(size, np.size(labels))))
 
 
 def _check_files(output_dir: Any, **options: Any) -> None:

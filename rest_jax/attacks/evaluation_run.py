@@ -13,6 +13,7 @@ from jax.tree_util import Partial
 from tqdm import tqdm
 
 from rest_jax.attacks.checks import check_inputs
+from rest_jax.attacks.devices import shared
 from rest_jax.attacks.evaluation_data import Chunk
 from rest_jax.attacks.evaluation_sample import SampleRows, Shown, keys_of
 from rest_jax.attacks.fingerprint import fingerprint
@@ -79,6 +80,7 @@ class Runner:
       UserError: bad input, or results of something else in output_dir.
     """
     self.model = model
+    self._shared = shared(model)
     self._settings = settings
     self._chosen = SampleRows(settings.batch_size)
     self._shown = Shown(settings.pictures)
@@ -147,7 +149,7 @@ class Runner:
   ) -> None:
     batch = self._padded(chunk, rows, clean.predicted)
     adv, queries = attack.run(
-      self.model,
+      self._shared,
       batch.images,
       batch.labels,
       key=batch.keys,
@@ -173,8 +175,8 @@ class Runner:
   ) -> list[Record]:
     """The records of a batch's images, filler left out."""
     images, labels, targets, keys = batch
-    first = judge(self.model, adv, labels, keys)
-    second = judge(self.model, adv, labels, keys, second=True)
+    first = judge(self._shared, adv, labels, keys)
+    second = judge(self._shared, adv, labels, keys, second=True)
     distance, inside = measure(adv, images, run.norm, run.eps)
     goal = [reached(v, labels, targets) & inside for v in (first, second)]
     return [
@@ -254,7 +256,7 @@ class Runner:
       at = np.minimum(np.arange(first, first + size), count - 1)
       images = np.asarray(chunk.images[at], np.float32)
       keys = keys_of(self._settings.key, chunk.indices[at])
-      parts.append(judge(self.model, images, chunk.labels[at], keys))
+      parts.append(judge(self._shared, images, chunk.labels[at], keys))
     verdict = Verdict(*(np.concatenate(each)[:count] for each in zip(*parts, strict=True)))
     check_defined(verdict.undefined, self._num_classes, chunk.indices)
     return verdict

@@ -22,6 +22,7 @@ from jax import lax
 from jax.tree_util import Partial
 
 from rest_jax.attacks.algorithm import Algorithm, advance, finished, select
+from rest_jax.attacks.devices import lay_out
 from rest_jax.attacks.queries import fold_each
 
 # The device goes on until this share of the batch is free, and ends in a batch of this share.
@@ -145,7 +146,7 @@ class _Batch:
     if not running.any():
       return False
     if self.state is None:
-      self.state = _blank(self.algorithm, self.model, self.rows)
+      self.state = lay_out(self.model, _blank(self.algorithm, self.model, self.rows))
     if self._is_long_tail(running):
       fresh, running = self._shrink(fresh, running)
     enough = np.int32(self._enough(int(running.sum())))
@@ -200,7 +201,7 @@ class _Batch:
 
   def _shrink(self, fresh, running):
     order = np.argsort(~running, kind='stable')[: self.small]
-    self.state, self.rows = _take((self.state, self.rows), order)
+    self.state, self.rows = lay_out(self.model, _take((self.state, self.rows), order))
     self.slot_job, self.iteration = self.slot_job[order], self.iteration[order]
     return fresh[order], running[order]
 
@@ -278,4 +279,5 @@ def _segment(algorithm, model, state, rows, fresh, running, enough, stop_early: 
     return advance(algorithm, model, carry[0], stop_early), carry[1] + 1
 
   state, _ = lax.while_loop(unfinished, go_on, (state, jnp.int32(0)))
+  state = lay_out(model, state)
   return state, (state.adv, state.success, state.iteration)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import re
 
 import numpy as np
 
@@ -23,7 +24,10 @@ from rest_jax.errors import UserError
 from rest_jax.paths import expanded, local
 
 CACHE_LIMIT = 4 * 2**30  # bytes of pixels that one cached split may take
-_EMBEDDED = 'digit_scenes'
+EMBEDDED = 'digit_scenes'
+# Known before it is prepared, which takes a minute: what is asked of it is looked at first.
+EMBEDDED_CLASSES = tuple(map(str, range(10)))
+EMBEDDED_SPLITS = ('train', 'test')
 _FOLDER_EXTRAS = ('boxes',)
 _SHOWN = 10  # class names of a line
 
@@ -196,7 +200,7 @@ def load(
   name = os.fspath(name)
   if cache and extras:
     raise UserError(f'cache=True holds images and labels only, without {", ".join(extras)}')
-  opened = _open(name, data_dir, extras)
+  opened = _open(name, data_dir, extras, (train_split, val_split, test_split))
   if isinstance(opened, Folder):
     sources = _from_folder(opened, name, train_split, val_split or None, test_split)
   else:
@@ -226,7 +230,7 @@ def load_judged(
     UserError: as `load`.
   """
   name = expanded(os.fspath(name), 'the data set')
-  opened = _open(name, data_dir, extras)
+  opened = _open(name, data_dir, extras, (split,))
   if isinstance(opened, Folder):
     judged = _judged_folder(opened, name, split)
     return _with_boxes(judged, opened.root) if 'boxes' in extras else judged
@@ -235,26 +239,39 @@ def load_judged(
 
 
 def _open(
-  name: str, data_dir: str | os.PathLike | None, extras: tuple[str, ...]
+  name: str,
+  data_dir: str | os.PathLike | None,
+  extras: tuple[str, ...],
+  splits: tuple[str | None, ...],
 ) -> Folder | TfdsSet:
   place = name = expanded(name, 'the data set')
   is_list = place.lower().endswith('.csv') and os.path.isfile(place)
-  if name != _EMBEDDED and (os.path.isdir(place) or is_list):
+  if name != EMBEDDED and (os.path.isdir(place) or is_list):
     missing = [extra for extra in extras if extra not in _FOLDER_EXTRAS]
     if missing:
       raise UserError(f'the folder {name} has images and labels only, no {", ".join(missing)}')
     if data_dir is not None:
       raise UserError(f'{name} is a place by itself: leave data_dir out, it is for TFDS data sets')
     return open_folder(name)
-  if name != _EMBEDDED and os.path.isfile(name):
+  if name != EMBEDDED and os.path.isfile(name):
     raise UserError(f'{name} is a file: a data set is a folder, a CSV with labels or a TFDS name')
   given = default_data_dir() if data_dir is None else data_dir
   root = os.fspath(local(given, 'the data directory'))
-  if name == _EMBEDDED:
+  if name == EMBEDDED:
+    _check_embedded(splits)
     from rest_jax.data.digit_scenes import prepare
 
     prepare(root)
   return open_tfds(name, root, extras)
+
+
+def _check_embedded(splits: tuple[str | None, ...]) -> None:
+  """Raises `UserError` for a split that digit_scenes will not have when it is prepared."""
+  for split in filter(None, splits):
+    # Of TFDS's 'train[:50%]+test' the names.
+    names = re.sub(r'\[[^]]*\]', '', split).split('+')
+    if not set(names) <= {*EMBEDDED_SPLITS, 'all'}:
+      raise UserError(f'{EMBEDDED} has no split {split!r}; it has {", ".join(EMBEDDED_SPLITS)}')
 
 
 def _from_folder(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from rest_jax.paths import check_folder, safe_name
 DEFAULT_DEFENCES = ('gaussian', 'jpeg', 'pca')
 DEFAULT_EPS = {'linf': ('4/255', '8/255'), 'l2': ('0.5', '1'), 'l1': ('6', '12')}
 DEFAULT_LIMIT = 100
+DEFAULT_STRENGTH = '0.5'
 PGD_STEPS = 20
 _ALIASES = {'apgd': 'apgd_ce', 'autoattack': 'auto_attack', 'aa': 'auto_attack'}
 
@@ -62,8 +64,9 @@ _FLAGS = (
   ),
   Flag(
     'strength',
-    dict(nargs='+', default=['0.5']),
-    'of every defence, one or several, from 0 (nothing) to 1 (its strongest)',
+    dict(nargs='+', default=[]),
+    'of every defence, one or several, from 0 (nothing) to 1 (its strongest); '
+    f'{DEFAULT_STRENGTH} if unset',
   ),
   Flag(
     'adaptive',
@@ -71,7 +74,7 @@ _FLAGS = (
     'attack through the defences too; --no-adaptive leaves that out',
   ),
   Flag(
-    'draws', dict(type=int, default=DRAWS), 'of a random defence, for gradients and predictions'
+    'draws', dict(type=int), f'of a random defence, for gradients and predictions; {DRAWS} if unset'
   ),
   Flag(
     'study',
@@ -137,11 +140,35 @@ def _check(values: dict[str, Any]) -> Command:
   eps = split_list(values['eps']) or DEFAULT_EPS[values['norm']]
   values['eps'] = tuple(dict.fromkeys(radius(text, values['norm'], what='--eps') for text in eps))
   values['defense'] = _defences(split_list(values['defense']))
-  strengths = (_strength(text) for text in split_list(values['strength']))
+  _check_use(values)
+  strengths = map(_strength, split_list(values['strength']) or (DEFAULT_STRENGTH,))
   values['strength'] = tuple(dict.fromkeys(strengths))
+  values['draws'] = values['draws'] or DRAWS
   data = safe_name(Path(values['data']).resolve().name, 'data')
   values['output'] = check_folder(Path(values['output'] or f'work/defend_{data}'))
   return Command(**values)
+
+
+def _check_use(values: dict[str, Any]) -> None:
+  """Refuses flags that would change nothing beside the others."""
+  if values['steps'] is not None and not any(map(takes_steps, values['attack'])):
+    raise UserError(f'--steps: {" and ".join(values["attack"])} takes no steps; leave it out')
+  named = values['defense']
+  if values['strength'] and not named:
+    raise UserError('--strength is that of defences, and --defense is none; leave it out')
+  if values['draws'] is not None and not has_random(named):
+    random = ', '.join(name for name, info in DENOISERS.items() if info.random)
+    raise UserError(f'--draws is for random defences ({random}), and none is here; leave it out')
+
+
+def has_random(names: Sequence[str]) -> bool:
+  """Whether one of these defences draws at random."""
+  return any('@' not in name and DENOISERS[name].random for name in names)
+
+
+def takes_steps(attack: str) -> bool:
+  """Whether an attack of the list has a number of gradient steps to choose."""
+  return 'steps' in inspect.signature(named_attack(attack).function).parameters
 
 
 def _attacks(names: Sequence[str], norm: str) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from rest_jax.defend.evaluation_health import defended_health
 from rest_jax.defend.evaluation_table import markdown, to_csv
 from rest_jax.defend.protect import DRAWS, as_defences, attackable, is_random, protect
 from rest_jax.defend.rows import UNDEFENDED, Cell, DefenceRow, make_row
-from rest_jax.defend.transferred import Tick, Transferred, through
+from rest_jax.defend.transferred import Tick, Transferred, images_at_a_time, through
 from rest_jax.errors import UserError
 from rest_jax.paths import local
 from rest_jax.programs import in_use, release_programs
@@ -131,7 +131,8 @@ def evaluate_defences(
     adaptive: whether to attack through the defences too.
     draws: of random defences.
     output_dir: where results are kept and an evaluation that was stopped goes on; None for memory.
-    batch_size: images at a time.
+    batch_size: images at a time, shared over the devices of this process; rounded up to a multiple
+      of their number.
     check_health: run the attacks' health checks on the undefended model and, as far as attacks go
       through them (`adaptive`), on every defended one.
     confidence: of the intervals.
@@ -158,7 +159,7 @@ def evaluate_defences(
     labels=np.asarray(labels),
     threats=threats,
     key=check_key(key),
-    size=max(1, min(batch_size, len(images))),
+    size=images_at_a_time(batch_size, len(images)),
     directory=root,
     confidence=confidence,
     model_id=model_id,

@@ -51,6 +51,8 @@ def defended_health(
     'threat': [threat.norm, float(threat.eps)],
     'seed': np.asarray(jax.random.key_data(key)).ravel().tolist(),
     'sample': SAMPLE,
+    # They grow with --limit, until there are enough of them.
+    'images': weights_hash(tuple(one[: 2 * SAMPLE] for one in data)),
   }
   kept = None if path is None else _kept(path, settings)
   if kept is not None:

@@ -16,6 +16,7 @@ from rest_jax.defend.denoise.denoiser import Denoiser
 from rest_jax.defend.found import Found
 from rest_jax.defend.protect import protect
 from rest_jax.defend.report_figures import Strip
+from rest_jax.defend.transferred import images_at_a_time
 
 COLUMNS = 6
 DEFENCES = 6  # rows below the adversarial images
@@ -65,7 +66,7 @@ def _defended(found: Found, model: Partial, label: str, rows: np.ndarray) -> Str
   key = jax.random.key(found.command.seed)
   pictures = np.asarray(defence(adv, keys_of(key, rows)))
   # Filled up to the batch that the evaluation has compiled the defended model for.
-  size = max(1, min(found.command.batch_size, len(found.images)))
+  size = images_at_a_time(found.command.batch_size, len(found.images))
   at = np.resize(rows, max(size, len(rows)))
   judged = protect(model, defence, key=key, draws=found.command.draws)
   logits = logits_once(judged, found.adversarial[at], keys_of(key, at))
@@ -75,7 +76,8 @@ def _defended(found: Found, model: Partial, label: str, rows: np.ndarray) -> Str
 
 
 def _predict(found: Found, model: Partial, images: np.ndarray) -> np.ndarray:
-  size, count = max(1, min(found.command.batch_size, len(images))), len(images)
+  count = len(images)
+  size = images_at_a_time(found.command.batch_size, count)
   parts = []
   for first in range(0, count, size):
     at = np.minimum(np.arange(first, first + size), count - 1)

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from rest_jax.attacks.files import write_json, write_text
+from rest_jax.defend.command import has_random
 from rest_jax.defend.conclusion import findings, percent, verdict
 from rest_jax.defend.denoise.denoiser import Denoiser
 from rest_jax.defend.denoise.registry import DENOISERS
@@ -255,11 +256,14 @@ def _command_line(found: Found) -> str:
   args += ['--eps', *(radius(command.norm, eps) for eps in command.eps)]
   args += ['--model', command.model, '--data', command.data, '--limit', str(command.limit)]
   args += ['--defense', *(command.defense or ('none',))]
-  args += ['--strength', *(f'{strength:g}' for strength in command.strength)]
+  if command.defense:
+    args += ['--strength', *(f'{strength:g}' for strength in command.strength)]
+  draws = command.draws if has_random(command.defense) else None
   optional = {'split': command.split, 'steps': command.steps, 'study': command.study}
+  optional['draws'] = draws
   for name, value in optional.items():
     args += [] if value is None else [f'--{name}', str(value)]
-  args += ['--draws', str(command.draws), '--seed', str(command.seed)]
+  args += ['--seed', str(command.seed)]
   return shlex.join(args if command.adaptive else [*args, '--no-adaptive'])
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
-import json
 import sys
 import time
 from typing import Any
@@ -15,28 +13,26 @@ from tqdm import tqdm
 
 from rest_jax.attacks.attack_list import named_attack
 from rest_jax.attacks.files import write_json
-from rest_jax.attacks.fingerprint import weights_hash
 from rest_jax.attacks.named import Attack
 from rest_jax.attacks.results import RunName
 from rest_jax.attacks.threat import Threat
 from rest_jax.callables import as_function
 from rest_jax.data.sample import take_sample
-from rest_jax.defend.command import PGD_STEPS, Command
+from rest_jax.defend.command import PGD_STEPS, Command, takes_steps
 from rest_jax.defend.denoise.autoencoder import DEFAULT as AUTOENCODER
 from rest_jax.defend.denoise.registry import DENOISERS, denoiser
 from rest_jax.defend.evaluation import DefenceEvaluation, check_threats, evaluate_defences
-from rest_jax.defend.features import at_layer, with_layer
+from rest_jax.defend.features import at_layer
 from rest_jax.defend.found import Found
 from rest_jax.defend.report import write_report
+from rest_jax.defend.run_checks import SETTINGS, check_before_data, check_settings, pinned
 from rest_jax.defend.run_study import run_study
-from rest_jax.defend.transferred import Transferred
+from rest_jax.defend.transferred import Transferred, images_at_a_time
 from rest_jax.errors import UserError
-from rest_jax.models.classifier import Classifier
 from rest_jax.opening import Judged, open_classifier, open_judged, open_training, read_examples
 from rest_jax.text import legible, plural
 
 PATCH_IMAGES = 200  # of the training split, which the principal components are fitted to
-SETTINGS = 'settings.json'
 
 
 def run(command: Command) -> int:
@@ -54,6 +50,7 @@ def run(command: Command) -> int:
   """
   began = time.monotonic()
   classifier = open_classifier(command.model, command.architecture, command.ema)
+  check_before_data(command, classifier)
   judged = open_judged(
     command.data,
     command.data_dir,
@@ -67,7 +64,7 @@ def run(command: Command) -> int:
   images, labels, _ = read_examples(judged.sample, classifier, 0, count)
   threats = check_threats([Threat(command.norm, eps) for eps in command.eps], images.shape)  # pyright: ignore
   attacks = [_attack(name, command.steps) for name in command.attack]
-  defences = _defences(command, judged, images)
+  defences = _defences(command, judged)
   _pin(command, judged)
   print(legible(judged.line))
   amounts = [plural(len(defences), 'defence'), plural(len(attacks), 'attack')]
@@ -124,15 +121,14 @@ class _Bar:
 
 def _attack(name: str, steps: int | None) -> Attack:
   """PGD takes 20 steps, the field's usual measure; the others what they take by themselves."""
-  attack = named_attack(name)
-  if 'steps' not in inspect.signature(attack.function).parameters:
-    return attack
   steps = PGD_STEPS if steps is None and name == 'pgd' else steps
-  return attack if steps is None else named_attack(name, steps=steps)
+  if steps is None or not takes_steps(name):
+    return named_attack(name)
+  return named_attack(name, steps=steps)
 
 
-def _defences(command: Command, judged: Judged, images: np.ndarray) -> dict[str, Any]:
-  """Label to defence, each at every strength; those that do not fit the images are refused."""
+def _defences(command: Command, judged: Judged) -> dict[str, Any]:
+  """Label to defence, each at every strength."""
   found = {}
   for name in command.defense:
     options = _options(name, command, judged)
@@ -142,7 +138,6 @@ def _defences(command: Command, judged: Judged, images: np.ndarray) -> dict[str,
         defence = at_layer(kind, layer, strength)
       else:
         defence = denoiser(name, strength, **options)
-      _check_fits(name, defence, judged.classifier, images)
       found[f'{name} {strength:g}'] = defence
   return found
 
@@ -168,47 +163,12 @@ def _patch_images(command: Command, judged: Judged) -> np.ndarray:
   return read_examples(sample, classifier, 0, len(sample))[0]
 
 
-def _check_fits(name: str, defence: Any, classifier: Classifier, images: np.ndarray) -> None:
-  """Asks for shapes alone, so that a defence that does not fit is one line before any work."""
-  shape = jax.ShapeDtypeStruct((1, *images.shape[1:]), np.float32)
-  function = as_function(classifier)
-  try:
-    if '@' in name:
-      jax.eval_shape(lambda x: with_layer(function, defence.layer, defence, x), shape)
-    else:
-      jax.eval_shape(lambda x: defence(x, jax.random.key(0)), shape)
-  except UserError as error:
-    raise UserError(f'--defense {name}: {error}') from error
-
-
 def _pin(command: Command, judged: Judged) -> None:
-  """Keeps results of different models and settings apart.
-
-  What may grow is not pinned: images, radii, attacks, defences, strengths.
-  """
-  path = command.output / SETTINGS
-  now = {
-    'model': weights_hash(judged.classifier),
-    'data': command.data,
-    'split': judged.data.split,
-    'files': judged.data.digest,
-    'input_size': judged.classifier.input_size,
-    'steps': command.steps,
-    'draws': command.draws,
-    'seed': command.seed,
-  }
-  try:
-    then = json.loads(path.read_text(encoding='utf-8'))
-  except FileNotFoundError:
-    write_json(path, now)
-    return
-  except (OSError, ValueError) as error:
-    raise UserError(f'cannot read {path} ({error}); give another --output') from error
-  other = [name for name in now if then.get(name) != now[name]] if isinstance(then, dict) else ['?']
-  if other:
-    raise UserError(
-      f'{command.output} holds results with another {" and ".join(other)}; give another --output'
-    )
+  """Keeps results of different models, data and settings apart."""
+  data = {'split': judged.data.split, 'files': judged.data.digest}
+  now = pinned(command, judged.classifier) | data
+  if not check_settings(command, now):
+    write_json(command.output / SETTINGS, now)
 
 
 def _found(
@@ -226,7 +186,7 @@ def _found(
     attack,
     *data,
     key=jax.random.key(command.seed),
-    batch_size=max(1, min(command.batch_size, len(data[0]))),
+    batch_size=images_at_a_time(command.batch_size, len(data[0])),
     directory=command.output / 'attacks' / 'transferred' / attack.label,
   )
   run = RunName(attack.label, command.norm, None if attack.minimum_norm else eps)  # pyright: ignore

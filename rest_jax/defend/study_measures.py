@@ -108,7 +108,19 @@ def _correct(model: Partial, images: jax.Array, noise: jax.Array, labels: jax.Ar
 
 def _is_right(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """Whether the label's logit is the first of the highest; never where one is not a number."""
-  return (jnp.argmax(logits, axis=1) == labels) & ~jnp.any(jnp.isnan(logits), axis=1)
+  return (jnp.argmax(logits, axis=1) == labels) & (_undefined(logits) == 0)
+
+
+def _undefined(logits: jax.Array) -> jax.Array:
+  """How many logits of each image are not numbers, (B,); -inf rules a class out, but not all."""
+  bad = jnp.sum(jnp.isnan(logits) | (logits == jnp.inf), axis=1)
+  return jnp.where(jnp.all(logits == -jnp.inf, axis=1), logits.shape[1], bad)
+
+
+@jax.jit
+def _clean(model: Partial, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+  logits = model(images)
+  return _is_right(logits, labels), _undefined(logits)
 
 
 @jax.jit
@@ -117,15 +129,23 @@ def _energy(x: jax.Array) -> jax.Array:
 
 
 def undefended(subject: Subject) -> ModelResult:
-  """Accuracy without any denoiser."""
+  """Accuracy without any denoiser.
+
+  Raises:
+    UserError: the model's logits of clean images are not numbers.
+  """
 
   def measure(batch: Batch):
-    none = jnp.zeros_like(batch.delta)
-    return tuple(
-      _correct(subject.model, batch.images, noise, batch.labels) for noise in (none, batch.delta)
-    )
+    attacked = _correct(subject.model, batch.images, batch.delta, batch.labels)
+    return *_clean(subject.model, batch.images, batch.labels), attacked
 
-  clean, attacked = subject.over(measure)
+  clean, undefined, attacked = subject.over(measure)
+  if undefined.any():
+    raise UserError(
+      f'{int(undefined.sum())} logits of {subject.name} are not finite on clean images, on '
+      f'{np.count_nonzero(undefined)} of {len(clean)}, the first of them number '
+      f'{np.flatnonzero(undefined)[0]}; look for weights that are not finite'
+    )
   return ModelResult(subject.name, len(clean), _share(clean), _share(attacked))
 
 

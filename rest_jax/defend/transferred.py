@@ -16,6 +16,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from rest_jax.attacks.auto_attack import auto_attack
+from rest_jax.attacks.devices import shared, shared_batch
 from rest_jax.attacks.evaluation_sample import keys_of
 from rest_jax.attacks.files import write_npz
 from rest_jax.attacks.fingerprint import fingerprint, weights_hash
@@ -32,6 +33,11 @@ def for_transfer(attack: Attack) -> Attack:
   if 'stop_early' not in taken or 'stop_early' in attack.options:
     return attack
   return dataclasses.replace(attack, options={**attack.options, 'stop_early': False})
+
+
+def images_at_a_time(batch_size: int, count: int) -> int:
+  """The batch for `count` images where `batch_size` are asked for, that divides over devices."""
+  return shared_batch(max(1, min(batch_size, count)))
 
 
 def through(attack: Attack, attacked: Partial, random: bool, tick: Tick) -> Attack:
@@ -51,7 +57,8 @@ def through(attack: Attack, attacked: Partial, random: bool, tick: Tick) -> Atta
 
   def on_attacked(model, images, labels, *, attacked, attack, key, norm, eps=None):
     del model
-    found = attack.run(attacked, images, labels, key=key, norm=norm, eps=eps, targets=None)
+    # Not in the options: they pin the attack in its results, which the devices must not.
+    found = attack.run(shared(attacked), images, labels, key=key, norm=norm, eps=eps, targets=None)
     tick(len(images))
     return found
 
@@ -167,7 +174,7 @@ class Transferred:
     images, labels = self._images[at], self._labels[at].astype(np.int32)
     keys = keys_of(self._key, at)
     adv, _ = self.attack.run(
-      self._model, images, labels, key=keys, norm=run.norm, eps=run.eps, targets=None
+      shared(self._model), images, labels, key=keys, norm=run.norm, eps=run.eps, targets=None
     )
     return adv[: len(rows)]
 

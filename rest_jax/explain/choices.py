@@ -58,6 +58,20 @@ def usable_methods(names: Sequence[str], classifier: Classifier) -> tuple[tuple[
   return methods, ''
 
 
+def check_group_cam(classifier: Classifier, methods: Sequence[str], command: Command) -> None:
+  """Tries Group-CAM's own flags on shapes, before any picture is read or data prepared.
+
+  Raises:
+    UserError: a variant or a number of groups that it does not have.
+  """
+  if 'group_cam' not in methods or (command.variant is None and command.groups is None):
+    return
+  size = classifier.input_size
+  images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+  options = method_options('group_cam', command)
+  jax.eval_shape(lambda x: METHODS['group_cam'].fn(classifier, x, 0, **options), images)
+
+
 def method_options(method: str, command: Command) -> dict[str, Any]:
   """The options of a method that the command line sets.
 

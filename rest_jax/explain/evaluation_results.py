@@ -98,7 +98,8 @@ def _setup(study: Study) -> dict[str, Any]:
     'layer': _layer(study),
     'seed': command.seed,
     'batch_size': command.batch_size,
-    'device': f'{jax.local_device_count()} x {device.device_kind}',
+    # A device takes a batch at a time.
+    'device': f'{min(jax.local_device_count(), study.batches)} x {device.device_kind}',
   }
 
 

@@ -28,7 +28,7 @@ from rest_jax.explain.pictures import (
   read_picture,
 )
 from rest_jax.explain.strip import draw_strip
-from rest_jax.files import WriteError
+from rest_jax.files import WriteError, make_folder
 from rest_jax.models.classifier import Classifier
 from rest_jax.text import legible, plural
 
@@ -77,7 +77,9 @@ def explain_pictures(command: Command) -> int:
   nothing = np.zeros((1, len(classifier.class_names)), np.float32)
   targets = choices.choose_targets(command.target, classifier.class_names, nothing).shape[1]
   layer = check_layer(classifier, methods, command.layer)
+  choices.check_group_cam(classifier, methods, command)
   files = find_pictures(command.image)
+  make_folder(command.output)
   pictures = min(command.batch_size, len(files))
   setup = Setup(command, classifier, methods, layer, pictures, targets)
   with tqdm(total=len(files), unit='picture', disable=len(files) < 2 or not _terminal()) as bar:

@@ -20,8 +20,9 @@ from rest_jax.explain.metrics import box_masks
 from rest_jax.explain.pictures import placement
 from rest_jax.explain.records import Records
 from rest_jax.explain.run import check_layer
+from rest_jax.files import make_folder
 from rest_jax.models.classifier import Classifier
-from rest_jax.opening import open_judged, read_examples
+from rest_jax.opening import check_data, open_judged, read_examples
 
 BASELINES = ('centre', 'random')
 SANITY = -1  # number of the "batch" that holds the sanity check
@@ -93,9 +94,12 @@ def open_study(command: Command) -> Study:
   if left_out:
     print(left_out, file=sys.stderr)
   check_layer(classifier, methods, command.layer)
+  choices.check_group_cam(classifier, methods, command)
   extras = ('mask',) if command.data == 'digit_scenes' else ()
   if os.path.exists(os.path.expanduser(command.data)):
     extras = ('boxes',)
+  check_data(command.data, classifier, command.model)
+  make_folder(command.output)
   judged = open_judged(
     command.data,
     command.data_dir,

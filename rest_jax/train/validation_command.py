@@ -77,17 +77,22 @@ def _placed(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _judge(options: dict[str, Any]) -> None:
-  from rest_jax.opening import open_classifier
+  from rest_jax.files import make_folder
+  from rest_jax.opening import check_data, open_classifier
   from rest_jax.train.distributed import end_with_the_others, is_main
-  from rest_jax.train.parallel import make_mesh, memory_advice
+  from rest_jax.train.parallel import check_batch, make_mesh, memory_advice
   from rest_jax.train.validation import validate
   from rest_jax.train.validation_report import write_report
 
   classifier = open_classifier(options['model'], options['architecture'], options['ema'])
   mesh = make_mesh()
+  check_batch(options['batch_size'], 1, mesh)
   view = test_view(classifier, options)
-  classifier, source, batches = _open_data(classifier, options, view, mesh)
   output = options['output']
+  check_data(options['data'], classifier, options['model'])
+  if is_main():
+    make_folder(output)
+  classifier, source, batches = _open_data(classifier, options, view, mesh)
   with memory_advice(), end_with_the_others(), _naming(options['model'], source):
     result = validate(
       classifier, batches, mesh, num_classes=classifier.num_classes, progress=_progress(is_main())
@@ -141,9 +146,7 @@ def _open_data(
   from rest_jax import data
   from rest_jax.opening import open_judged
   from rest_jax.train.distributed import is_main
-  from rest_jax.train.parallel import check_batch
 
-  check_batch(options['batch_size'], 1, mesh)
   judged = open_judged(
     options['data'],
     options['data_dir'],

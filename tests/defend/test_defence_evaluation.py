@@ -44,7 +44,7 @@ def counting(stop_at=None):
 
 
 def evaluate(defences, **options):
-  arguments = dict(threats=GRID, attack='fgsm', key=KEY, batch_size=10, check_health=False)
+  arguments = dict(threats=GRID, attack='fgsm', key=KEY, batch_size=8, check_health=False)
   return defend.evaluate_defences(MODEL, IMAGES, LABELS, defences, **(arguments | options))
 
 
@@ -268,7 +268,7 @@ def test_a_minimum_norm_attack_runs_once_for_all_radii(tmp_path):
     exact = evaluate({}, threats=Threat('linf', eps)).rows[0].worst.value
     assert abs(plain.worst.value - exact) <= 1 / 24
   assert found.rows[0].worst.value > found.rows[-1].worst.value
-  assert len(list((tmp_path / 'transferred' / 'deepfool').glob('*/*.npz'))) == 3  # batches of 10
+  assert len(list((tmp_path / 'transferred' / 'deepfool').glob('*/*.npz'))) == 3  # batches of 8
 
 
 def test_auto_attack_takes_its_version_for_random_models():

@@ -53,6 +53,26 @@ def test_shape_range_and_the_other_strengths(name, images, key):
   assert float(jnp.abs(out - images).max()) > 0.05, 'the strongest setting changes pictures'
 
 
+@pytest.mark.parametrize(
+  ('name', 'unit'),
+  [
+    ('gaussian', None),
+    ('median', None),
+    ('wavelet', None),
+    ('bilateral', 'sigma_color'),
+    ('non_local_means', 'h'),
+    ('total_variation', 'weight'),
+  ],
+)
+def test_faint_images_are_denoised_like_strong_ones(name, unit, images):
+  """Pixels and the options in their unit times c give the outcome times c: no constant has one."""
+  scale = 1e-4
+  options = {} if unit is None else {unit: DENOISERS[name].options()[unit]}
+  plain = denoiser(name, 0.7, **options)(images)
+  faint = denoiser(name, 0.7, **{key: scale * value for key, value in options.items()})
+  np.testing.assert_allclose(faint(scale * images) / scale, plain, atol=2e-4)
+
+
 def test_gradients_are_finite(name, images, key):
   one = denoiser(name, 0.7)
   flat = jnp.full_like(images, 0.25)

@@ -49,6 +49,24 @@ def attacked():
   return images, labels, even.astype(np.float32), fine.astype(np.float32)
 
 
+@pytest.mark.parametrize('value', [jnp.nan, jnp.inf])
+def test_logits_that_are_not_numbers_are_never_right(attacked, value):
+  images, labels, even, _ = attacked
+
+  def broken(x):
+    # Only what the attack made is broken; class 0 would be the first of equals.
+    far = jnp.abs(x.mean((1, 2, 3)) - 0.5)[:, None] > 0.15
+    return jnp.where(far, value, by_brightness(x))
+
+  study = noise_study(broken, images, labels, even + 0.3 * np.sign(even - images), {}, bands=2)
+  (model,) = study.models
+  assert model.clean.value == 1 and model.attacked.value == 0.1  # the image that was left alone
+  with pytest.raises(
+    UserError, match=r'[12]0 logits of model are not finite on clean images, on 10 of'
+  ):
+    noise_study(lambda x: by_brightness(x) * value, images, labels, even, {}, bands=2)
+
+
 def test_the_numbers_of_a_study(attacked):
   images, labels, even, fine = attacked
   models = {'brightness': by_brightness, 'stripes': Partial(by_stripes, jnp.float32(0.5))}

@@ -155,7 +155,7 @@ def _keep_leading(z: jax.Array, strength: jax.Array) -> jax.Array:
 def _wiener(variances: jax.Array, noise: Any, z: jax.Array, strength: jax.Array) -> jax.Array:
   power = jnp.square(strength * noise)
   # Without noise every component is kept, those of no variance too.
-  gains = jnp.where(power > 0, variances / jnp.maximum(variances + power, 1e-30), 1.0)
+  gains = jnp.where(power > 0, variances / jnp.where(power > 0, variances + power, 1.0), 1.0)
   return z * gains[None, None, None, None]
 
 

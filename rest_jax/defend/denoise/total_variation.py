@@ -12,6 +12,7 @@ from rest_jax.defend.denoise.registry import register
 
 # 1 / (2 * number of axes): the step that is known to converge.
 _STEP = 0.25
+_NONE = 1e-15  # a weight of nothing; a larger floor would be a weight for faint images
 
 
 @register(
@@ -39,7 +40,7 @@ def total_variation(strength: float, weight: float = 0.2, iterations: int = 50) 
 
 
 def _filter(images: jax.Array, strength: jax.Array, *, weight: float, iterations: int) -> jax.Array:
-  scale = _STEP / jnp.maximum(strength * weight, 1e-6)
+  scale = _STEP / jnp.maximum(strength * weight, _NONE)
   dual = jnp.zeros_like(images), jnp.zeros_like(images)
 
   # For derivatives, states are kept at the square root of the steps and found anew between them.

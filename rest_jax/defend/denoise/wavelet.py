@@ -31,12 +31,13 @@ Coefficients = tuple[jax.Array, list[Detail]]
 def wavelet(
   strength: float, wavelet: str = 'db2', levels: int | None = None, sigma: float | None = None
 ) -> Denoiser:
-  """Shrinks details by strength * s^2 / sqrt(max(E[d^2] - s^2, eps)), in each band and channel.
+  """Shrinks details by strength * s^2 / sqrt(max(E[d^2] - s^2, eps s^2)), in each band, channel.
 
   s is the noise's deviation, of each image and channel the median of the nonzero finest diagonal
   details over 0.6745 (Donoho and Johnstone, 1994); E[d^2] the mean square of a band's details. The
   same as `denoise_wavelet(method='BayesShrink', mode='soft', convert2ycbcr=False)`, but that an
-  image without any detail stays as it is.
+  image without any detail stays as it is, and that the floor eps is one of a share of the noise
+  instead of an absolute one: pixels times c give details times c.
 
   Args:
     strength: from 0 to 1.
@@ -83,8 +84,11 @@ def _shrink(z: Coefficients, strength: jax.Array, *, sigma: float | None) -> Coe
 def _shrink_band(d: jax.Array, variance: jax.Array, strength: jax.Array) -> jax.Array:
   """(B, h, w, C), with the noise's variance (B, C)."""
   energy = jnp.mean(jnp.square(_rows(d)), axis=-1)
-  signal = jnp.maximum(energy - variance, jnp.finfo(d.dtype).eps)
-  threshold = strength * variance / jnp.sqrt(signal)
+  # Relative to the noise: an absolute floor would treat small perturbations otherwise than large.
+  signal = jnp.maximum(energy - variance, jnp.finfo(d.dtype).eps * variance)
+  noisy = variance > 0
+  root = jnp.sqrt(jnp.where(noisy, signal, 1.0))
+  threshold = jnp.where(noisy, strength * variance / root, 0.0)
   return soft_threshold(d, jnp.broadcast_to(threshold[:, None, None, :], d.shape))
 
 
