@@ -232,7 +232,7 @@ def test_reads_as_plain_attributes(classifier):
 
 
 def test_from_pytorch_needs_to_know_the_model(tmp_path):
-  with pytest.raises(UserError, match='Say model'):
+  with pytest.raises(UserError, match='Say its architecture'):
     Classifier.from_pytorch(tmp_path / 'weights.pth')
   with pytest.raises(UserError, match='there is no checkpoint'):
     Classifier.from_pytorch(tmp_path / 'rest_small.pth')

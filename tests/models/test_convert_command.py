@@ -117,10 +117,6 @@ def by_convert(path):
   convert.main([str(path), '--model', 'tiny18', '--out', str(path.with_suffix('.out'))])
 
 
-def by_evaluate(path):
-  validation_command.load_classifier(str(path), 'tiny18')
-
-
 def by_opening(path):
   opening.open_classifier(str(path), 'tiny18')
 
@@ -129,7 +125,7 @@ def by_opening(path):
   ('command', 'flags'),
   [
     (by_convert, {f.option_strings[0] for f in convert._parser()._actions if f.option_strings}),
-    (by_evaluate, {f'--{name}' for name in validation_command._define()}),
+    (by_opening, {f'--{name}' for name in validation_command._define()}),
     (by_opening, {f'--{flag.name}' for flag in explain_command._FLAGS}),
     (by_opening, {f'--{flag.name}' for flag in defend_command._FLAGS}),
   ],
