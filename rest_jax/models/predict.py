@@ -17,10 +17,11 @@ import numpy as np
 from PIL import Image
 
 from rest_jax.errors import UserError
+from rest_jax.paths import local
+from rest_jax.text import csv_text
 
 BATCH_SIZE = 32
 _TOP = 5
-_FORMULA = ('=', '+', '-', '@')  # begins what a spreadsheet would compute
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +134,7 @@ def _files(place: str | os.PathLike[str]) -> list[Path]:
   # What the scripts take, too.
   from rest_jax.explain.pictures import find_pictures
 
-  path = Path(place).expanduser()
+  path = local(place, 'a picture')
   word = str(place) if glob.has_magic(str(place)) and not path.exists() else str(path)
   return find_pictures([word])
 
@@ -191,12 +192,7 @@ def to_csv(predictions: Iterable[Prediction]) -> str:
   )
   table.writerow(['file', *columns])
   for p in predictions:
-    names = map(_text, p.class_names)
+    names = map(csv_text, p.class_names)
     cells = zip(names, p.classes, (f'{v:.6g}' for v in p.probabilities), strict=True)
-    table.writerow([_text(p.file), *(cell for group in cells for cell in group)])
+    table.writerow([csv_text(p.file), *(cell for group in cells for cell in group)])
   return out.getvalue()
-
-
-def _text(text: str) -> str:
-  """A cell that no spreadsheet takes for a formula."""
-  return f"'{text}" if text.startswith(_FORMULA) else text

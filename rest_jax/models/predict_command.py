@@ -11,24 +11,28 @@ from typing import Any
 
 from tqdm import tqdm
 
-from rest_jax.errors import UserError
+from rest_jax.command_line import Parser
+from rest_jax.errors import UserError, as_line
 from rest_jax.files import replacing
 from rest_jax.models import predict
+from rest_jax.paths import local
+from rest_jax.text import legible
 
 _ADVICE = 'give another --csv'
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
-    prog='python -m rest_jax predict', description='Names what pictures show.'
-  )
+  parser = Parser(prog='python -m rest_jax predict', description='Names what pictures show.')
   parser.add_argument('pictures', nargs='+', help='files, folders, glob patterns; "**" goes down')
   parser.add_argument(
     '--model',
     default='efficientnet_lite0',
-    help='model directory, name of the zoo, or a PyTorch checkpoint (default: efficientnet_lite0)',
+    help='work or model directory, name of the zoo, or a checkpoint (default: efficientnet_lite0)',
   )
-  parser.add_argument('--architecture', help='model name of a checkpoint not called after it')
+  parser.add_argument(
+    '--architecture', '--model_name', help='model name of a checkpoint not called after it'
+  )
+  parser.add_argument('--ema', action='store_true', help='averaged weights of a checkpoint')
   parser.add_argument('--top', type=int, default=5, help='classes a picture (default: 5)')
   parser.add_argument('--batch_size', type=int, default=32, help='pictures at once (default: 32)')
   parser.add_argument('--csv', help='table to write: file, class1, number1, probability1, ...')
@@ -57,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
       raise UserError(f'{name} is a whole number from 1, not {value}')
   pictures = predict.expand(args.pictures)
   with _table(args.csv) as table:
-    classifier = open_classifier(args.model, args.architecture)
+    classifier = open_classifier(args.model, args.architecture, args.ema)
     found, failed = _predict(classifier, pictures, args)
     if table is not None:
       table.write_text(predict.to_csv(found), encoding='utf-8')
@@ -70,7 +74,7 @@ def _table(csv: str | None) -> Iterator[Path | None]:
   if csv is None:
     yield None
     return
-  path = Path(csv).expanduser()
+  path = local(csv, '--csv')
   if path.is_dir():
     raise UserError(f'--csv {csv} is a folder: name a file in it')
   with replacing(path, advice=_ADVICE) as temporary:
@@ -86,9 +90,9 @@ def _predict(
   pairs = predict.iterate(classifier, pictures, top=args.top, batch_size=args.batch_size)
   for prediction, error in tqdm(pairs, total=len(pictures), disable=not sys.stderr.isatty()):
     if prediction is None:
-      tqdm.write(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+      tqdm.write(f'error: {as_line(error)}', file=sys.stderr)
       failed += 1
     else:
-      tqdm.write(str(prediction), file=sys.stdout)
+      tqdm.write(legible(prediction), file=sys.stdout)
       found.append(prediction)
   return found, failed

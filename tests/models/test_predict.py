@@ -143,11 +143,20 @@ def test_command(run, folder, capsys):
   (folder / 'd.png').write_bytes(b'no picture')
   status, opened = run(folder, '--csv', folder / 'sub' / 'out.csv', '--top', 1)
   out, err = capsys.readouterr()
-  assert status == 2 and opened == [('efficientnet_lite0', None)]
+  assert status == 2 and opened == [('efficientnet_lite0', None, False)]
   assert out.count('\n') == 3 and 'b.png: green (100.0 %)' in out
-  assert err.count('\n') == 1 and err.startswith('error: ') and 'd.png' in err
+  said, *errors = err.splitlines()
+  assert 'passed over' in said and len(errors) == 1
+  assert errors[0].startswith('error: ') and 'd.png' in errors[0]
   assert (folder / 'sub' / 'out.csv').read_text().count('\n') == 4
   assert run(folder / 'a.png')[0] in (0, None)
+
+
+def test_odd_names(run, folder, capsys):
+  (folder / 'a.png').rename(folder / '=1\n\x1bcaf\udce9.png')
+  assert run(folder / '=1\n\x1bcaf\udce9.png', '--csv', folder / 'out.csv')[0] in (0, None)
+  assert '=1\\n\\x1bcaf\\xe9.png: ' in capsys.readouterr().out
+  assert '=1\\n\\x1bcaf\\xe9.png,' in (folder / 'out.csv').read_text(encoding='utf-8')
 
 
 def test_command_refuses_before_any_work(run, folder):
@@ -160,7 +169,7 @@ def test_command_refuses_before_any_work(run, folder):
   ):
     with pytest.raises(UserError, match=message.replace('*', r'\*')):
       run(*words)
-  assert run(folder / 'a.png')[1] == [('efficientnet_lite0', None)]  # opened here alone
+  assert run(folder / 'a.png')[1] == [('efficientnet_lite0', None, False)]  # opened here alone
 
 
 def test_commands_have_names(capsys):
