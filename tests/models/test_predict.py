@@ -143,9 +143,10 @@ def test_command(run, folder, capsys):
   (folder / 'd.png').write_bytes(b'no picture')
   status, opened = run(folder, '--csv', folder / 'sub' / 'out.csv', '--top', 1)
   out, err = capsys.readouterr()
-  assert status == 2 and opened == [('efficientnet_lite0', None)]
+  assert status == 2 and opened == [('efficientnet_lite0', None, False)]
   assert out.count('\n') == 3 and 'b.png: green (100.0 %)' in out
-  assert err.count('\n') == 1 and err.startswith('error: ') and 'd.png' in err
+  passed_over, error = err.splitlines()
+  assert '.txt' in passed_over and error.startswith('error: ') and 'd.png' in error
   assert (folder / 'sub' / 'out.csv').read_text().count('\n') == 4
   assert run(folder / 'a.png')[0] in (0, None)
 
@@ -160,7 +161,7 @@ def test_command_refuses_before_any_work(run, folder):
   ):
     with pytest.raises(UserError, match=message.replace('*', r'\*')):
       run(*words)
-  assert run(folder / 'a.png')[1] == [('efficientnet_lite0', None)]  # opened here alone
+  assert run(folder / 'a.png')[1] == [('efficientnet_lite0', None, False)]  # opened here alone
 
 
 def test_commands_have_names(capsys):
