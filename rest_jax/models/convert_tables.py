@@ -138,14 +138,6 @@ CIFAR_RESNET = (
   Row(r'head', r'linear', _DENSE),
 )
 
-CIFAR_RESNET = (
-  Row(r'stem_conv', r'conv1', _CONV),
-  Row(r'stem_norm', r'bn1', _BATCH_NORM),
-  Row(r'stage(\d)/block(\d+)/conv(\d)', r'layer\1.\2.conv\3', _CONV),
-  Row(r'stage(\d)/block(\d+)/norm(\d)', r'layer\1.\2.bn\3', _BATCH_NORM),
-  Row(r'head', r'linear', _DENSE),
-)
-
 
 def _efficientnet_lite(model: Any) -> tuple[Row, ...]:
   """Blocks are numbered through all stages."""

@@ -43,7 +43,7 @@ class Prediction:
   def __str__(self) -> str:
     named = zip(self.class_names, self.probabilities, strict=True)
     listed = ', '.join(f'{name} ({100 * p:.1f} %)' for name, p in named)
-    return f'{self.file}: {listed}' if self.file else listed
+    return f'{legible(self.file)}: {listed}' if self.file else listed
 
 
 def predict(

