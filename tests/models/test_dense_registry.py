@@ -138,7 +138,6 @@ def random_variables(module):
   ('name', 'frozen', 'bn_frozen'),
   [
     ('rest_lite', 3, True),
-    ('restv2_tiny', 3, False),
     ('resnet18', 2, False),
     ('resnet18', 0, True),
   ],
