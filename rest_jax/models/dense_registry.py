@@ -22,7 +22,8 @@ _SEGMENTERS = {
   'upernet': ('rest_jax.models.upernet', 'UPerNet'),
   'semantic_fpn': ('rest_jax.models.semantic_fpn', 'SemanticFPN'),
 }
-_STAGES = 4  # of a backbone: the heads read a map of each
+# Classes whose `features` gives four maps, each half the size of the one before.
+_FOUR_MAPS = ('ResT', 'ResNet', 'VGG', 'EfficientNetLite')
 # The authors' detection and segmentation code: see `rest_jax.models.rest`, `out_norm`.
 _OUT_NORMS = {1: 'trunk', 2: 'branch'}
 
@@ -92,9 +93,9 @@ def create_segmenter(
 
 @functools.cache
 def _backbones() -> tuple[str, ...]:
-  """The models of the registry that have four stages."""
+  """The models of the registry that give four maps."""
   models = {name: registry.create_model(name) for name in registry.list_models()}
-  return tuple(n for n, m in models.items() if len(getattr(m, 'depths', ())) == _STAGES)
+  return tuple(n for n, m in models.items() if type(m).__name__ in _FOUR_MAPS)
 
 
 def _names(heads: Mapping[str, tuple[str, str]], pattern: str) -> list[str]:

@@ -138,7 +138,6 @@ def random_variables(module):
   ('name', 'frozen', 'bn_frozen'),
   [
     ('rest_lite', 3, True),
-    ('restv2_tiny', 3, False),
     ('resnet18', 2, False),
     ('resnet18', 0, True),
   ],
@@ -174,6 +173,20 @@ def test_names():
   assert list_detectors('mask_rcnn_restv2_t*') == ['mask_rcnn_restv2_tiny']
   assert list_segmenters('upernet_resnet50') == ['upernet_resnet50']
   assert not any('autoencoder' in name for name in list_detectors() + list_segmenters())
+  assert not list_detectors('*_resnet20')  # three maps
+
+
+@pytest.mark.parametrize('backbone', ['vgg16_bn', 'efficientnet_lite0', 'resnet18_cifar'])
+def test_other_backbones_serve_as_well(backbone):
+  def run(x):
+    detector = create_detector(f'retinanet_{backbone}', 3, width=8, convs=1)
+    variables = detector.init(jax.random.key(0), x)
+    return detector.apply(variables, x, method='levels').logits, detector.apply(variables, x)
+
+  logits, found = jax.eval_shape(run, jax.ShapeDtypeStruct((1, 70, 90, 3), jnp.float32))
+  assert found.boxes.shape == (1, 100, 4)
+  first = dict(vgg16_bn=4, efficientnet_lite0=8, resnet18_cifar=2)[backbone]
+  assert logits[0].shape == (1, 96 // first * (96 // first) * 9, 3)
 
 
 @pytest.mark.parametrize(
