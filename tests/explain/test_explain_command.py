@@ -76,8 +76,9 @@ def test_bad_command_lines(args, message):
   ],
 )
 def test_places_that_are_none(args, message):
+  picture = () if '--image' in args else ('--image', 'a.png')
   with pytest.raises(UserError, match=message):
-    parse('--image', 'a.png', *args)
+    parse(*picture, *args)
 
 
 def test_homes_and_other_names(monkeypatch, tmp_path):

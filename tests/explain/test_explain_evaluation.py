@@ -102,11 +102,11 @@ def setting(tmp_path_factory):
 
 
 def run(root, output, *more, method='grad_cam'):
-  flags = ['--evaluate', '--model', str(root / 'model'), '--data', str(root / 'data')]
-  flags += ['--method', method, '--batch_size', '2', '--layer', 'stage1', '--query_batch', '16']
-  return evaluation.evaluate(
-    command.parse(['explain.py', *flags, '--output', str(output), *more], '')
-  )
+  flags = {'--model': str(root / 'model'), '--data': str(root / 'data'), '--method': method}
+  flags |= {'--batch_size': '2', '--layer': 'stage1', '--query_batch': '16'}
+  flags |= {'--output': str(output)} | dict(zip(more[::2], more[1::2], strict=True))
+  words = [word for flag in flags.items() for word in flag]
+  return evaluation.evaluate(command.parse(['explain.py', '--evaluate', *words], ''))
 
 
 def table(output):

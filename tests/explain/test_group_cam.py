@@ -173,4 +173,4 @@ def test_devices_of_a_mesh_explain_their_own_images():
   mesh, split = jax.sharding.Mesh(jax.devices(), ('batch',)), jax.sharding.PartitionSpec('batch')
   run = lambda x: explain.group_cam(PAIR, x, 2, groups=3)  # noqa: E731
   shared = jax.jit(jax.shard_map(run, mesh=mesh, in_specs=split, out_specs=split))
-  np.testing.assert_allclose(shared(images), run(images), atol=1e-6)
+  np.testing.assert_allclose(shared(images), run(images), atol=1e-5)

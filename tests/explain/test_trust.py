@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jax.tree_util import Partial
 
 from rest_jax import UserError, explain
-from rest_jax.explain.checking import EmptyMaps
+from rest_jax.explain.checking import EmptyMaps, Incomplete
 from rest_jax.explain.common import ROUNDING, support
 
 RNG = np.random.default_rng(0)
@@ -23,8 +23,8 @@ FEW = {
   'rise': {'masks': 8},
   'smooth_grad': {'samples': 2},
   'smooth_grad_cam_pp': {'samples': 2},
-  'integrated_gradients': {'steps': 64},
-  'smooth_integrated_gradients': {'samples': 64, 'noise': 0.01},
+  'integrated_gradients': {'steps': 8},
+  'smooth_integrated_gradients': {'samples': 4},
   'group_cam': {'groups': 3},
 }
 MEASURES = (explain.insertion_deletion, explain.drop_increase, explain.road)
@@ -49,7 +49,9 @@ def whole(pair):
 
 def run(name, pair, images, targets=1, **options):
   asked = pair if explain.METHODS[name].needs_layer else whole(pair)
-  return explain.explain(asked, images, name, targets, **FEW.get(name, {}), **options)
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore', Incomplete)  # of so few gradients
+    return explain.explain(asked, images, name, targets, **FEW.get(name, {}), **options)
 
 
 # Grad-CAM++ explains exp(logit), and perturbations compare probabilities: theirs is no ratio.
@@ -92,10 +94,8 @@ def test_a_map_does_not_depend_on_its_batch_or_place(name):
   """Alone, with others, in another place, in chunks of another size."""
   found = np.asarray(run(name, model(), IMAGES).maps)
   alone = run(name, model(), IMAGES[1:2]).maps[0]
-  others = np.concatenate([IMAGES[2:], 5 * IMAGES[:1], IMAGES[1:2], 0 * IMAGES[:1]])
-  with warnings.catch_warnings():
-    warnings.simplefilter('ignore')  # of the others, of which one is far from complete
-    among = run(name, model(), others, query_batch=3).maps[2]
+  others = np.concatenate([IMAGES[2:], 0.2 * IMAGES[:1], IMAGES[1:2], 0 * IMAGES[:1]])
+  among = run(name, model(), others, query_batch=3).maps[2]
   np.testing.assert_allclose(alone, found[1], atol=1e-4)
   np.testing.assert_allclose(among, found[1], atol=1e-4)
 
@@ -132,8 +132,8 @@ def test_gradients_that_are_not_finite_are_no_empty_map(name):
 
 def test_the_images_that_broke_are_named():
   images = IMAGES.copy()
-  images[1] = 1e38
-  broken = lambda x: jnp.stack([(x * 10).sum((1, 2, 3)), x[:, 0, 0, 0]], 1)  # noqa: E731
+  images[1] = 1
+  broken = lambda x: jnp.stack([1 / (1 - x.mean((1, 2, 3))), x[:, 0, 0, 0]], 1)  # noqa: E731
   with pytest.raises(UserError, match='of image 1: 1 of 2 logits'):
     explain.gradient(broken, images, 1)
   inside = jax.jit(lambda x: explain.gradient(broken, x, 1))(images)
