@@ -44,7 +44,9 @@ def test_srgb_stays_to_the_bit():
 
 
 @pytest.mark.parametrize('mode', ['L', 'RGB', 'CMYK'])
-@pytest.mark.parametrize('profile', [b'', b'nonsense', SRGB[:300], SRGB])
+@pytest.mark.parametrize(
+  'profile', [b'', b'nonsense', SRGB[:300], SRGB], ids=['none', 'nonsense', 'cut', 'whole']
+)
 def test_profiles_that_do_not_fit_count_as_none(mode, profile):
   picture = Image.fromarray(PIXELS).convert(mode)
   found = to_srgb(picture.copy(), profile)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from rest_jax.errors import UserError
 from rest_jax.paths import local
-from rest_jax.text import csv_text
+from rest_jax.text import csv_text, legible
 
 BATCH_SIZE = 32
 _TOP = 5
