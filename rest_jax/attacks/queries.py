@@ -19,6 +19,7 @@ from jax.tree_util import Partial
 
 from rest_jax.attacks.losses import Loss
 from rest_jax.errors import UserError
+from rest_jax.ops.rewrite import fast_convolutions
 
 _MOST = 1e30  # log odds are cut here, so that their differences are numbers
 _NOTHING = -2e30
@@ -81,7 +82,8 @@ def as_classes(logits: jax.Array) -> jax.Array:
 
 def outputs_of(model: Partial, images: jax.Array, keys: jax.Array | None = None) -> Any:
   """What the model gives, for a loss of one's own; arguments as `logits_of`."""
-  return model(images, keys=keys) if is_random(model) else model(images)
+  quick = fast_convolutions(model)  # attacks differentiate in loops, where XLA's own are slow
+  return quick(images, keys=keys) if is_random(model) else quick(images)
 
 
 def logits_of(model: Partial, images: jax.Array, keys: jax.Array | None = None) -> jax.Array:

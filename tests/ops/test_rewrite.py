@@ -11,6 +11,8 @@ from flax import linen as nn
 from jax import lax
 
 from rest_jax import ops
+from rest_jax.attacks import queries
+from rest_jax.callables import as_function
 from rest_jax.ops.rewrite import fast_convolutions
 
 RNG = np.random.default_rng(0)
@@ -133,3 +135,17 @@ def test_on_an_accelerator_it_is_the_function_itself():
   with ops.use_form('plain'):
     text = str(jax.make_jaxpr(fast_convolutions(same))(X))
   assert 'custom_vjp' not in text
+
+
+def test_attacks_ask_a_strangers_model_so():
+  def model(x):
+    return jnp.mean(same(x), (1, 2))
+
+  def loop(x):
+    ce = lambda logits: -jax.nn.log_softmax(logits)[:, 0]  # noqa: E731
+    step = lambda _, x: x + queries.ask(as_function(model), x, ce).gradient  # noqa: E731
+    return lax.fori_loop(0, 2, step, x)
+
+  with ops.use_form('fast'):
+    text = jax.jit(loop).lower(X).compile().as_text()
+  assert set(re.findall(r'dim_labels=(\S+?),', text)) == {'b01f_01io->b01f'}
