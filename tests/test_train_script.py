@@ -214,7 +214,7 @@ def test_evaluation_of_the_trained_model(experiment, undisturbed, tmp_path):
     ((), ('--model', 'zoo name')),
     (('--model', 'digit_scene'), ('digit_scene', 'digit_scenes')),
     (('--model', 'digit_scenes', '--data', 'FOLDER'), ('10 classes', 'has 2')),
-    (('--model', 'digit_scenes', '--ema'), ('--ema', 'none')),
+    (('--model', 'digit_scenes', '--ema'), ('ema', 'checkpoints', 'leave them out')),
     (('--model', 'digit_scenes', '--crop_pct', '3'), ('crop_pct',)),
   ],
 )

@@ -172,6 +172,7 @@ def load(
   extras: tuple[str, ...] = (),
   on_error: str = 'fatal',
   val_split: str | None = None,
+  labels: bool = True,
 ) -> DataSources:
   """Opens a data set to train on; `digit_scenes` is prepared first where that has not been done.
 
@@ -202,6 +203,8 @@ def load(
     raise UserError(f'cache=True holds images and labels only, without {", ".join(extras)}')
   opened = _open(name, data_dir, extras, (train_split, val_split, test_split))
   if isinstance(opened, Folder):
+    if labels:
+      opened.check_classes()
     sources = _from_folder(opened, name, train_split, val_split or None, test_split)
   else:
     sources = _from_tfds(opened, train_split, val_split or None, test_split)
@@ -286,7 +289,6 @@ def _from_folder(
     if part is not None and not len(part.source):
       purpose = 'training' if part is train else 'testing'
       raise UserError(f'{name} leaves no image for {purpose} ({called}): add images')
-  folder.check_classes()
   notes = [f'{called}: {part.note}' for called, part in zip(read, (train, val), strict=False)
            if part is not None and part.note]  # fmt: skip
   notes += [f'{test_name}: {test.note}'] if test.note else []

@@ -20,7 +20,7 @@ from rest_jax.explain.metrics import box_masks
 from rest_jax.explain.pictures import placement
 from rest_jax.explain.records import Records
 from rest_jax.explain.run import check_layer
-from rest_jax.files import make_folder
+from rest_jax.files import make_folder, try_folder
 from rest_jax.models.classifier import Classifier
 from rest_jax.opening import check_data, open_judged, read_examples
 
@@ -99,7 +99,7 @@ def open_study(command: Command) -> Study:
   if os.path.exists(os.path.expanduser(command.data)):
     extras = ('boxes',)
   check_data(command.data, classifier, command.model)
-  make_folder(command.output)
+  try_folder(command.output)
   judged = open_judged(
     command.data,
     command.data_dir,
@@ -117,6 +117,7 @@ def open_study(command: Command) -> Study:
   if 'group_cam' in methods and command.variant is None:
     options['group_cam:latest'] = options['group_cam'] | {'variant': 'latest'}
   settings = _settings(command, classifier, judged.data)
+  make_folder(command.output)
   records = Records(command.output / 'results.jsonl', settings)
   return Study(
     command, classifier, tuple(options), options, sample, len(sample), records, judged.line

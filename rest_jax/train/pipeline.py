@@ -97,6 +97,7 @@ def load_sources(config: Config) -> data.DataSources:
     test_split=config.data.test_split,
     cache=config.data.cache,
     on_error=config.data.on_error,
+    labels=not config.denoise.noise,  # of images alone one folder will do
   )
 
 

@@ -182,7 +182,10 @@ def outputs(model, variables, images):
   [('restv2_tiny', SMALL), ('resnet18', dict(width=8, depths=(1, 1, 1, 1)))],
 )
 def test_in_a_backbone(name, options, images):
-  """Logits and maps with new layers are those of the model without, to the bit."""
+  """Logits and maps with new layers are those of the model without.
+
+  A layer by itself is the identity to the bit; around it XLA may round another program otherwise.
+  """
   plain = create_model(name, 5, **options)
   tensors = model_dir.abstract_tensors(plain)
   compressed = create_model(
@@ -196,7 +199,8 @@ def test_in_a_backbone(name, options, images):
   plain_out = outputs(plain, model_dir.unflatten({n: flat[n] for n in tensors}), images)
   zeros = flat | {n: jnp.zeros_like(flat[n]) for n in added}
   same = outputs(compressed, model_dir.unflatten(zeros), images)
-  jax.tree.map(np.testing.assert_array_equal, plain_out, same)
+  close = functools.partial(np.testing.assert_allclose, rtol=2e-6, atol=2e-6)
+  jax.tree.map(close, plain_out, same)
   other = outputs(compressed, model_dir.unflatten(flat), images)[1]
   assert [bool((a != b).any()) for a, b in zip(other, same[1], strict=True)] == [True] * 4
 
