@@ -89,10 +89,10 @@ def _judge(options: dict[str, Any]) -> None:
   check_batch(options['batch_size'], 1, mesh)
   view = test_view(classifier, options)
   output = options['output']
-  check_data(options['data'], classifier, options['model'])
-  if is_main():
-    make_folder(output)
+  check_data(options['data'], classifier, options['model'], output if is_main() else None)
   classifier, source, batches = _open_data(classifier, options, view, mesh)
+  if is_main():
+    make_folder(output)  # before all images are judged
   with memory_advice(), end_with_the_others(), _naming(options['model'], source):
     result = validate(
       classifier, batches, mesh, num_classes=classifier.num_classes, progress=_progress(is_main())
