@@ -103,19 +103,6 @@ def make_folder(folder: Path, advice: str = ADVICE) -> None:
     probe.unlink()
 
 
-def try_folder(folder: Path, advice: str = ADVICE) -> None:
-  """As `make_folder`, but nothing is left of what was not there: for checks before the work.
-
-  Raises:
-    UserError: it cannot be made or written to.
-  """
-  missing = [place for place in (folder, *folder.parents) if not os.path.lexists(place)]
-  make_folder(folder, advice)
-  for place in missing:
-    with contextlib.suppress(OSError):  # somebody else has put something there
-      place.rmdir()
-
-
 def write_text(path: Path, text: str, place: object = None, advice: str = ADVICE) -> None:
   """Writes UTF-8 text; arguments and errors as `replacing`.
 

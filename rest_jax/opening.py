@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from rest_jax.data.sample import Sample, take_sample
 from rest_jax.data.source import ImageSource
 from rest_jax.data.sources import EMBEDDED, EMBEDDED_CLASSES, JudgedData, load, load_judged
 from rest_jax.errors import UserError
+from rest_jax.files import make_folder
 from rest_jax.models import imagenet
 from rest_jax.models.classifier import Classifier
 from rest_jax.models.convert import JUDGING_ADVICE
@@ -87,19 +89,22 @@ def open_judged(
   return Judged(classifier, judged, sample, line, where)
 
 
-def check_data(data: str, classifier: Classifier, model: str) -> None:
-  """Matches a model with the data set that is prepared when it is opened, before that is done.
+def check_data(data: str, classifier: Classifier, model: str, output: Path | None = None) -> None:
+  """What can be wrong beside the data set that is prepared when it is opened, before that is done.
 
   Args:
     data: what `--data` says; nothing is known yet of another one than digit_scenes.
     classifier: the model.
     model: what the user called it.
+    output: where results go; it is made, as what was prepared for nothing costs a minute.
 
   Raises:
-    UserError: its classes are not the model's.
+    UserError: its classes are not the model's, or the place cannot be written.
   """
   if data == EMBEDDED:
     matched(classifier, EMBEDDED_CLASSES, data, model)
+    if output is not None:
+      make_folder(output)
 
 
 def open_training(

@@ -106,7 +106,7 @@ def test_a_whole_run_and_the_same_again(model, folder, tmp_path, capsys):
 
 def test_more_images_and_other_batches_go_on(model, folder, tmp_path):
   arguments = ('--attack', 'fgsm', '--eps', '8/255', '--model', model, '--data', folder)
-  arguments += ('--defense', 'bit_depth', '--output')
+  arguments += ('--defense', 'bit_depth', '--no-adaptive', '--output')
   defend(*arguments, tmp_path / 'grown', '--limit', 2)
   first = {path: path.read_text() for path in tmp_path.rglob('*.jsonl')}
   defend(*arguments, tmp_path / 'grown', '--limit', 6, '--batch_size', 3)

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import runpy
 import signal
 import socket
 import subprocess
@@ -214,11 +215,11 @@ def test_evaluation_of_the_trained_model(experiment, undisturbed, tmp_path):
     ((), ('--model', 'zoo name')),
     (('--model', 'digit_scene'), ('digit_scene', 'digit_scenes')),
     (('--model', 'digit_scenes', '--data', 'FOLDER'), ('10 classes', 'has 2')),
-    (('--model', 'digit_scenes', '--ema'), ('ema', 'checkpoints', 'leave them out')),
+    (('--model', 'digit_scenes', '--ema'), ('ema are for checkpoints',)),
     (('--model', 'digit_scenes', '--crop_pct', '3'), ('crop_pct',)),
   ],
 )
-def test_evaluation_of_bad_input(experiment, tmp_path, args, words):
+def test_evaluation_of_bad_input(bad, experiment, tmp_path, args, words):
   folder = str(experiment.parent / 'images')
   line = bad(
     '--mode=evaluate', *(folder if a == 'FOLDER' else a for a in args), '--output', tmp_path
@@ -231,12 +232,27 @@ def test_help():
   assert '--config.optim.lr=' in out and '--coordinator' in out
 
 
-def bad(*args):
-  out, err = finish(start(*args), status=2)
-  assert out == ''
-  lines = err.splitlines()
-  assert len(lines) == 1 and lines[0].startswith('error: '), err
-  return lines[0]
+@pytest.fixture
+def bad(monkeypatch, capsys):
+  """Runs the script in this process, where it ends with one line; gives the line."""
+
+  def run(*args):
+    monkeypatch.setattr(sys, 'argv', ['train.py', *map(str, args)])
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as end:
+      runpy.run_path(str(ROOT / 'train.py'), run_name='__main__')
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    assert (end.value.code, out) == (2, '')
+    assert len(lines) == 1 and lines[0].startswith('error: '), err
+    return lines[0]
+
+  return run
+
+
+def test_from_the_shell_an_error_is_one_line_without_a_traceback():
+  out, err = finish(start('--config.optim.lrr=1'), status=2)
+  assert out == '' and err.count('\n') == 1 and err.startswith('error: ')
 
 
 @pytest.mark.parametrize(
@@ -249,14 +265,14 @@ def bad(*args):
     (('--output', '/proc/work'), ('/proc/work', '--output')),
   ],
 )
-def test_bad_input_is_one_line_and_status_2(experiment, tmp_path, args, words):
+def test_bad_input_is_one_line_and_status_2(bad, experiment, tmp_path, args, words):
   first = () if '--config' in args else ('--config', experiment)
   last = () if '--output' in args else ('--output', tmp_path / 'bad')
   line = bad(*first, *args, *last)
   assert all(word in line for word in words), line
 
 
-def test_work_directory_of_another_config(experiment, undisturbed):
+def test_work_directory_of_another_config(bad, experiment, undisturbed):
   line = bad('--config', experiment, '--output', undisturbed[0], '--config.optim.lr=0.5')
   assert 'differs in optim.lr' in line
 

@@ -17,7 +17,6 @@ from rest_jax.defend.denoise.registry import DENOISERS, denoiser
 from rest_jax.defend.evaluation import check_threats
 from rest_jax.defend.features import at_layer, with_layer
 from rest_jax.errors import UserError
-from rest_jax.files import try_folder
 from rest_jax.models.classifier import Classifier
 from rest_jax.opening import check_data
 
@@ -41,9 +40,8 @@ def check_before_data(command: Command, classifier: Classifier) -> None:
   check_threats([Threat(command.norm, eps) for eps in command.eps], shape)  # pyright: ignore
   for name in command.defense:
     _check_fits(name, classifier, shape)
-  check_data(command.data, classifier, command.model)
   check_settings(command, pinned(command, classifier))
-  try_folder(command.output)
+  check_data(command.data, classifier, command.model, command.output)
 
 
 def pinned(command: Command, classifier: Classifier) -> dict[str, Any]:

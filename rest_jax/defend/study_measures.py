@@ -12,7 +12,8 @@ import numpy as np
 from jax.tree_util import Partial
 
 from rest_jax.attacks.checks import check_inputs
-from rest_jax.attacks.queries import image_keys
+from rest_jax.attacks.losses import undefined, undefined_count
+from rest_jax.attacks.queries import as_classes, image_keys
 from rest_jax.attacks.summary import Interval, accuracy_interval
 from rest_jax.defend.denoise.denoiser import noise_only
 from rest_jax.defend.features import FeatureDenoiser, noise_only_logits, with_layer
@@ -103,24 +104,18 @@ def make_subject(
 
 @jax.jit
 def _correct(model: Partial, images: jax.Array, noise: jax.Array, labels: jax.Array) -> jax.Array:
-  return _is_right(model(images + noise), labels)
+  return _is_right(as_classes(model(images + noise)), labels)
 
 
 def _is_right(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """Whether the label's logit is the first of the highest; never where one is not a number."""
-  return (jnp.argmax(logits, axis=1) == labels) & (_undefined(logits) == 0)
-
-
-def _undefined(logits: jax.Array) -> jax.Array:
-  """How many logits of each image are not numbers, (B,); -inf rules a class out, but not all."""
-  bad = jnp.sum(jnp.isnan(logits) | (logits == jnp.inf), axis=1)
-  return jnp.where(jnp.all(logits == -jnp.inf, axis=1), logits.shape[1], bad)
+  return (jnp.argmax(logits, axis=1) == labels) & ~undefined(logits)
 
 
 @jax.jit
 def _clean(model: Partial, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-  logits = model(images)
-  return _is_right(logits, labels), _undefined(logits)
+  logits = as_classes(model(images))
+  return _is_right(logits, labels), undefined_count(logits)
 
 
 @jax.jit
@@ -139,12 +134,12 @@ def undefended(subject: Subject) -> ModelResult:
     attacked = _correct(subject.model, batch.images, batch.delta, batch.labels)
     return *_clean(subject.model, batch.images, batch.labels), attacked
 
-  clean, undefined, attacked = subject.over(measure)
-  if undefined.any():
+  clean, bad, attacked = subject.over(measure)
+  if bad.any():
     raise UserError(
-      f'{int(undefined.sum())} logits of {subject.name} are not finite on clean images, on '
-      f'{np.count_nonzero(undefined)} of {len(clean)}, the first of them number '
-      f'{np.flatnonzero(undefined)[0]}; look for weights that are not finite'
+      f'{int(bad.sum())} logits of {subject.name} are not finite on clean images, on '
+      f'{np.count_nonzero(bad)} of {len(clean)}, the first of them number '
+      f'{np.flatnonzero(bad)[0]}; look for weights that are not finite'
     )
   return ModelResult(subject.name, len(clean), _share(clean), _share(attacked))
 
@@ -224,13 +219,13 @@ def _layer_in_place(model: Partial, denoiser: FeatureDenoiser, x: jax.Array, noi
 
 def _features_alone(model: Partial, denoiser: Any, batch: Batch) -> tuple[jax.Array, ...]:
   logits, before, after = _layer_alone(model, denoiser, batch.images, batch.images + batch.delta)
-  return _is_right(logits, batch.labels), before, after
+  return _is_right(as_classes(logits), batch.labels), before, after
 
 
 def _features_in_place(model: Partial, denoiser: Any, batch: Batch) -> tuple[jax.Array, ...]:
   found = _layer_in_place(model, denoiser, batch.images, batch.images + batch.delta)
   logits, before, after, clean, defended = found
-  right = [_is_right(one, batch.labels) for one in (logits, clean, defended)]
+  right = [_is_right(as_classes(one), batch.labels) for one in (logits, clean, defended)]
   return right[0], before, after, right[1], right[2]
 
 

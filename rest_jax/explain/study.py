@@ -20,7 +20,7 @@ from rest_jax.explain.metrics import box_masks
 from rest_jax.explain.pictures import placement
 from rest_jax.explain.records import Records
 from rest_jax.explain.run import check_layer
-from rest_jax.files import make_folder, try_folder
+from rest_jax.files import make_folder
 from rest_jax.models.classifier import Classifier
 from rest_jax.opening import check_data, open_judged, read_examples
 
@@ -98,8 +98,7 @@ def open_study(command: Command) -> Study:
   extras = ('mask',) if command.data == 'digit_scenes' else ()
   if os.path.exists(os.path.expanduser(command.data)):
     extras = ('boxes',)
-  check_data(command.data, classifier, command.model)
-  try_folder(command.output)
+  check_data(command.data, classifier, command.model, command.output)
   judged = open_judged(
     command.data,
     command.data_dir,

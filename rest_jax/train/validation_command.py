@@ -77,7 +77,7 @@ def _placed(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _judge(options: dict[str, Any]) -> None:
-  from rest_jax.files import make_folder, try_folder
+  from rest_jax.files import make_folder
   from rest_jax.opening import check_data, open_classifier
   from rest_jax.train.distributed import end_with_the_others, is_main
   from rest_jax.train.parallel import check_batch, make_mesh, memory_advice
@@ -89,12 +89,10 @@ def _judge(options: dict[str, Any]) -> None:
   check_batch(options['batch_size'], 1, mesh)
   view = test_view(classifier, options)
   output = options['output']
-  check_data(options['data'], classifier, options['model'])
-  if is_main():
-    try_folder(output)
+  check_data(options['data'], classifier, options['model'], output if is_main() else None)
   classifier, source, batches = _open_data(classifier, options, view, mesh)
   if is_main():
-    make_folder(output)
+    make_folder(output)  # before all images are judged
   with memory_advice(), end_with_the_others(), _naming(options['model'], source):
     result = validate(
       classifier, batches, mesh, num_classes=classifier.num_classes, progress=_progress(is_main())

@@ -99,7 +99,10 @@ def chance_from_numpy(rng):
   return noisy
 
 
-def test_chance_at_every_call(model, examples):
+def test_chance_at_every_call(model, examples, monkeypatch):
+  # One device: several would take their turns at the generator by chance too.
+  monkeypatch.setattr(jax, 'local_devices', lambda: jax.devices()[:1])
+  monkeypatch.setattr(jax, 'local_device_count', lambda: 1)
   random = Partial(chance_from_numpy(np.random.default_rng(0)), *model.args)
   raised, checks = checked(random, *examples)
   assert {'random_output', 'unconfirmed_success'} <= raised

@@ -133,7 +133,7 @@ def test_a_linear_model_fails():
   from sklearn.linear_model import RidgeClassifier
 
   sets = []
-  for split, count in (('train', 2000), ('test', 500)):
+  for split, count in (('train', 1000), ('test', 300)):
     made = list(digit_scenes.scenes(split, count))
     pixels = np.stack([s.image for s in made]).reshape(count, -1).astype(np.float32)
     sets.append((pixels / 255, np.array([s.label for s in made])))

@@ -106,7 +106,8 @@ def test_another_model_is_refused():
 def experiment(tmp_path):
   """A folder of 24 training and 8 test scenes, and the config of a short run on it."""
   for index, image in enumerate(scene_images(32)):
-    place = tmp_path / 'images' / ('train' if index < 24 else 'test') / 'scene' / f'{index}.png'
+    split = tmp_path / 'images' / ('train' if index < 24 else 'test')
+    place = split / ('even', 'odd')[index % 2] / f'{index}.png'
     place.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image).resize((16, 16)).save(place)
   config = default_config()
