@@ -7,8 +7,8 @@ Command: python train.py --config configs/cifar10.py[:variant] --data_dir DIR
 Variants: default (200 epochs, for a GPU); cpu (25 epochs); resnet18 (60 epochs, for a GPU);
 resnet20 and resnet56 (the ResNet paper's own recipe: 64,000 updates, crops out of 4 black pixels
 around the image, SGD whose rate falls to a tenth at half and three quarters; for a GPU).
-Result: resnet20, the model of the zoo, 91.45 % test top-1 at its end, 91.48 % at its best evaluation
-(91.25 % in the paper), 6m51s on an H200 that other trainings used too. cpu: 78.94 % (average of the
+Result: resnet20, the model of the zoo, 91.45 % test top-1 at its end, 91.48 % at its best one
+(91.25 % in the paper), 6m51s on an H200 that other trainings used. cpu: 78.94 % (average of the
 weights; 79.03 % without) on a JPEG copy of CIFAR-10, 2 CPU cores, some 45 minutes at 500 img/s.
 resnet18 was only seen to learn: 117 updates at a rate of 0.05 reach 40.05 %, at 45 img/s on 2 CPU
 cores. default and resnet56: not measured.
