@@ -203,9 +203,7 @@ def load(
     raise UserError(f'cache=True holds images and labels only, without {", ".join(extras)}')
   opened = _open(name, data_dir, extras, (train_split, val_split, test_split))
   if isinstance(opened, Folder):
-    if labels:
-      opened.check_classes()
-    sources = _from_folder(opened, name, train_split, val_split or None, test_split)
+    sources = _from_folder(opened, name, train_split, val_split or None, test_split, labels)
   else:
     sources = _from_tfds(opened, train_split, val_split or None, test_split)
   return _in_memory(sources, on_error) if cache else sources
@@ -278,7 +276,12 @@ def _check_embedded(splits: tuple[str | None, ...]) -> None:
 
 
 def _from_folder(
-  folder: Folder, name: str, train_split: str, val_split: str | None, test_split: str
+  folder: Folder,
+  name: str,
+  train_split: str,
+  val_split: str | None,
+  test_split: str,
+  labels: bool,
 ) -> DataSources:
   train = folder.split(train_split)
   test_name, val_name = _roles(folder, val_split, test_split)
@@ -289,6 +292,8 @@ def _from_folder(
     if part is not None and not len(part.source):
       purpose = 'training' if part is train else 'testing'
       raise UserError(f'{name} leaves no image for {purpose} ({called}): add images')
+  if labels:
+    folder.check_classes()
   notes = [f'{called}: {part.note}' for called, part in zip(read, (train, val), strict=False)
            if part is not None and part.note]  # fmt: skip
   notes += [f'{test_name}: {test.note}'] if test.note else []
