@@ -60,15 +60,6 @@ def key():
   return jax.random.key(0)
 
 
-@pytest.fixture
-def no_data(monkeypatch, tmp_path):
-  """A data directory that a test finds empty, and that has to be so at its end."""
-  place = tmp_path / 'no_data'
-  monkeypatch.setenv('TFDS_DATA_DIR', str(place))
-  yield place
-  assert not place.exists(), f'{sorted(place.rglob("*"))} was prepared or written'
-
-
 @pytest.fixture(scope='session')
 def few_scenes():
   """The data directory of this run with a small digit_scenes: 200 scenes to train, 60 to test."""
