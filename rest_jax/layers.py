@@ -1,4 +1,9 @@
-"""What modules a model runs, their outputs' shapes, and which one to explain by default."""
+"""A Linen module's layers: their names and shapes, what they give, and a pass with one changed.
+
+`explain` taps a layer, `defend` denoises and measures at one; here is what they share. A layer is
+named by the path of its module ('stage4/block1'), and `flax.linen.intercept_methods` sees it run,
+so no model is written for this.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +11,20 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple, TypeGuard
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.extend.core import get_opaque_trace_state
 from jax.tree_util import Partial
 
 from rest_jax.errors import UserError, did_you_mean
-from rest_jax.explain.outputs import describe, find_plane
 
 _NORM = re.compile(r'(norm[^/]*|(^|[/_])ln(_?\d+)?(_[^/]*)?)$')
+
+Filter = Callable[[jax.Array], jax.Array]
 
 # Below this a map is a handful of numbers: the published maps are 7 x 7 and 14 x 14.
 MIN_GRID = 7
@@ -29,7 +36,7 @@ class Survey:
 
   Attributes:
     layers: output shape of every module that gives one array, or several with one map among them
-      (`outputs.find_plane`), in the order in which they end (for the last of several calls).
+      (`find_plane`), in the order in which they end (for the last of several calls).
     calls: how often each of them is called.
     hidden: modules inside a transformation of the model's own (jit, remat, scan, vmap).
     unclear: what the modules give that give several arrays and not one map.
@@ -58,11 +65,99 @@ class Survey:
     return jax.tree.unflatten(self.tree, filled)
 
 
-def path_of(context: nn.module.InterceptorContext) -> str | None:
-  """'stage4/block1' for the `__call__` of that module, None for other methods and the root."""
-  if context.method_name != '__call__':
-    return None
-  return '/'.join(context.module.path) or None
+class Call(NamedTuple):
+  """One call of a module inside a model.
+
+  Attributes:
+    path: 'stage4/block1'.
+    module: what ran.
+    inputs: its positional arguments.
+    output: what it returned.
+  """
+
+  path: str
+  module: nn.Module
+  inputs: tuple[Any, ...]
+  output: Any
+
+
+def run_through(model: Callable[[Any], Any], change: Callable[[Call], Any], images: Any) -> Any:
+  """Runs a model and shows every call of a module inside it.
+
+  Args:
+    model: images to anything; a function that is jitted itself hides its modules.
+    change: a call, of `__call__` alone and not of the outermost module, to what flows on in the
+      place of its output.
+    images: (B, H, W, C).
+
+  Returns:
+    The model's result.
+  """
+
+  def intercept(next_fun, args, kwargs, context):
+    output = next_fun(*args, **kwargs)
+    path = '/'.join(context.module.path)
+    if context.method_name != '__call__' or not path:
+      return output
+    return change(Call(path, context.module, args, output))
+
+  with nn.intercept_methods(intercept):
+    return model(images)
+
+
+def capture(model: Callable[[Any], Any], layer: str, images: jax.Array) -> list[jax.Array]:
+  """The outputs of a layer, one a call; arguments and errors as `with_layer`."""
+  outputs: list[jax.Array] = []
+
+  def keep(output):
+    outputs.append(output)
+    return output
+
+  with_layer(model, layer, keep, images)
+  return outputs
+
+
+def with_layer(
+  model: Callable[[Any], Any], layer: str, change: Filter, images: jax.Array
+) -> jax.Array:
+  """Runs a model with the output of a layer changed, in every call of it.
+
+  Args:
+    model: images to logits; a function that is jitted itself hides its modules.
+    layer: path of a Linen module.
+    change: the layer's output to what flows on in its place.
+    images: float32 (B, H, W, C).
+
+  Returns:
+    The model's result.
+
+  Raises:
+    UserError: it runs no such layer, or none that gives one array; with the names of those.
+  """
+  seen: dict[str, tuple[int, ...]] = {}
+
+  def at_layer(call: Call) -> Any:
+    if not isinstance(call.output, jax.Array):
+      return call.output
+    seen[call.path] = tuple(call.output.shape)
+    return change(call.output) if call.path == layer else call.output
+
+  result = run_through(model, at_layer, images)
+  if layer not in seen:
+    raise UserError(_missing(layer, seen))
+  return result
+
+
+def _missing(layer: str, seen: dict[str, tuple[int, ...]]) -> str:
+  maps = list(_planes(seen))
+  if not maps:
+    return (
+      f'no Linen module was seen running in this model, so there is no layer {layer!r} to denoise; '
+      'a function that is jitted itself is not looked into'
+    )
+  outer = [name for name in maps if '/' not in name]
+  hint = did_you_mean(layer, maps, outer or maps[:8], cutoff=0.4)
+  return f'there is no layer {layer!r} in this model; {hint}'
 
 
 def survey(function: Partial, image_shape: tuple[int, ...]) -> Survey:
@@ -81,7 +176,7 @@ def survey(function: Partial, image_shape: tuple[int, ...]) -> Survey:
 
 
 class _Watch:
-  """An interceptor that writes down what modules give."""
+  """Writes down what modules give, for `run_through`, and changes nothing."""
 
   def __init__(self):
     self.outputs: dict[str, tuple[int, ...]] = {}
@@ -91,23 +186,20 @@ class _Watch:
     self.norms: set[str] = set()
     self.state = get_opaque_trace_state()
 
-  def __call__(self, next_fun, args, kwargs, context):
-    out = next_fun(*args, **kwargs)
-    path = path_of(context)
-    plane = None if path is None else find_plane(out)
-    if path is None or not isinstance(plane, jax.Array):
-      if path is not None and len(jax.tree.leaves(out)) > 1:
-        self.unclear[path] = describe(out)
-      return out
-    if get_opaque_trace_state() != self.state:
+  def __call__(self, call: Call) -> Any:
+    path, plane = call.path, find_plane(call.output)
+    if not isinstance(plane, jax.Array):
+      if len(jax.tree.leaves(call.output)) > 1:
+        self.unclear[path] = describe(call.output)
+    elif get_opaque_trace_state() != self.state:
       self.hidden.add(path)
-      return out
-    self.outputs.pop(path, None)  # so that the order is that of the last calls
-    self.outputs[path] = tuple(plane.shape)
-    self.calls[path] = self.calls.get(path, 0) + 1
-    if 'norm' in type(context.module).__name__.lower() or _NORM.search(path.lower()):
-      self.norms.add(path)
-    return out
+    else:
+      self.outputs.pop(path, None)  # so that the order is that of the last calls
+      self.outputs[path] = tuple(plane.shape)
+      self.calls[path] = self.calls.get(path, 0) + 1
+      if 'norm' in type(call.module).__name__.lower() or _NORM.search(path.lower()):
+        self.norms.add(path)
+    return call.output
 
 
 @functools.lru_cache(maxsize=64)
@@ -116,8 +208,7 @@ def _survey(tree: Any, shapes: tuple[Any, ...], image_shape: tuple[int, ...]) ->
 
   def run(leaves, images):
     watches.append(_Watch())
-    with nn.intercept_methods(watches[-1]):
-      out = jax.tree.unflatten(tree, leaves)(images)
+    out = run_through(jax.tree.unflatten(tree, leaves), watches[-1], images)
     flat, of_out = jax.tree.flatten(out)
     # A name or a number among the outputs is no result of a traced function.
     returned.append((of_out, [None if isinstance(leaf, jax.Array) else leaf for leaf in flat]))
@@ -264,3 +355,43 @@ def _planes(layers):
 def _some(layers, most: int = 6) -> str:
   names = [f'{name} {shape}' for name, shape in list(layers.items())[-most:]]
   return ', '.join(names) or 'none'
+
+
+def describe(out: Any) -> str:
+  """A line on a tree of arrays: its type and its arrays' shapes."""
+  if is_array(out):
+    return f'an array {tuple(out.shape)}'
+  leaves = jax.tree.leaves(out)
+  shapes = [str(tuple(leaf.shape)) if is_array(leaf) else type(leaf).__name__ for leaf in leaves]
+  more = ', ...' if len(shapes) > 6 else ''
+  return f'a {type(out).__name__} of {", ".join(shapes[:6]) or "nothing"}{more}'
+
+
+def find_plane(out: Any) -> Any:
+  """The map that a layer gives: its one array (B, h, w, C), or else its one array (B, N, C).
+
+  Args:
+    out: what a module returned.
+
+  Returns:
+    The array, or None where there is none or more than one; an array comes back as it is, and
+    the same one twice counts once.
+  """
+  if is_array(out):
+    return out
+  leaves = [leaf for leaf in jax.tree.leaves(out) if is_array(leaf)]
+  for rank in (4, 3):
+    fitting = {id(leaf): leaf for leaf in leaves if leaf.ndim == rank}
+    if fitting:
+      return next(iter(fitting.values())) if len(fitting) == 1 else None
+  return None
+
+
+def replace_plane(out: Any, plane: jax.Array, new: jax.Array) -> Any:
+  """The same tree with another array wherever `plane`, one of its leaves, stands."""
+  return jax.tree.map(lambda leaf: new if leaf is plane else leaf, out)
+
+
+def is_array(x: Any) -> TypeGuard[jax.Array]:
+  """Whether it is an array or the shape of one."""
+  return isinstance(x, (jax.Array, np.ndarray, jax.ShapeDtypeStruct))

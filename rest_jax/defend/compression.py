@@ -20,6 +20,7 @@ import numpy as np
 from flax import linen as nn
 
 from rest_jax.errors import UserError
+from rest_jax.layers import Call, run_through
 from rest_jax.models import model_dir
 from rest_jax.models.classifier import Classifier
 from rest_jax.models.compression import (
@@ -173,13 +174,13 @@ def _entering(classifier: Classifier, images) -> dict[int, jax.Array]:
   """The maps that go into the compression layers, float32, by stage."""
   maps = {}
 
-  def record(call, args, kwargs, context):
-    if isinstance(context.module, BandCompression) and context.method_name == '__call__':
-      maps[int(context.module.path[-1][len(PREFIX) :])] = args[0].astype(jnp.float32)
-    return call(*args, **kwargs)
+  def record(call: Call) -> Any:
+    if isinstance(call.module, BandCompression):
+      stage = call.path.rpartition('/')[2][len(PREFIX) :]
+      maps[int(stage)] = call.inputs[0].astype(jnp.float32)
+    return call.output
 
-  with nn.intercept_methods(record):
-    classifier(images)
+  run_through(classifier, record, images)
   return maps
 
 

@@ -14,15 +14,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax import lax
 from jax.tree_util import Partial
 
 from rest_jax.callables import as_function
 from rest_jax.defend.denoise.denoiser import check_strength
 from rest_jax.errors import UserError, did_you_mean
+from rest_jax.layers import Filter, capture, with_layer
 
-Filter = Callable[[jax.Array], jax.Array]
 _ROWS = 1024  # positions whose similarities to all others are held at a time
 
 
@@ -218,66 +217,6 @@ def noise_only_logits(
 
   logits = with_layer(model, denoise.layer, replace, clean)
   return logits, sum(before), sum(after)  # pyright: ignore[reportReturnType]
-
-
-def capture(model: Partial, layer: str, images: jax.Array) -> list[jax.Array]:
-  """The outputs of a layer, one a call; `UserError` where the model runs none of that name."""
-  outputs: list[jax.Array] = []
-
-  def keep(features):
-    outputs.append(features)
-    return features
-
-  with_layer(model, layer, keep, images)
-  return outputs
-
-
-def with_layer(model: Partial, layer: str, change: Filter, images: jax.Array) -> jax.Array:
-  """Runs a model with the output of a layer changed.
-
-  Args:
-    model: images to logits; a function that is jitted itself hides its modules.
-    layer: path of a Linen module.
-    change: the layer's output to what flows on in its place.
-    images: float32 (B, H, W, C).
-
-  Returns:
-    The model's result.
-
-  Raises:
-    UserError: it runs no such layer, or none that gives one array; with the names of those.
-  """
-  seen: dict[str, tuple[int, ...]] = {}
-  met = []
-
-  def watch(next_fun, args, kwargs, context):
-    out = next_fun(*args, **kwargs)
-    path = '/'.join(context.module.path)
-    if context.method_name != '__call__' or not path or not isinstance(out, jax.Array):
-      return out
-    seen[path] = tuple(out.shape)
-    if path != layer:
-      return out
-    met.append(path)
-    return change(out)
-
-  with nn.intercept_methods(watch):
-    result = model(images)
-  if not met:
-    raise UserError(_missing(layer, seen))
-  return result
-
-
-def _missing(layer: str, seen: dict[str, tuple[int, ...]]) -> str:
-  maps = [name for name, shape in seen.items() if len(shape) == 4]
-  if not maps:
-    return (
-      f'no Linen module was seen running in this model, so there is no layer {layer!r} to denoise; '
-      'a function that is jitted itself is not looked into'
-    )
-  outer = [name for name in maps if '/' not in name]
-  hint = did_you_mean(layer, maps, outer or maps[:8], cutoff=0.4)
-  return f'there is no layer {layer!r} in this model; {hint}'
 
 
 def _energy(x: jax.Array) -> jax.Array:

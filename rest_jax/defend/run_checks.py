@@ -15,8 +15,9 @@ from rest_jax.defend.command import Command
 from rest_jax.defend.denoise.pca import fit_patch_pca
 from rest_jax.defend.denoise.registry import DENOISERS, denoiser
 from rest_jax.defend.evaluation import check_threats
-from rest_jax.defend.features import at_layer, with_layer
+from rest_jax.defend.features import at_layer
 from rest_jax.errors import UserError
+from rest_jax.layers import with_layer
 from rest_jax.models.classifier import Classifier
 from rest_jax.opening import check_data
 

@@ -48,9 +48,9 @@ from rest_jax.explain.score_cam import score_cam
 from rest_jax.explain.smooth_grad import smooth_grad
 from rest_jax.explain.smooth_grad_cam_pp import smooth_grad_cam_pp
 from rest_jax.explain.smooth_integrated_gradients import smooth_integrated_gradients
-from rest_jax.explain.survey import Survey
 from rest_jax.explain.taps import Tap, list_layers, tap
 from rest_jax.explain.xgrad_cam import xgrad_cam
+from rest_jax.layers import Survey
 
 __all__ = [
   'METHODS',

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeGuard
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rest_jax.errors import UserError
+from rest_jax.layers import describe, is_array
 
 OUTPUTS = ('softmax', 'sigmoid')
 
@@ -35,7 +35,7 @@ def as_logits(out: Any, batch: int) -> jax.Array:
 
 
 def _find_logits(out: Any, batch: int) -> Any:
-  if _is_array(out):
+  if is_array(out):
     if out.ndim in (1, 2) and out.shape[0] == batch:
       return out
     raise UserError(
@@ -43,9 +43,9 @@ def _find_logits(out: Any, batch: int) -> Any:
       'else say what is explained: score=lambda outputs: ..., one number an image'
     )
   named = out.get('logits') if isinstance(out, Mapping) else getattr(out, 'logits', None)
-  if _is_array(named) and named.ndim == 2 and named.shape[0] == batch:
+  if is_array(named) and named.ndim == 2 and named.shape[0] == batch:
     return named
-  leaves = [leaf for leaf in jax.tree.leaves(out) if _is_array(leaf)]
+  leaves = [leaf for leaf in jax.tree.leaves(out) if is_array(leaf)]
   fitting = [leaf for leaf in leaves if leaf.ndim == 2 and leaf.shape[0] == batch]
   fitting = [leaf for leaf in fitting if jnp.issubdtype(leaf.dtype, jnp.floating)]
   if len(fitting) == 1:
@@ -64,7 +64,7 @@ def as_scores(score: Callable[[Any], Any], out: Any, batch: int) -> jax.Array:
     UserError: it does not give one number an image.
   """
   made = score(out)
-  if not _is_array(made) or made.shape not in ((batch,), (batch, 1)):
+  if not is_array(made) or made.shape not in ((batch,), (batch, 1)):
     raise UserError(
       f'score gives one number an image, ({batch},), got {describe(made)}; sum or pick: '
       'lambda outputs: outputs[:, 3], or outputs.sum((1, 2))'
@@ -113,42 +113,3 @@ def check_output(output: Any, scored: bool) -> None:
     raise UserError(f"output is 'softmax' or 'sigmoid', got {output!r}")
   if scored:
     raise UserError('with score=... output has no effect; leave it out')
-
-
-def describe(out: Any) -> str:
-  """A line on a tree of arrays: its type and its arrays' shapes."""
-  if _is_array(out):
-    return f'an array {tuple(out.shape)}'
-  leaves = jax.tree.leaves(out)
-  shapes = [str(tuple(leaf.shape)) if _is_array(leaf) else type(leaf).__name__ for leaf in leaves]
-  more = ', ...' if len(shapes) > 6 else ''
-  return f'a {type(out).__name__} of {", ".join(shapes[:6]) or "nothing"}{more}'
-
-
-def find_plane(out: Any) -> Any:
-  """The map that a layer gives: its one array (B, h, w, C), or else its one array (B, N, C).
-
-  Args:
-    out: what a module returned.
-
-  Returns:
-    The array, or None where there is none or more than one; an array comes back as it is, and
-    the same one twice counts once.
-  """
-  if _is_array(out):
-    return out
-  leaves = [leaf for leaf in jax.tree.leaves(out) if _is_array(leaf)]
-  for rank in (4, 3):
-    fitting = {id(leaf): leaf for leaf in leaves if leaf.ndim == rank}
-    if fitting:
-      return next(iter(fitting.values())) if len(fitting) == 1 else None
-  return None
-
-
-def replace_plane(out: Any, plane: jax.Array, new: jax.Array) -> Any:
-  """The same tree with another array wherever `plane`, one of its leaves, stands."""
-  return jax.tree.map(lambda leaf: new if leaf is plane else leaf, out)
-
-
-def _is_array(x: Any) -> TypeGuard[jax.Array]:
-  return isinstance(x, (jax.Array, np.ndarray, jax.ShapeDtypeStruct))

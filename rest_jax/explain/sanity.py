@@ -22,7 +22,7 @@ from rest_jax.errors import UserError
 from rest_jax.explain.common import check_images, constant_maps
 from rest_jax.explain.metrics.similarity import rank_correlation, structural_similarity
 from rest_jax.explain.registry import explain
-from rest_jax.explain.survey import survey
+from rest_jax.layers import survey
 
 MODES = ('cascading', 'independent')
 

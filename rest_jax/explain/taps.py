@@ -16,21 +16,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax.tree_util import Partial
 
+from rest_jax import layers
 from rest_jax.callables import as_function
 from rest_jax.errors import UserError
-from rest_jax.explain import survey as surveys
-from rest_jax.explain.outputs import (
-  as_logits,
-  as_scores,
-  check_output,
-  describe,
-  find_plane,
-  probabilities,
-  replace_plane,
-)
+from rest_jax.explain.outputs import as_logits, as_scores, check_output, probabilities
+from rest_jax.layers import describe, find_plane, replace_plane
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,18 +95,16 @@ class Tap:
       changed = self._add(features, delta, images.shape)
       return self._read(self.head(changed), images.shape[0]), plane
     path = self.resolve(images.shape)
-    last = surveys.survey(self.function, images.shape).calls[path]
+    last = layers.survey(self.function, images.shape).calls[path]
     seen = []
 
-    def watch(next_fun, args, kwargs, context):
-      out = next_fun(*args, **kwargs)
-      if surveys.path_of(context) != path:
-        return out
-      seen.append(out)
-      return self._add(out, delta, images.shape) if len(seen) == last else out
+    def watch(call: layers.Call) -> Any:
+      if call.path != path:
+        return call.output
+      seen.append(call.output)
+      return self._add(call.output, delta, images.shape) if len(seen) == last else call.output
 
-    with nn.intercept_methods(watch):
-      logits = self.function(images)
+    logits = layers.run_through(self.function, watch, images)
     return self._read(logits, images.shape[0]), self._plane(seen[-1], images.shape)
 
   def resolve(self, image_shape: tuple[int, ...]) -> str:
@@ -125,18 +115,18 @@ class Tap:
     """
     if self.head is not None:
       return 'features'
-    seen = surveys.survey(self.function, image_shape)
+    seen = layers.survey(self.function, image_shape)
     if self.layer is None:
       grid_of = lambda shape: self._grid(shape, image_shape)  # noqa: E731
-      return surveys.default_layer(seen, image_shape, grid_of, self.grid is not None)
-    surveys.check_layer(self.layer, seen)
+      return layers.default_layer(seen, image_shape, grid_of, self.grid is not None)
+    layers.check_layer(self.layer, seen)
     return self.layer
 
   def feature_shape(self, images: Any) -> tuple[int, int, int, int]:
     """(B, h, w, K) of the map, without running the model; errors as `perturbed`."""
     shape = tuple(images.shape)
     if self.head is None:
-      native = surveys.survey(self.function, shape).layers[self.resolve(shape)]
+      native = layers.survey(self.function, shape).layers[self.resolve(shape)]
     else:
       out = jax.eval_shape(self.function, jax.ShapeDtypeStruct(shape, jnp.float32))
       native = self._array(out).shape
@@ -147,7 +137,7 @@ class Tap:
     images = jax.ShapeDtypeStruct(tuple(image_shape), jnp.float32)
     if self.head is not None:
       return jax.eval_shape(self, images).shape[1]
-    seen = surveys.survey(self.function, images.shape)
+    seen = layers.survey(self.function, images.shape)
     return seen.columns(lambda out: self._read(out, images.shape[0]))
 
   def _read(self, out: Any, batch: int) -> jax.Array:
@@ -253,7 +243,7 @@ def tap(
     model: a `Classifier`; any function of images that runs a Linen module inside; a pair
       `(features_fn, head_fn)`, `head_fn(features_fn(images))` being the logits; or a tap.
     layer: path of a Linen module, such as 'stage4/block1'; `list_layers` names them. By default
-      the smallest map of 7 x 7 or more among the model's stages (`survey.default_layer`).
+      the smallest map of 7 x 7 or more among the model's stages (`layers.default_layer`).
     grid: (rows, columns) of a layer that gives tokens (B, N, C) instead of a map; inferred where
       it can be (`infer_grid`).
     output: what makes probabilities of logits: 'softmax', or 'sigmoid' for each by itself
@@ -313,9 +303,9 @@ def list_layers(model: Any, image_shape: tuple[int, ...] | None = None) -> dict[
   point = tap(model)
   if point.head is not None:
     raise UserError('a pair (features_fn, head_fn) has one layer only; there is nothing to list')
-  seen = surveys.survey(point.function, shape)
+  seen = layers.survey(point.function, shape)
   if not seen.layers:
-    surveys.check_layer('', seen)
+    layers.check_layer('', seen)
   return {name: shape for name, shape in seen.layers.items() if len(shape) in (3, 4)}
 
 

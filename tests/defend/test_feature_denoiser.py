@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from rest_jax import layers
 from rest_jax.callables import as_function
 from rest_jax.defend import features
 from rest_jax.errors import UserError
@@ -100,9 +101,9 @@ def test_strength_0_is_the_model_to_the_bit_and_1_is_the_filter(images, half):
   assert np.abs(np.asarray(full - plain)).max() > 1e-3
 
   if not half:  # by hand: the layer's output, filtered, through the rest
-    (h,) = features.capture(model, 'stage1', images)
+    (h,) = layers.capture(model, 'stage1', images)
     module = Net()
-    rest = features.with_layer(
+    rest = layers.with_layer(
       as_function(lambda x: module.apply(variables, x)),
       'stage1',
       lambda _: features.mean_3x3(h),
@@ -132,7 +133,7 @@ def test_strength_is_data_and_the_gradient_goes_through(images):
 def test_noise_alone_at_a_layer(images, key):
   model, _ = network()
   delta = 0.1 * jax.random.normal(key, images.shape)
-  (clean,), (noisy,) = (features.capture(model, 'stage2', x) for x in (images, images + delta))
+  (clean,), (noisy,) = (layers.capture(model, 'stage2', x) for x in (images, images + delta))
   noise = noisy - clean
 
   off = features.at_layer('mean_3x3', 'stage2', 0.0)
@@ -145,7 +146,7 @@ def test_noise_alone_at_a_layer(images, key):
   logits, _, after = features.noise_only_logits(model, on, images, images + delta)
   left = features.mean_3x3(noise)
   np.testing.assert_allclose(after, np.square(left).sum((1, 2, 3)), rtol=1e-5)
-  expected = features.with_layer(model, 'stage2', lambda h: h + left, images)
+  expected = layers.with_layer(model, 'stage2', lambda h: h + left, images)
   np.testing.assert_allclose(logits, expected, atol=1e-6)
 
 
