@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rest_jax import Classifier, create_model, explain
-from rest_jax.explain.common import chunked, layer_gradient
-from rest_jax.explain.group_cam import Settings, in_order
+from rest_jax.explain.group_cams import Settings, in_order
+from rest_jax.explain.queries import chunked, layer_gradient
 
 
 def classifier(name: str, size: int) -> Classifier:

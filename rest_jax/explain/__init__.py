@@ -5,26 +5,16 @@ being float32 (B, H, W, C) in [0, 1]. `explain` runs one by name.
 """
 
 from rest_jax.explain.ablation_cam import ablation_cam
-from rest_jax.explain.common import (
-  check_images,
-  chunked,
-  constant_maps,
-  min_max,
-  resolve_targets,
-  upsample,
-)
 from rest_jax.explain.eigen_cam import eigen_cam
 from rest_jax.explain.grad_cam import grad_cam
 from rest_jax.explain.grad_cam_pp import grad_cam_pp
-from rest_jax.explain.gradient import gradient
-from rest_jax.explain.group_cam import group_cam
+from rest_jax.explain.gradients import gradient
+from rest_jax.explain.group_cams import group_cam
 from rest_jax.explain.guided_backprop import guided_backprop
 from rest_jax.explain.hires_cam import hires_cam
-from rest_jax.explain.integrated_gradients import (
-  integrated_gradient_attributions,
-  integrated_gradients,
-)
 from rest_jax.explain.layer_cam import layer_cam
+from rest_jax.explain.masking import rise
+from rest_jax.explain.method import METHODS, Explanation, Method, explain, list_methods
 from rest_jax.explain.metrics import (
   Curves,
   DropIncrease,
@@ -40,11 +30,21 @@ from rest_jax.explain.metrics import (
   road,
   structural_similarity,
 )
+from rest_jax.explain.metrics.sanity import SanityCheck, SanityRow, sanity_check
 from rest_jax.explain.occlusion import occlusion
-from rest_jax.explain.registry import METHODS, Explanation, Method, explain, list_methods
-from rest_jax.explain.rise import rise
-from rest_jax.explain.sanity import SanityCheck, SanityRow, sanity_check
-from rest_jax.explain.score_cam import score_cam
+from rest_jax.explain.path_gradients import (
+  integrated_gradient_attributions,
+  integrated_gradients,
+)
+from rest_jax.explain.queries import (
+  check_images,
+  chunked,
+  constant_maps,
+  min_max,
+  resolve_targets,
+  upsample,
+)
+from rest_jax.explain.score_cams import score_cam
 from rest_jax.explain.smooth_grad import smooth_grad
 from rest_jax.explain.smooth_grad_cam_pp import smooth_grad_cam_pp
 from rest_jax.explain.smooth_integrated_gradients import smooth_integrated_gradients

@@ -16,7 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rest_jax.explain.common import (
+from rest_jax.explain.method import register
+from rest_jax.explain.queries import (
   chunked,
   finish,
   gained,
@@ -26,7 +27,6 @@ from rest_jax.explain.common import (
   prepare,
   resolve_targets,
 )
-from rest_jax.explain.registry import register
 from rest_jax.explain.taps import Tap
 
 

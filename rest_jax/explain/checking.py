@@ -12,9 +12,9 @@ import numpy as np
 from jax.core import Tracer
 
 from rest_jax.errors import UserError
-from rest_jax.explain.common import constant_maps, layer_gradient, prepare
 from rest_jax.explain.convergence import COMPLETE
-from rest_jax.explain.gradient import target_gradients
+from rest_jax.explain.gradients import target_gradients
+from rest_jax.explain.queries import constant_maps, layer_gradient, prepare
 from rest_jax.explain.taps import Tap
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rest_jax.explain.common import vary_like
+from rest_jax.explain.queries import vary_like
 
 COMPLETE = 0.05  # section 5 of the paper: steps are added until the sum is within 5 %
 _SMALL = 0.01  # of the scores: a smaller difference is measured by this share of them

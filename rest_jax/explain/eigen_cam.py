@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rest_jax.explain.common import ROUNDING, chunked, finish, only_finite, peak, prepare
-from rest_jax.explain.registry import register
+from rest_jax.explain.method import register
+from rest_jax.explain.queries import ROUNDING, chunked, finish, only_finite, peak, prepare
 from rest_jax.explain.taps import Tap
 
 

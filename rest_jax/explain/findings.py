@@ -15,10 +15,10 @@ from PIL import Image
 from rest_jax.drawing import literal
 from rest_jax.explain import animate, figures
 from rest_jax.explain.command import Command
+from rest_jax.explain.method import METHODS
 from rest_jax.explain.metrics import Curves, fill_images
 from rest_jax.explain.overlay import overlay
 from rest_jax.explain.pictures import Placement
-from rest_jax.explain.registry import METHODS
 from rest_jax.files import replacing, write_array, write_json
 from rest_jax.models.classifier import Classifier
 

@@ -12,9 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rest_jax.explain.common import peak
-from rest_jax.explain.gradient_cams import gradient_cam
-from rest_jax.explain.registry import register
+from rest_jax.explain.grad_cams import gradient_cam
+from rest_jax.explain.method import register
+from rest_jax.explain.queries import peak
 
 
 @register('grad_cam', source='Selvaraju et al. 2017', queries=2, needs_layer=True, by_gradient=True)

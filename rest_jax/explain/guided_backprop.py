@@ -9,10 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from rest_jax.explain.common import chunked, min_max, prepare
-from rest_jax.explain.gradient import channels, check_reduction, target_gradients
+from rest_jax.explain.gradients import channels, check_reduction, target_gradients
 from rest_jax.explain.guided_relu import guided
-from rest_jax.explain.registry import register
+from rest_jax.explain.method import register
+from rest_jax.explain.queries import chunked, min_max, prepare
 from rest_jax.explain.sampling import QUERY_BATCH
 
 

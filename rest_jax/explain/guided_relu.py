@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from rest_jax.errors import UserError
-from rest_jax.explain import relu_facts as known
+from rest_jax.explain import relus as known
 
 
 @jax.custom_vjp
@@ -34,7 +34,7 @@ def guided(function: Callable[..., Any]) -> Callable[..., Any]:
   """Gives every ReLU of a function the guided rule; its values stay the same.
 
   A ReLU is `jax.nn.relu` (also as flax, nnx and Equinox call it), `jax.nn.relu6`, and whatever
-  else takes 0 for what is negative, see `relu_facts`; not the maximum of 0 and a variance in a
+  else takes 0 for what is negative, see `relus`; not the maximum of 0 and a variance in a
   normalisation layer. Inside jit, checkpoint, scan and cond they are found too.
 
   Args:

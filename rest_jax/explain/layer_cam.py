@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rest_jax.explain.common import peak
-from rest_jax.explain.gradient_cams import gradient_cam
-from rest_jax.explain.registry import register
+from rest_jax.explain.grad_cams import gradient_cam
+from rest_jax.explain.method import register
+from rest_jax.explain.queries import peak
 
 
 @register('layer_cam', source='Jiang et al. 2021', queries=2, needs_layer=True, by_gradient=True)

@@ -13,7 +13,7 @@ import numpy as np
 from rest_jax import explain
 from rest_jax.explain import evaluation_results, metrics
 from rest_jax.explain.findings import paper_step
-from rest_jax.explain.sanity import initial_variables
+from rest_jax.explain.metrics.sanity import initial_variables
 from rest_jax.explain.study import BASELINES, BUDGETS, Batch, Study
 from rest_jax.models.classifier import Classifier
 

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from rest_jax.errors import UserError
-from rest_jax.explain.common import (
+from rest_jax.explain.fills import fill_images
+from rest_jax.explain.method import Detail, register
+from rest_jax.explain.queries import (
   gained,
   pick,
   prepare,
@@ -19,8 +21,6 @@ from rest_jax.explain.common import (
   resolve_targets,
   support,
 )
-from rest_jax.explain.metrics.fills import fill_images
-from rest_jax.explain.registry import Detail, register
 from rest_jax.explain.sampling import QUERY_BATCH, all_logits, sum_samples
 
 

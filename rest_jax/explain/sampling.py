@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rest_jax.explain.common import chunked, resolve_targets, vary_like
+from rest_jax.explain.queries import chunked, resolve_targets, vary_like
 from rest_jax.explain.taps import Tap
 
 QUERY_BATCH = 64  # images a forward pass unless told

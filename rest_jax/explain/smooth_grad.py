@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from rest_jax.errors import UserError
-from rest_jax.explain.common import chunked, min_max, peak, prepare
-from rest_jax.explain.gradient import channels, check_reduction, target_gradients
-from rest_jax.explain.registry import register
+from rest_jax.explain.gradients import channels, check_reduction, target_gradients
+from rest_jax.explain.method import register
+from rest_jax.explain.queries import chunked, min_max, peak, prepare
 from rest_jax.explain.sampling import QUERY_BATCH, cross, known_targets, sum_samples
 
 SAMPLES, NOISE = 32, 0.15

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rest_jax.explain.common import (
+from rest_jax.explain.method import register
+from rest_jax.explain.queries import (
   chunked,
   finish,
   layer_gradient,
@@ -22,7 +23,6 @@ from rest_jax.explain.common import (
   prepare,
   resolve_targets,
 )
-from rest_jax.explain.registry import register
 from rest_jax.explain.smooth_grad import NOISE, check_samples
 from rest_jax.explain.taps import Tap
 

@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rest_jax.explain.common import chunked, min_max, only_finite, pick, prepare, vary_like
 from rest_jax.explain.convergence import Integral, refined
-from rest_jax.explain.gradient import channels, check_reduction, target_gradients
-from rest_jax.explain.metrics.fills import fill_images
-from rest_jax.explain.registry import Detail, register
+from rest_jax.explain.fills import fill_images
+from rest_jax.explain.gradients import channels, check_reduction, target_gradients
+from rest_jax.explain.method import Detail, register
+from rest_jax.explain.queries import chunked, min_max, only_finite, pick, prepare, vary_like
 from rest_jax.explain.sampling import QUERY_BATCH, all_logits, known_targets
 from rest_jax.explain.smooth_grad import NOISE, check_samples, draws, spread
 

@@ -11,7 +11,7 @@ import numpy as np
 from rest_jax.drawing import literal
 from rest_jax.explain import figures
 from rest_jax.explain.findings import PictureResult
-from rest_jax.explain.sanity import SanityCheck, sanity_check
+from rest_jax.explain.metrics.sanity import SanityCheck, sanity_check
 from rest_jax.models.classifier import Classifier
 
 

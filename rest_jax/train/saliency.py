@@ -58,7 +58,7 @@ def blur_background(
   Returns:
     The images; nothing is differentiated through the masks.
   """
-  from rest_jax.explain.group_cam import group_cam
+  from rest_jax.explain.group_cams import group_cam
 
   count = math.ceil(augment.group_cam * images.shape[0])
   chosen = jax.lax.stop_gradient(images[:count])

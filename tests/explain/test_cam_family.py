@@ -7,7 +7,7 @@ import pytest
 from jax.tree_util import Partial
 
 from rest_jax import UserError, explain
-from rest_jax.explain import common
+from rest_jax.explain import queries
 from rest_jax.explain.eigen_cam import first_component
 from rest_jax.explain.grad_cam_pp import plus_plus_weights
 
@@ -28,7 +28,7 @@ def head(weights, a):
   return jnp.sum(jnp.tanh(a) * a, axis=(1, 2)) @ weights
 
 
-layer_gradient = jax.jit(common.layer_gradient)
+layer_gradient = jax.jit(queries.layer_gradient)
 PAIR = (Partial(features, KERNEL), Partial(head, HEAD))
 
 

@@ -8,8 +8,8 @@ from jax.tree_util import Partial
 from sklearn.cluster import AgglomerativeClustering, KMeans
 
 from rest_jax import UserError, explain
-from rest_jax.explain import common, grouping
-from rest_jax.explain.group_cam import Settings, in_order
+from rest_jax.explain import grouping, queries
+from rest_jax.explain.group_cams import Settings, in_order
 
 KERNEL = jax.random.normal(jax.random.key(0), (3, 3, 3, 12)) * 0.5
 HEAD = jax.random.normal(jax.random.key(1), (12, 4))
@@ -92,11 +92,11 @@ def test_memory_does_not_grow_with_groups_or_images():
 def test_clusters(method):
   """Against a plain loop over the clusters that scikit-learn gives."""
   target, groups = 2, 4
-  seen = common.layer_gradient(explain.tap(PAIR), IMAGES[:2], jnp.array([target] * 2))
+  seen = queries.layer_gradient(explain.tap(PAIR), IMAGES[:2], jnp.array([target] * 2))
   maps = explain.group_cam(
     PAIR, IMAGES[:2], target, groups=groups, grouping=method, variant='latest'
   )
-  blurred = common.ops.gaussian_blur(IMAGES[:2])
+  blurred = queries.ops.gaussian_blur(IMAGES[:2])
   for i in range(2):
     weighted = np.asarray(seen.gradients[i]).mean((0, 1)) * np.asarray(seen.features[i])
     points = weighted.reshape(-1, 12).T

@@ -9,7 +9,7 @@ import pytest
 
 from rest_jax import UserError
 from rest_jax.explain.metrics import fill_images, insertion_deletion
-from rest_jax.explain.metrics.insertion_deletion import area
+from rest_jax.explain.metrics.faithfulness import area
 
 GOLDEN = Path(__file__).parents[1] / 'golden'
 

@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from rest_jax import Classifier, UserError, explain
 from rest_jax.data.digit_scenes import scenes
-from rest_jax.explain.sanity import replaced, top_layers
+from rest_jax.explain.metrics.sanity import replaced, top_layers
 
 TRACES = []
 

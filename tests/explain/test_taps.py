@@ -8,11 +8,11 @@ from flax import linen as nn
 from jax.tree_util import Partial
 
 from rest_jax import Classifier, UserError, explain
-from rest_jax.explain import common
-from rest_jax.explain.common import chunked
+from rest_jax.explain import queries
+from rest_jax.explain.queries import chunked
 from rest_jax.explain.taps import infer_grid
 
-layer_gradient = jax.jit(common.layer_gradient)
+layer_gradient = jax.jit(queries.layer_gradient)
 
 
 class Stage(nn.Module):

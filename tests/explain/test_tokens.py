@@ -9,7 +9,7 @@ from jax.tree_util import Partial
 
 from rest_jax import UserError, explain
 from rest_jax.explain.checking import EmptyMaps
-from rest_jax.explain.common import layer_gradient
+from rest_jax.explain.queries import layer_gradient
 
 IMAGES = jax.random.uniform(jax.random.key(1), (2, 32, 32, 3))
 

@@ -9,7 +9,7 @@ import pytest
 from jax.tree_util import Partial
 
 from rest_jax.errors import UserError
-from rest_jax.explain.group_cam import group_cam
+from rest_jax.explain.group_cams import group_cam
 from rest_jax.train import optim, parallel, saliency, state, step
 
 

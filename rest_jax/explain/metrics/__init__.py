@@ -1,10 +1,10 @@
 """How good a map is: measures of faithfulness and of place, with bootstrap intervals."""
 
+from rest_jax.explain.fills import fill_images
 from rest_jax.explain.metrics.bootstrap import Interval, bootstrap
 from rest_jax.explain.metrics.confidence import DropIncrease, drop_increase
-from rest_jax.explain.metrics.fills import fill_images
+from rest_jax.explain.metrics.faithfulness import Curves, insertion_deletion
 from rest_jax.explain.metrics.imputation import impute
-from rest_jax.explain.metrics.insertion_deletion import Curves, insertion_deletion
 from rest_jax.explain.metrics.pointing import box_masks, centre_maps, energy_share, pointing_game
 from rest_jax.explain.metrics.road import Road, road
 from rest_jax.explain.metrics.similarity import rank_correlation, structural_similarity

@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rest_jax.explain.common import prepare, resolve_targets
-from rest_jax.explain.metrics.fills import fill_images
+from rest_jax.explain.fills import fill_images
 from rest_jax.explain.metrics.queries import (
   check_finite_scores,
   check_maps,
   of_target,
   probabilities,
 )
+from rest_jax.explain.queries import prepare, resolve_targets
 
 
 class DropIncrease(NamedTuple):

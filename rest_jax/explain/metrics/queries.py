@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 
 from rest_jax.errors import UserError
-from rest_jax.explain.common import chunked
+from rest_jax.explain.queries import chunked
 from rest_jax.explain.taps import Tap
 
 

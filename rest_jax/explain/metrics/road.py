@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from rest_jax.errors import UserError
-from rest_jax.explain.common import prepare, resolve_targets
 from rest_jax.explain.metrics.imputation import impute
 from rest_jax.explain.metrics.order import ranks
 from rest_jax.explain.metrics.queries import (
@@ -20,6 +19,7 @@ from rest_jax.explain.metrics.queries import (
   of_target,
   probabilities,
 )
+from rest_jax.explain.queries import prepare, resolve_targets
 
 PERCENTILES = (10, 20, 30, 40, 50, 70, 90)  # of the authors' experiments
 _TOLERANCE = 1e-5  # some 1e-4 in a pixel, far below the noise

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from rest_jax.explain.common import chunked, finish, layer_gradient, prepare
+from rest_jax.explain.queries import chunked, finish, layer_gradient, prepare
 from rest_jax.explain.taps import Tap
 
 Combine = Callable[[jax.Array, jax.Array], jax.Array]

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from rest_jax.errors import UserError
-from rest_jax.explain.common import (
+from rest_jax.explain.method import register
+from rest_jax.explain.queries import (
   chunked,
   gained,
   min_max,
@@ -27,7 +28,6 @@ from rest_jax.explain.common import (
   span,
   upsample,
 )
-from rest_jax.explain.registry import register
 from rest_jax.explain.taps import Tap
 
 

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from rest_jax.errors import UserError
-from rest_jax.explain.common import prepare, resolve_targets
-from rest_jax.explain.metrics.fills import fill_images
+from rest_jax.explain.fills import fill_images
 from rest_jax.explain.metrics.order import ranks
 from rest_jax.explain.metrics.queries import check_finite_scores, of_target, probabilities
+from rest_jax.explain.queries import prepare, resolve_targets
 
 ROWS_PER_STEP = {'paper': 8, 'latest': 2}  # Group-CAM's code: 224 * 8 in May 2021, 224 * 2 later
 

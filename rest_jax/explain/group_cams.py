@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from rest_jax import ops
 from rest_jax.errors import UserError
 from rest_jax.explain import grouping as grouped
-from rest_jax.explain.common import (
+from rest_jax.explain.method import register
+from rest_jax.explain.queries import (
   chunked,
   gained,
   layer_gradient,
@@ -33,7 +34,6 @@ from rest_jax.explain.common import (
   span,
   upsample,
 )
-from rest_jax.explain.registry import register
 from rest_jax.explain.taps import Tap
 
 

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from rest_jax.errors import UserError
-from rest_jax.explain.common import chunked, min_max, only_finite, prepare, vary_like
 from rest_jax.explain.convergence import Integral, refined
-from rest_jax.explain.gradient import channels, check_reduction, target_gradients
-from rest_jax.explain.metrics.fills import fill_images
-from rest_jax.explain.registry import Detail, register
+from rest_jax.explain.fills import fill_images
+from rest_jax.explain.gradients import channels, check_reduction, target_gradients
+from rest_jax.explain.method import Detail, register
+from rest_jax.explain.queries import chunked, min_max, only_finite, prepare, vary_like
 from rest_jax.explain.sampling import QUERY_BATCH, all_logits, known_targets
 
 STEPS, ROUNDS = 32, 6  # gradients of the first sum; 32, 64, ..., 1024 until one is complete

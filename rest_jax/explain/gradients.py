@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rest_jax.errors import UserError
-from rest_jax.explain.common import chunked, min_max, only_finite, pick, prepare, resolve_targets
-from rest_jax.explain.registry import register
+from rest_jax.explain.method import register
+from rest_jax.explain.queries import chunked, min_max, only_finite, pick, prepare, resolve_targets
 from rest_jax.explain.sampling import QUERY_BATCH
 
 

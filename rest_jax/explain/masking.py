@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from rest_jax.errors import UserError
-from rest_jax.explain.common import gained, prepare, probability, support
-from rest_jax.explain.metrics.fills import fill_images
-from rest_jax.explain.registry import Detail, register
+from rest_jax.explain.fills import fill_images
+from rest_jax.explain.method import Detail, register
+from rest_jax.explain.queries import gained, prepare, probability, support
 from rest_jax.explain.sampling import QUERY_BATCH, known_targets, sum_samples
 
 MASKS, CELLS, VISIBLE = 4000, 7, 0.5  # section 4.1; the paper takes 8000 for ResNet-50

@@ -19,9 +19,9 @@ from flax import traverse_util
 
 from rest_jax.callables import as_function
 from rest_jax.errors import UserError
-from rest_jax.explain.common import check_images, constant_maps
+from rest_jax.explain.method import explain
 from rest_jax.explain.metrics.similarity import rank_correlation, structural_similarity
-from rest_jax.explain.registry import explain
+from rest_jax.explain.queries import check_images, constant_maps
 from rest_jax.layers import survey
 
 MODES = ('cascading', 'independent')

@@ -14,7 +14,7 @@ import numpy as np
 from jax.core import Tracer
 
 from rest_jax.errors import UserError, did_you_mean
-from rest_jax.explain.common import constant_maps, prepare, resolve_targets
+from rest_jax.explain.queries import constant_maps, prepare, resolve_targets
 from rest_jax.explain.taps import Tap
 
 Queries = Callable[[tuple[int, ...], dict[str, Any]], float]
