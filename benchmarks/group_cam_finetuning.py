@@ -23,9 +23,9 @@ from scipy import stats
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from rest_jax.evaluation.environment import describe_devices  # noqa: E402
 from rest_jax.train import pipeline  # noqa: E402
 from rest_jax.train.command import load_config  # noqa: E402
-from rest_jax.train.environment import describe_devices  # noqa: E402
 from rest_jax.train.evaluate import evaluate  # noqa: E402
 from rest_jax.train.parallel import make_mesh, to_global  # noqa: E402
 from rest_jax.train.task import Task, build_task  # noqa: E402

@@ -24,9 +24,9 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from rest_jax.evaluation.environment import command_line, describe_devices, environment
 from rest_jax.train import parallel, pipeline
 from rest_jax.train.command import load_config
-from rest_jax.train.environment import command_line, describe_devices, environment
 from rest_jax.train.task import build_task
 
 # Dense bfloat16 operations a second, from the makers' data sheets.

@@ -2,7 +2,7 @@
 
 What somebody else called a thing may hold anything: line breaks, bytes that are no text, the marks
 of the language that it is written into. Each function here gives what reads as the name and as
-nothing else. For figures there is `rest_jax.drawing.literal`.
+nothing else. For figures there is `rest_jax.evaluation.figures.literal`.
 """
 
 from __future__ import annotations

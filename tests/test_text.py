@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rest_jax import text
-from rest_jax.defend.document import Cell, Table, Text, to_html, to_markdown
+from rest_jax.evaluation.document import Cell, Table, Text, to_html, to_markdown
 
 # Everything that file names and class names can hold, lone surrogates among it.
 NAMES = st.text(st.characters(), max_size=30)

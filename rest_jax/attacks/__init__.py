@@ -23,10 +23,11 @@ from rest_jax.attacks.projections import distances, norm_of, project, random_sta
 from rest_jax.attacks.results import Record, RunName
 from rest_jax.attacks.rounding import finish
 from rest_jax.attacks.square import square
-from rest_jax.attacks.summary import accuracy_interval, robust_accuracy_curve
+from rest_jax.attacks.summary import robust_accuracy_curve
 from rest_jax.attacks.threat import NORMS, Threat
 from rest_jax.attacks.transfer import transfer, transfer_attack, transfer_matrix
 from rest_jax.attacks.wrappers import bpda, chain, eot, in_bfloat16
+from rest_jax.evaluation.intervals import accuracy_interval
 
 __all__ = [
   'CHECKS',

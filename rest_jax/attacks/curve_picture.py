@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from rest_jax.attacks.files import save_figure
 from rest_jax.attacks.results import Record, RunName
 from rest_jax.attacks.summary import WORST_CASE, Row, robust_accuracy_curve
 from rest_jax.attacks.threat import Norm
-from rest_jax.drawing import literal, new_figure
+from rest_jax.evaluation.figures import literal, new_figure
+from rest_jax.evaluation.files import save_figure
 
 _POINTS = 400
 

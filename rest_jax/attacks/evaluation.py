@@ -10,13 +10,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from rest_jax.attacks import evaluation_data, health
+from rest_jax.attacks import health
 from rest_jax.attacks.attack_list import as_attacks
 from rest_jax.attacks.checks import check_count, check_host, check_key
 from rest_jax.attacks.curve_picture import draw_curves
 from rest_jax.attacks.devices import shared_batch
 from rest_jax.attacks.evaluation_run import Runner, Settings
-from rest_jax.attacks.files import write_json, write_text
 from rest_jax.attacks.health import HealthCheck
 from rest_jax.attacks.named import Attack
 from rest_jax.attacks.results import Record, RunName
@@ -24,6 +23,8 @@ from rest_jax.attacks.summary import Row, markdown, robust_accuracy_curve, summa
 from rest_jax.attacks.threat import Norm, Threat
 from rest_jax.callables import as_function
 from rest_jax.errors import UserError
+from rest_jax.evaluation.batches import chunks
+from rest_jax.evaluation.files import write_json, write_text
 from rest_jax.paths import local
 
 DEFAULT_ATTACKS = ('apgd_ce', 'apgd_t', 'square')
@@ -165,7 +166,7 @@ def evaluate(
   )
   _check(settings, confidence)
   runner: Runner | None = None
-  for chunk in evaluation_data.chunks(images, labels, targets, indices):
+  for chunk in chunks(images, labels, targets, indices):
     runner = runner or Runner(as_function(logits_fn), settings, chunk)
     runner.attack(chunk)
   if runner is None:

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rest_jax.attacks.evaluation_data import Chunk
 from rest_jax.attacks.health_probe import Sample
 from rest_jax.attacks.picture import draw_attacks
 from rest_jax.attacks.results import Record, RunName
+from rest_jax.evaluation.batches import Chunk, keys_of
 from rest_jax.text import radius_text
 
 
@@ -92,13 +92,3 @@ class Shown:
         draw_attacks(
           path, np.stack(images), np.stack(adv), clean, wrong, class_names=class_names, title=title
         )
-
-
-def keys_of(key: jax.Array, indices: np.ndarray) -> jax.Array:
-  """The keys of images of a source: `fold_in(key, index)` of each, (N,)."""
-  return _keys(key, jnp.asarray(indices.astype(np.uint32)))
-
-
-@jax.jit
-def _keys(key: jax.Array, indices: jax.Array) -> jax.Array:
-  return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)

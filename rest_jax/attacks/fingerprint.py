@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
 from rest_jax.attacks.health_probe import logits_once
 from rest_jax.attacks.queries import image_keys
+from rest_jax.evaluation.fingerprint import weights_hash
 
 _PROBES = 4  # images
 
@@ -43,19 +42,3 @@ def fingerprint(
   probe = np.concatenate(parts).ravel()
   values = [float(value) if np.isfinite(value) else None for value in probe]
   return {'weights': weights_hash(model), 'probe': values}
-
-
-def weights_hash(model: Any) -> str | None:
-  """A hash of a pytree's arrays, their names, types and shapes; None where it holds none."""
-  leaves, _ = jax.tree_util.tree_flatten_with_path(model)
-  leaves = [(path, leaf) for path, leaf in leaves if hasattr(leaf, 'dtype')]
-  if not leaves:
-    return None
-  found = hashlib.sha256()
-  for path, leaf in leaves:
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-      leaf = jax.random.key_data(leaf)
-    array = np.ascontiguousarray(leaf)
-    found.update(f'{jax.tree_util.keystr(path)} {array.dtype} {array.shape}'.encode())
-    found.update(array.tobytes())
-  return found.hexdigest()

@@ -13,9 +13,9 @@ import jax
 import numpy as np
 
 from rest_jax.attacks.counting import counting
-from rest_jax.attacks.fingerprint import weights_hash
 from rest_jax.attacks.threat import NORMS, Norm
 from rest_jax.errors import UserError, did_you_mean
+from rest_jax.evaluation.fingerprint import weights_hash
 
 _OF_THREAT = ('norm', 'eps', 'targets')
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from rest_jax.attacks.files import save_figure
-from rest_jax.drawing import literal, new_figure
 from rest_jax.errors import UserError
+from rest_jax.evaluation.figures import literal, new_figure
+from rest_jax.evaluation.files import save_figure
 from rest_jax.paths import local
 
 _NAME_LENGTH = 18

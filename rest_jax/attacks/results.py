@@ -14,9 +14,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rest_jax.attacks.files import writing
 from rest_jax.attacks.threat import Norm
 from rest_jax.errors import UserError
+from rest_jax.evaluation.files import writing
 
 RESULTS = 'results.jsonl'
 _FORMAT = 1

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -13,47 +11,9 @@ from rest_jax import text
 from rest_jax.attacks.results import Record, RunName
 from rest_jax.attacks.threat import Norm
 from rest_jax.errors import UserError
+from rest_jax.evaluation.intervals import Interval, accuracy_interval
 
 WORST_CASE = 'all attacks'
-
-
-class Interval(NamedTuple):
-  """A share of images with its confidence interval, all in [0, 1]."""
-
-  value: float
-  low: float
-  high: float
-
-
-def accuracy_interval(successes: int, count: int, confidence: float = 0.95) -> Interval:
-  """Exact (Clopper-Pearson) confidence interval of a share.
-
-  Bounds are quantiles of beta distributions (Clopper and Pearson, Biometrika 26, 1934); the
-  interval covers the true share with at least the given probability, whatever the count.
-
-  Args:
-    successes: number of images that count, 0 to `count`.
-    count: number of images; with 0 nothing is known: value NaN, interval [0, 1].
-    confidence: in (0, 1).
-
-  Returns:
-    The share and its bounds.
-
-  Raises:
-    UserError: a number outside its range.
-  """
-  if not 0 <= successes <= count:
-    raise UserError(f'successes must be in 0..{count}, the number of images, got {successes}')
-  if not 0 < confidence < 1:
-    raise UserError(f'confidence must be between 0 and 1, got {confidence}')
-  tail = (1 - confidence) / 2
-  from scipy import special  # slow to import, and a table alone needs it
-
-  low = special.betaincinv(successes, count - successes + 1, tail) if successes else 0.0
-  high = 1.0
-  if successes < count:
-    high = special.betaincinv(successes + 1, count - successes, 1 - tail)
-  return Interval(successes / count if count else math.nan, float(low), float(high))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,10 +15,10 @@ from rest_jax.attacks.checks import check_count, check_host, check_inputs, check
 from rest_jax.attacks.evaluation_sample import keys_of
 from rest_jax.attacks.judge import check_defined, judge, measure, reached
 from rest_jax.attacks.named import Attack
-from rest_jax.attacks.summary import Interval, accuracy_interval
 from rest_jax.attacks.threat import Threat
 from rest_jax.callables import as_function
 from rest_jax.errors import UserError
+from rest_jax.evaluation.intervals import Interval, accuracy_interval
 
 
 def transfer_attack(

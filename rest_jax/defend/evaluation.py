@@ -16,7 +16,6 @@ from jax.tree_util import Partial
 from rest_jax.attacks.attack_list import as_attacks
 from rest_jax.attacks.checks import check_count, check_inputs, check_key
 from rest_jax.attacks.evaluation import evaluate
-from rest_jax.attacks.files import write_json, write_text
 from rest_jax.attacks.health import HealthCheck
 from rest_jax.attacks.named import Attack
 from rest_jax.attacks.threat import Threat
@@ -27,6 +26,7 @@ from rest_jax.defend.protect import DRAWS, as_defences, attackable, is_random, p
 from rest_jax.defend.rows import UNDEFENDED, Cell, DefenceRow, make_row
 from rest_jax.defend.transferred import Tick, Transferred, images_at_a_time, through
 from rest_jax.errors import UserError
+from rest_jax.evaluation.files import write_json, write_text
 from rest_jax.paths import local
 from rest_jax.programs import in_use, release_programs
 

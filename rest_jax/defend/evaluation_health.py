@@ -11,13 +11,13 @@ import jax
 import numpy as np
 from jax.tree_util import Partial
 
-from rest_jax.attacks.evaluation_data import chunks
 from rest_jax.attacks.evaluation_sample import SampleRows, keys_of
-from rest_jax.attacks.files import write_json
-from rest_jax.attacks.fingerprint import weights_hash
 from rest_jax.attacks.health import HealthCheck, check_model_health
 from rest_jax.attacks.judge import judge
 from rest_jax.attacks.threat import Threat
+from rest_jax.evaluation.batches import chunks
+from rest_jax.evaluation.files import write_json
+from rest_jax.evaluation.fingerprint import weights_hash
 
 SAMPLE = 32  # images; as in any short attack, more of them hardly change what is raised
 FILE = 'health.json'

@@ -7,8 +7,8 @@ import dataclasses
 import io
 from collections.abc import Sequence
 
-from rest_jax.attacks.summary import Interval
 from rest_jax.defend.rows import UNDEFENDED, DefenceRow
+from rest_jax.evaluation.intervals import Interval
 from rest_jax.text import csv_text, radius
 from rest_jax.text import markdown as as_text
 

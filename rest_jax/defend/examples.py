@@ -15,8 +15,8 @@ from rest_jax.callables import as_function
 from rest_jax.defend.denoise.denoiser import Denoiser
 from rest_jax.defend.found import Found
 from rest_jax.defend.protect import protect
-from rest_jax.defend.report_figures import Strip
 from rest_jax.defend.transferred import images_at_a_time
+from rest_jax.evaluation.figures import Strip
 
 COLUMNS = 6
 DEFENCES = 6  # rows below the adversarial images

@@ -10,12 +10,17 @@ from typing import Any
 
 import jax
 
-from rest_jax.attacks.files import write_json, write_text
 from rest_jax.defend.command import has_random
 from rest_jax.defend.conclusion import findings, percent, verdict
 from rest_jax.defend.denoise.denoiser import Denoiser
 from rest_jax.defend.denoise.registry import DENOISERS
-from rest_jax.defend.document import (
+from rest_jax.defend.evaluation_table import FLAG, best_rows, blocks, gain, radius, title_of
+from rest_jax.defend.examples import example_strips
+from rest_jax.defend.found import Found
+from rest_jax.defend.report_figures import draw_bars, draw_radii
+from rest_jax.defend.report_study import study_blocks
+from rest_jax.defend.rows import GRADIENT_CHECKS, UNDEFENDED, DefenceRow
+from rest_jax.evaluation.document import (
   Block,
   Bullets,
   Cell,
@@ -26,14 +31,10 @@ from rest_jax.defend.document import (
   to_html,
   to_markdown,
 )
-from rest_jax.defend.evaluation_table import FLAG, best_rows, blocks, gain, radius, title_of
-from rest_jax.defend.examples import example_strips
-from rest_jax.defend.found import Found
-from rest_jax.defend.report_figures import draw_bars, draw_radii, draw_strips
-from rest_jax.defend.report_study import study_blocks
-from rest_jax.defend.rows import GRADIENT_CHECKS, UNDEFENDED, DefenceRow
+from rest_jax.evaluation.figures import draw_strips
+from rest_jax.evaluation.files import write_json, write_text
+from rest_jax.evaluation.progress import clock
 from rest_jax.text import markdown, markdown_code, plural
-from rest_jax.train.progress import clock
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'numpy')
 

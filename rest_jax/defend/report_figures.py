@@ -1,4 +1,4 @@
-"""Figures of defend.py's report: bars, curves over the radius, attacked images.
+"""Figures of defend.py's report: bars and curves over the radius.
 
 Colours are Okabe and Ito's, which colour-blind readers can tell apart.
 """
@@ -7,33 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from rest_jax.attacks.files import save_figure
-from rest_jax.attacks.summary import Interval
 from rest_jax.defend.evaluation_table import radius
 from rest_jax.defend.rows import UNDEFENDED, DefenceRow
-from rest_jax.defend.study_figures import COLOURS
-from rest_jax.drawing import literal, new_figure
+from rest_jax.evaluation.figures import COLOURS, literal, new_figure
+from rest_jax.evaluation.files import save_figure
+from rest_jax.evaluation.intervals import Interval
 
 _KINDS = (
   ('clean', 'no attack', '#B8BEC6'),
   ('non_adaptive', 'attacked without knowing the defence', '#56B4E9'),
   ('adaptive', 'attacked through the defence', '#D55E00'),
 )
-_SIGNS = {True: (' ✓', '#00684A'), False: (' ✗', '#A33F00'), None: ('', '0.3')}
 _MARKERS = 'osD^vPX*<>'
-
-
-class Strip(NamedTuple):
-  """A row of pictures, (N, H, W, C) in [0, 1], with a line below each that is right or wrong."""
-
-  title: str
-  pictures: np.ndarray
-  captions: Sequence[str]
-  right: Sequence[bool | None]
 
 
 def draw_bars(path: Path, rows: Sequence[DefenceRow]) -> None:
@@ -125,30 +114,3 @@ def _line(axes: Any, rows: Sequence[DefenceRow], kind: str, number: int) -> None
   marker = 'none' if plain else _MARKERS[(number - 1) % len(_MARKERS)]
   radii, label = [0.0, *(row.eps for row in rows)], literal(rows[0].defence)
   axes.plot(radii, values, marker=marker, label=label, **style)
-
-
-def draw_strips(path: Path, strips: Sequence[Strip]) -> None:
-  """Draws rows of pictures, what the model says below each: a tick where it is right.
-
-  Args:
-    path: of the PNG file.
-    strips: rows of as many pictures each.
-
-  Raises:
-    UserError: it cannot be written.
-  """
-  columns = len(strips[0].pictures)
-  figure = new_figure(1.35 * columns + 1.7, 1.62 * len(strips) + 0.2)
-  grid = figure.subplots(len(strips), columns, squeeze=False)
-  for row, strip in zip(grid, strips, strict=True):
-    shown = zip(row, strip.pictures, strip.captions, strip.right, strict=True)
-    for axes, picture, caption, right in shown:
-      grey = {'cmap': 'gray'} if picture.shape[-1] == 1 else {}
-      axes.imshow(np.clip(picture.squeeze(), 0, 1), vmin=0, vmax=1, **grey)
-      sign, colour = _SIGNS[right]
-      axes.set_xlabel(literal(caption) + sign, fontsize=8, color=colour, labelpad=2)
-      axes.set_xticks([])
-      axes.set_yticks([])
-    title = '\n'.join(map(literal, strip.title.split('\n')))
-    row[0].set_ylabel(title, fontsize=9, rotation=0, ha='right', va='center', labelpad=6)
-  save_figure(path, figure, dpi=120)

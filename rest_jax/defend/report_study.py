@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rest_jax.defend.document import Block, Cell, Figure, Heading, Table, Text
 from rest_jax.defend.evaluation_table import radius, title_of
 from rest_jax.defend.found import Found
 from rest_jax.defend.study_results import DenoiserResult, ModelResult
+from rest_jax.evaluation.document import Block, Cell, Figure, Heading, Table, Text
 from rest_jax.text import markdown, plural
 
 

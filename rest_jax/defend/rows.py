@@ -8,8 +8,9 @@ from typing import Any
 
 from rest_jax.attacks.health import HealthCheck
 from rest_jax.attacks.results import Record, RunName
-from rest_jax.attacks.summary import Interval, accuracy_interval, at_radius
+from rest_jax.attacks.summary import at_radius
 from rest_jax.attacks.threat import Norm
+from rest_jax.evaluation.intervals import Interval, accuracy_interval, mcnemar
 
 UNDEFENDED = 'undefended'
 # Checks of the attacks' gradients; the others speak of the model or of single results.
@@ -81,28 +82,6 @@ class Cell:
 
   non_adaptive: Mapping[RunName, Records]
   adaptive: Mapping[RunName, Records] | None
-
-
-def mcnemar(only_first: int, only_second: int, *, two_sided: bool) -> float:
-  """Exact McNemar test: how surprising so uneven a split of the discordant pairs is by chance.
-
-  McNemar, Psychometrika 12, 1947, with the binomial distribution in place of the approximation.
-
-  Args:
-    only_first: images on which only the first one is right.
-    only_second: images on which only the second one is right.
-    two_sided: whether either may be the better; otherwise p is small where the first is.
-
-  Returns:
-    The p-value, in [0, 1].
-  """
-  total = only_first + only_second
-  if not total:
-    return 1.0
-  kind = 'two-sided' if two_sided else 'greater'
-  from scipy import stats  # half a second to import, which a table alone needs
-
-  return float(stats.binomtest(only_first, total, 0.5, alternative=kind).pvalue)
 
 
 def make_row(

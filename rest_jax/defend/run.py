@@ -12,7 +12,6 @@ import numpy as np
 from tqdm import tqdm
 
 from rest_jax.attacks.attack_list import named_attack
-from rest_jax.attacks.files import write_json
 from rest_jax.attacks.named import Attack
 from rest_jax.attacks.results import RunName
 from rest_jax.attacks.threat import Threat
@@ -29,6 +28,7 @@ from rest_jax.defend.run_checks import SETTINGS, check_before_data, check_settin
 from rest_jax.defend.run_study import run_study
 from rest_jax.defend.transferred import Transferred, images_at_a_time
 from rest_jax.errors import UserError
+from rest_jax.evaluation.files import write_json
 from rest_jax.opening import Judged, open_classifier, open_judged, open_training, read_examples
 from rest_jax.text import legible, plural
 

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from rest_jax.attacks.fingerprint import weights_hash
 from rest_jax.attacks.threat import Threat
 from rest_jax.callables import as_function
 from rest_jax.defend.command import Command
@@ -17,6 +16,7 @@ from rest_jax.defend.denoise.registry import DENOISERS, denoiser
 from rest_jax.defend.evaluation import check_threats
 from rest_jax.defend.features import at_layer
 from rest_jax.errors import UserError
+from rest_jax.evaluation.fingerprint import weights_hash
 from rest_jax.layers import with_layer
 from rest_jax.models.classifier import Classifier
 from rest_jax.opening import check_data

@@ -10,13 +10,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from rest_jax.attacks.files import write_json
-from rest_jax.attacks.fingerprint import weights_hash
 from rest_jax.defend.found import Found, Study
 from rest_jax.defend.spectra import Spectrum, perturbation_spectra
 from rest_jax.defend.study import noise_study
 from rest_jax.defend.study_figures import draw_bands, draw_spectra, draw_study
 from rest_jax.defend.study_results import NoiseStudy
+from rest_jax.evaluation.files import write_json
+from rest_jax.evaluation.fingerprint import weights_hash
 
 FILE = 'study.json'
 

@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from rest_jax.attacks.files import save_figure
 from rest_jax.defend.spectra import INPUT, Spectrum
 from rest_jax.defend.study_results import REFERENCE, DenoiserResult, ModelResult, NoiseStudy
-from rest_jax.drawing import literal, new_figure
+from rest_jax.evaluation.figures import COLOURS, literal, new_figure
+from rest_jax.evaluation.files import save_figure
 from rest_jax.paths import local
 from rest_jax.text import plural
 
-COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#7F7F7F')
 _STYLES = {
   REFERENCE: ('-', '.'),
   'spatial': ('-', 'o'),

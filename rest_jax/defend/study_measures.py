@@ -14,7 +14,6 @@ from jax.tree_util import Partial
 from rest_jax.attacks.checks import check_inputs
 from rest_jax.attacks.losses import undefined, undefined_count
 from rest_jax.attacks.queries import as_classes, image_keys
-from rest_jax.attacks.summary import Interval, accuracy_interval
 from rest_jax.defend.denoise.denoiser import noise_only
 from rest_jax.defend.features import FeatureDenoiser, noise_only_logits
 from rest_jax.defend.study_choice import Chosen, family_of
@@ -27,6 +26,7 @@ from rest_jax.defend.study_results import (
   ModelResult,
 )
 from rest_jax.errors import UserError
+from rest_jax.evaluation.intervals import Interval, accuracy_interval
 from rest_jax.layers import with_layer
 from rest_jax.ops.bands import band_energies, scale_bands
 from rest_jax.programs import release_programs

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from rest_jax.attacks.summary import Interval
+from rest_jax.evaluation.intervals import Interval
 
 EVEN = 'weaker'  # the reference: the perturbation multiplied by one number
 REFERENCE = 'reference'  # its family

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rest_jax.attacks.summary import Interval
 from rest_jax.defend.study_results import (
   REFERENCE,
   BandResult,
@@ -15,6 +14,7 @@ from rest_jax.defend.study_results import (
   ModelResult,
   NoiseStudy,
 )
+from rest_jax.evaluation.intervals import Interval
 from rest_jax.text import markdown, plural
 
 _OVER_HALF = 0.5

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from rest_jax.drawing import new_figure, quiet_fonts, set_fonts
+from rest_jax.evaluation.figures import new_figure, quiet_fonts, set_fonts
 from rest_jax.explain.metrics.order import ranks
 from rest_jax.files import replacing
 
@@ -48,7 +48,7 @@ def write_insertion(
     frames: the picture at each step, from the baseline to the whole picture.
     share: (len(frames),) of the pixels inserted at each, as `Curves` has it.
     curve: (len(frames),) probability of the target at each.
-    heading: which method and class; names went through `rest_jax.drawing.literal`.
+    heading: which method and class; names went through `rest_jax.evaluation.figures.literal`.
 
   Raises:
     UserError: the place cannot be written.

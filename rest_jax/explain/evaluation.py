@@ -18,11 +18,11 @@ import numpy as np
 from tqdm import tqdm
 
 from rest_jax.errors import UserError
+from rest_jax.evaluation.progress import clock
 from rest_jax.explain import evaluation_results, measuring
 from rest_jax.explain.command import Command
 from rest_jax.explain.study import BASELINES, SANITY, Study, open_study, read_batch
 from rest_jax.text import legible, plural
-from rest_jax.train.progress import clock
 
 
 def evaluate(command: Command) -> int:

@@ -5,7 +5,6 @@ Matplotlib figures without pyplot: no global state, no window system.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from rest_jax import drawing
-from rest_jax.drawing import literal, new_figure
+from rest_jax.evaluation import figures as drawing
+from rest_jax.evaluation.figures import literal, new_figure
 from rest_jax.explain.overlay import COLOURS, overlay
 
 if TYPE_CHECKING:
@@ -68,14 +67,6 @@ def save_figure(path: Path, figure: Figure, dpi: int = 110) -> None:
   )
 
 
-def as_image(figure: Figure, dpi: int = 90) -> Image.Image:
-  """A figure as a picture, which a notebook shows."""
-  file = io.BytesIO()
-  drawing.set_fonts(figure)
-  figure.savefig(file, format='png', dpi=dpi, facecolor='white', bbox_inches='tight')
-  return Image.open(file)
-
-
 def thumbnail(
   picture: Image.Image,
   saliency: np.ndarray | None = None,
@@ -114,7 +105,7 @@ def comparison_figure(
     panels: maps with their titles.
     place: the rectangle of the picture that the maps cover.
     heading: what the picture is taken for; names of others in it went through
-      `rest_jax.drawing.literal`, as they did in the titles of the panels.
+      `rest_jax.evaluation.figures.literal`, as they did in the titles of the panels.
   """
   rows = -(-(len(panels) + 1) // 6)
   columns = -(-(len(panels) + 1) // rows)  # evenly filled

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from rest_jax.drawing import literal
+from rest_jax.evaluation.figures import literal
 from rest_jax.explain import animate, figures
 from rest_jax.explain.command import Command
 from rest_jax.explain.method import METHODS

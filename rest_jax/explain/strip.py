@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rest_jax.drawing import literal
+from rest_jax.evaluation.figures import literal
 from rest_jax.explain import figures
 from rest_jax.explain.findings import PictureResult
 from rest_jax.explain.metrics.sanity import SanityCheck, sanity_check

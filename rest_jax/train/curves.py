@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rest_jax.drawing import new_figure
+from rest_jax.evaluation.figures import new_figure
 from rest_jax.train.metrics import read_metrics
 from rest_jax.train.workdir import save_figure
 

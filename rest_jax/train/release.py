@@ -9,11 +9,11 @@ from typing import Any
 
 import jax
 
+from rest_jax.evaluation.environment import command_line, describe_devices
+from rest_jax.evaluation.progress import clock
 from rest_jax.models.classifier import Classifier
 from rest_jax.text import markdown, markdown_code, plural, radius
 from rest_jax.train.config import Config
-from rest_jax.train.environment import command_line, describe_devices
-from rest_jax.train.progress import clock
 from rest_jax.train.workdir import writing
 
 

@@ -10,14 +10,14 @@ from typing import Any
 
 from rest_jax import data
 from rest_jax.errors import UserError
+from rest_jax.evaluation.environment import command_line
+from rest_jax.evaluation.progress import clock
 from rest_jax.train import pipeline
 from rest_jax.train.checkpoints import Checkpoints
 from rest_jax.train.config import Config, without_effect
 from rest_jax.train.distributed import any_process, is_main
-from rest_jax.train.environment import command_line
 from rest_jax.train.evaluate import evaluate
 from rest_jax.train.metrics import DIVERGED
-from rest_jax.train.progress import clock
 from rest_jax.train.recorder import Recorder
 from rest_jax.train.release import Results, release
 from rest_jax.train.state import TrainState, not_finite

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from rest_jax.drawing import literal, new_figure
+from rest_jax.evaluation.environment import command_line, describe_devices, environment
+from rest_jax.evaluation.figures import literal, new_figure
 from rest_jax.text import markdown, markdown_code, plural
-from rest_jax.train.environment import command_line, describe_devices, environment
 from rest_jax.train.validation import Validation
 from rest_jax.train.workdir import save_figure, write_json, write_text
 

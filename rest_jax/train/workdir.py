@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rest_jax import drawing, files
+from rest_jax import files
 from rest_jax.errors import UserError
+from rest_jax.evaluation import figures
 from rest_jax.paths import local
 from rest_jax.train.config import differing_keys
 
@@ -55,7 +56,7 @@ def replacing(path: Path) -> contextlib.AbstractContextManager[Path]:
 
 def save_figure(path: Path, figure: Any) -> None:
   """Writes a Matplotlib figure as PNG through a temporary name."""
-  drawing.save_figure(path, figure, _named(path.parent), _ADVICE, dpi=100)
+  figures.save_figure(path, figure, _named(path.parent), _ADVICE, dpi=100)
 
 
 def write_text(path: Path, text: str) -> None:

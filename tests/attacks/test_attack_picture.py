@@ -7,8 +7,9 @@ from PIL import Image
 from rest_jax.attacks.curve_picture import draw_curves
 from rest_jax.attacks.picture import draw_attacks, enlarge
 from rest_jax.attacks.results import Record, RunName
-from rest_jax.attacks.summary import Row, accuracy_interval
+from rest_jax.attacks.summary import Row
 from rest_jax.errors import UserError
+from rest_jax.evaluation.intervals import accuracy_interval
 
 
 def test_the_largest_change_becomes_black_or_white():

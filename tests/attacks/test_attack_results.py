@@ -13,12 +13,12 @@ from rest_jax.attacks.result_images import FOLDER, ImageFiles
 from rest_jax.attacks.results import RESULTS, Record, ResultStore, RunName
 from rest_jax.attacks.summary import (
   WORST_CASE,
-  accuracy_interval,
   markdown,
   robust_accuracy_curve,
   summarise,
 )
 from rest_jax.errors import UserError
+from rest_jax.evaluation.intervals import accuracy_interval
 
 HEADER = {'model': {'weights': 'abc', 'probe': [1.0, None, -2.5]}, 'attacks': {'pgd': {'steps': 3}}}
 

@@ -15,9 +15,10 @@ from rest_jax import attacks, defend
 from rest_jax.attacks import Threat
 from rest_jax.attacks.results import Record, RunName
 from rest_jax.defend.evaluation_table import radius
-from rest_jax.defend.rows import UNDEFENDED, Cell, make_row, mcnemar
+from rest_jax.defend.rows import UNDEFENDED, Cell, make_row
 from rest_jax.defend.transferred import through
 from rest_jax.errors import UserError
+from rest_jax.evaluation.intervals import mcnemar
 
 MODEL = linear_model()
 IMAGES, LABELS = data(MODEL)

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rest_jax.attacks.summary import accuracy_interval
 from rest_jax.defend.conclusion import findings, percent, verdict
-from rest_jax.defend.document import (
+from rest_jax.defend.report_figures import draw_bars, draw_radii
+from rest_jax.defend.rows import UNDEFENDED, DefenceRow
+from rest_jax.evaluation.document import (
   Bullets,
   Cell,
   Figure,
@@ -20,8 +21,8 @@ from rest_jax.defend.document import (
   to_html,
   to_markdown,
 )
-from rest_jax.defend.report_figures import Strip, draw_bars, draw_radii, draw_strips
-from rest_jax.defend.rows import UNDEFENDED, DefenceRow
+from rest_jax.evaluation.figures import Strip, draw_strips
+from rest_jax.evaluation.intervals import accuracy_interval
 
 
 def share(count):

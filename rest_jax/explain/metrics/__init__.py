@@ -1,7 +1,7 @@
 """How good a map is: measures of faithfulness and of place, with bootstrap intervals."""
 
+from rest_jax.evaluation.intervals import Interval, bootstrap
 from rest_jax.explain.fills import fill_images
-from rest_jax.explain.metrics.bootstrap import Interval, bootstrap
 from rest_jax.explain.metrics.confidence import DropIncrease, drop_increase
 from rest_jax.explain.metrics.faithfulness import Curves, insertion_deletion
 from rest_jax.explain.metrics.imputation import impute

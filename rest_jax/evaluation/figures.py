@@ -8,21 +8,28 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import logging
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from rest_jax import files
 from rest_jax.text import escaped, legible, shortened
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
+  from PIL import Image
 
+# Okabe and Ito's, which colour-blind readers can tell apart.
+COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000', '#7F7F7F')
 _LONGEST = 48  # characters of a name; one of 255 would leave a figure no room for its axes
 _LEFT_TO_RIGHT, _RIGHT_TO_LEFT = '\N{LEFT-TO-RIGHT MARK}', ('R', 'AL')
 _NO_WIDTH = '\N{ZERO WIDTH SPACE}'
+_SIGNS = {True: (' ✓', '#00684A'), False: (' ✗', '#A33F00'), None: ('', '0.3')}
 _PLACEHOLDERS = ('Last Resort',)  # fonts that have a box for every character
 
 
@@ -74,6 +81,53 @@ def save_figure(
   set_fonts(figure)
   with files.replacing(path, place, advice) as temporary, quiet_fonts():
     figure.savefig(temporary, format='png', **options)
+
+
+def as_image(figure: Figure, dpi: int = 90) -> Image.Image:
+  """A figure as a picture, which a notebook shows."""
+  from PIL import Image
+
+  file = io.BytesIO()
+  set_fonts(figure)
+  figure.savefig(file, format='png', dpi=dpi, facecolor='white', bbox_inches='tight')
+  return Image.open(file)
+
+
+class Strip(NamedTuple):
+  """A row of pictures, (N, H, W, C) in [0, 1], with a line below each that is right or wrong."""
+
+  title: str
+  pictures: np.ndarray
+  captions: Sequence[str]
+  right: Sequence[bool | None]
+
+
+def draw_strips(path: Path, strips: Sequence[Strip], advice: str = files.ADVICE) -> None:
+  """Draws rows of pictures, what the model says below each: a tick where it is right.
+
+  Args:
+    path: of the PNG file.
+    strips: rows of as many pictures each.
+    advice: what to do about an error.
+
+  Raises:
+    UserError: it cannot be written.
+  """
+  columns = len(strips[0].pictures)
+  figure = new_figure(1.35 * columns + 1.7, 1.62 * len(strips) + 0.2)
+  grid = figure.subplots(len(strips), columns, squeeze=False)
+  for row, strip in zip(grid, strips, strict=True):
+    shown = zip(row, strip.pictures, strip.captions, strip.right, strict=True)
+    for axes, picture, caption, right in shown:
+      grey = {'cmap': 'gray'} if picture.shape[-1] == 1 else {}
+      axes.imshow(np.clip(picture.squeeze(), 0, 1), vmin=0, vmax=1, **grey)
+      sign, colour = _SIGNS[right]
+      axes.set_xlabel(literal(caption) + sign, fontsize=8, color=colour, labelpad=2)
+      axes.set_xticks([])
+      axes.set_yticks([])
+    title = '\n'.join(map(literal, strip.title.split('\n')))
+    row[0].set_ylabel(title, fontsize=9, rotation=0, ha='right', va='center', labelpad=6)
+  save_figure(path, figure, path.parent, advice, dpi=120)
 
 
 def set_fonts(figure: Figure) -> None:

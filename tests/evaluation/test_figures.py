@@ -8,25 +8,25 @@ from hypothesis import strategies as st
 from matplotlib.text import Text
 from PIL import Image
 
-from rest_jax import drawing
 from rest_jax.attacks.picture import draw_attacks
+from rest_jax.evaluation import figures
 
 
 def drawn(text, tmp_path):
   """The pixels of a figure with a text."""
-  figure = drawing.new_figure(4, 1)
+  figure = figures.new_figure(4, 1)
   figure.text(0, 0.5, text)
-  drawing.save_figure(tmp_path / 'x.png', figure, dpi=60)
+  figures.save_figure(tmp_path / 'x.png', figure, dpi=60)
   with Image.open(tmp_path / 'x.png') as image:
     return np.asarray(image)
 
 
 @given(st.text(st.characters(), max_size=60))
 def test_any_name_can_be_drawn(name):
-  figure = drawing.new_figure(4, 1)
-  figure.text(0, 0.5, f'{drawing.literal(name)}: class {drawing.literal(name)}')
-  drawing.set_fonts(figure)
-  with drawing.quiet_fonts():
+  figure = figures.new_figure(4, 1)
+  figure.text(0, 0.5, f'{figures.literal(name)}: class {figures.literal(name)}')
+  figures.set_fonts(figure)
+  with figures.quiet_fonts():
     figure.canvas.draw()
 
 
@@ -36,29 +36,29 @@ def test_any_name_can_be_drawn(name):
 def test_dollars_are_characters(name, tmp_path):
   with matplotlib.rc_context({'text.parse_math': False}):
     plain = drawn(name, tmp_path)
-  np.testing.assert_array_equal(drawn(drawing.literal(name), tmp_path), plain)
+  np.testing.assert_array_equal(drawn(figures.literal(name), tmp_path), plain)
 
 
 def test_what_no_font_has_is_escaped(monkeypatch):
-  monkeypatch.setattr(drawing, '_font_of', lambda char: '' if char.isascii() else None)
-  assert drawing.literal('狗 a') == '\\u72d7 a'
-  monkeypatch.setattr(drawing, '_font_of', lambda char: '' if char.isascii() else 'Some CJK')
-  assert drawing.literal('狗 a') == '狗 a'
-  figure = drawing.new_figure(2, 1)
+  monkeypatch.setattr(figures, '_font_of', lambda char: '' if char.isascii() else None)
+  assert figures.literal('狗 a') == '\\u72d7 a'
+  monkeypatch.setattr(figures, '_font_of', lambda char: '' if char.isascii() else 'Some CJK')
+  assert figures.literal('狗 a') == '狗 a'
+  figure = figures.new_figure(2, 1)
   text = figure.text(0, 0, '狗')
   usual = figure.text(0, 1, 'a').get_fontfamily()
-  drawing.set_fonts(figure)
+  figures.set_fonts(figure)
   assert text.get_fontfamily() == [*usual, 'Some CJK']
 
 
 def test_long_names_and_names_from_right_to_left():
-  assert len(drawing.literal('x' * 300)) == 48
-  assert drawing.literal('كلب')[0] == drawing.literal('كلب')[-1] == '\N{LEFT-TO-RIGHT MARK}'
+  assert len(figures.literal('x' * 300)) == 48
+  assert figures.literal('كلب')[0] == figures.literal('كلب')[-1] == '\N{LEFT-TO-RIGHT MARK}'
 
 
 def test_a_label_that_begins_with_an_underscore_stands_in_the_legend():
-  axes = drawing.new_figure(2, 1).subplots()
-  axes.plot([0, 1], label=drawing.literal('_mine'))
+  axes = figures.new_figure(2, 1).subplots()
+  axes.plot([0, 1], label=figures.literal('_mine'))
   assert [t.get_text()[-5:] for t in axes.legend().findobj(Text) if t.get_text()] == ['_mine']
 
 

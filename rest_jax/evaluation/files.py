@@ -1,4 +1,4 @@
-"""Writing what an evaluation leaves on disk: `rest_jax.files`, with the argument `output_dir`."""
+"""Writing what a function leaves in its `output_dir`: `rest_jax.files` with that advice."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from rest_jax import drawing, files
+from rest_jax import files
+from rest_jax.evaluation import figures
 
 _ADVICE = 'free some space or give another output_dir, then run the same again'
 
@@ -36,7 +37,7 @@ def save_figure(path: Path, figure: Any, dpi: int = 130) -> None:
   Raises:
     UserError: it cannot be written.
   """
-  drawing.save_figure(path, figure, path.parent, _ADVICE, dpi=dpi)
+  figures.save_figure(path, figure, path.parent, _ADVICE, dpi=dpi)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -4,8 +4,8 @@ import io
 
 import pytest
 
-from rest_jax.train import progress
-from rest_jax.train.progress import Progress, clock
+from rest_jax.evaluation import progress
+from rest_jax.evaluation.progress import Progress, clock
 
 
 @pytest.mark.parametrize(

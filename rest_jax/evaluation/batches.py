@@ -7,6 +7,8 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from rest_jax.errors import UserError
@@ -112,3 +114,13 @@ def _rows(name: str, values: Any, count: int, rows: np.ndarray) -> np.ndarray:
 def _in_unit_range(images: np.ndarray) -> np.ndarray:
   """Bytes become [0, 1]; what else is wrong with images is for `check_images` to find."""
   return images.astype(np.float32) / np.float32(255) if images.dtype == np.uint8 else images
+
+
+def keys_of(key: jax.Array, indices: np.ndarray) -> jax.Array:
+  """The keys of images of a source: `fold_in(key, index)` of each, (N,)."""
+  return _keys(key, jnp.asarray(indices.astype(np.uint32)))
+
+
+@jax.jit
+def _keys(key: jax.Array, indices: jax.Array) -> jax.Array:
+  return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
