@@ -103,6 +103,32 @@ def test_what_cannot_be_attacked_is_one_line(model, options, words):
   assert '\n' not in str(caught.value)
 
 
+WITHIN = {
+  'fgsm': {'eps': 0.1},
+  'pgd': {'eps': 0.1, 'steps': 4, 'restarts': 2},
+  'mi_fgsm': {'eps': 0.1, 'steps': 3},
+  'apgd': {'eps': 0.1, 'steps': 5},
+  'cw': {'steps': 4, 'search_steps': 2},
+  'deepfool': {'steps': 3},
+}
+
+
+@pytest.mark.parametrize('name', WITHIN)
+def test_inside_jit_an_attack_finds_what_it_finds_outside(name):
+  """Weights, images, labels and key are all traced; part of the images is wrong from the start."""
+  attack, options = getattr(attacks, name), WITHIN[name]
+  labels = np.asarray(MODEL(IMAGES)).argmax(axis=1).astype(np.int32)
+  labels[0] = (labels[0] + 1) % 3
+
+  def inside(weights, images, labels, key):
+    return attack(Partial(decisions, weights), images, labels, key=key, **options)
+
+  found = jax.jit(inside)(WEIGHTS, IMAGES, labels, KEY)
+  expected = attack(MODEL, IMAGES, labels, key=KEY, **options)
+  np.testing.assert_allclose(found, expected, atol=1e-6)
+  assert (np.asarray(MODEL(found)).argmax(axis=1) != labels).sum() > 1
+
+
 @pytest.mark.parametrize('name', ['auto_attack', 'fab', 'square'])
 def test_what_works_on_the_host_says_so_under_jit(name):
   attack = getattr(attacks, name)
