@@ -17,7 +17,7 @@ import optax
 from jax.tree_util import Partial
 
 from rest_jax import data
-from rest_jax.attacks.inner import pgd_delta
+from rest_jax.attacks.projected_gradient import pgd_delta
 from rest_jax.ops import conv
 
 SHAPES = {

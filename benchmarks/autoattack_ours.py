@@ -16,7 +16,7 @@ def run(task: dict, images, labels) -> dict:
   import numpy as np
   from autoattack_models import model
 
-  from rest_jax.attacks.auto_attack import auto_attack_report
+  from rest_jax.attacks.ensemble import auto_attack_report
 
   with np.load(task['weights']) as file:
     network = model(dict(file))

@@ -7,25 +7,22 @@ attack gives images of the same shape, in the ball and in [0, 1].
 """
 
 from rest_jax.attacks.algorithm import run
-from rest_jax.attacks.apgd import apgd
-from rest_jax.attacks.attack_list import list_attacks, named_attack
-from rest_jax.attacks.auto_attack import auto_attack, auto_attack_report
-from rest_jax.attacks.cw import cw
-from rest_jax.attacks.deepfool import deepfool
+from rest_jax.attacks.auto_pgd import apgd
+from rest_jax.attacks.ball import distances, finish, norm_of, project, random_start
+from rest_jax.attacks.carlini_wagner import cw
+from rest_jax.attacks.deep_fool import deepfool
+from rest_jax.attacks.ensemble import auto_attack, auto_attack_report
 from rest_jax.attacks.evaluation import Evaluation, epsilon_grid, evaluate
-from rest_jax.attacks.fab import fab
-from rest_jax.attacks.gradient_steps import bim, fgsm, mi_fgsm, pgd
-from rest_jax.attacks.health import HealthCheck
-from rest_jax.attacks.health_list import CHECKS
-from rest_jax.attacks.named import Attack
-from rest_jax.attacks.picture import draw_attacks
-from rest_jax.attacks.projections import distances, norm_of, project, random_start
-from rest_jax.attacks.results import Record, RunName
-from rest_jax.attacks.rounding import finish
-from rest_jax.attacks.square import square
-from rest_jax.attacks.summary import robust_accuracy_curve
+from rest_jax.attacks.fast_adaptive_boundary import fab
+from rest_jax.attacks.figures import draw_attacks
+from rest_jax.attacks.health import CHECKS, HealthCheck
+from rest_jax.attacks.projected_gradient import bim, fgsm, mi_fgsm, pgd
+from rest_jax.attacks.record import Record, RunName
+from rest_jax.attacks.registry import Attack, list_attacks, named_attack
+from rest_jax.attacks.square_attack import square
+from rest_jax.attacks.table import robust_accuracy_curve
 from rest_jax.attacks.threat import NORMS, Threat
-from rest_jax.attacks.transfer import transfer, transfer_attack, transfer_matrix
+from rest_jax.attacks.transferability import transfer, transfer_attack, transfer_matrix
 from rest_jax.attacks.wrappers import bpda, chain, eot, in_bfloat16
 from rest_jax.evaluation.intervals import accuracy_interval
 

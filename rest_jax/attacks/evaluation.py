@@ -11,16 +11,14 @@ import jax
 import numpy as np
 
 from rest_jax.attacks import health
-from rest_jax.attacks.attack_list import as_attacks
-from rest_jax.attacks.checks import check_count, check_host, check_key
-from rest_jax.attacks.curve_picture import draw_curves
 from rest_jax.attacks.devices import shared_batch
 from rest_jax.attacks.evaluation_run import Runner, Settings
+from rest_jax.attacks.figures import draw_curves
 from rest_jax.attacks.health import HealthCheck
-from rest_jax.attacks.named import Attack
-from rest_jax.attacks.results import Record, RunName
-from rest_jax.attacks.summary import Row, markdown, robust_accuracy_curve, summarise
-from rest_jax.attacks.threat import Norm, Threat
+from rest_jax.attacks.record import Record, RunName
+from rest_jax.attacks.registry import Attack, as_attacks
+from rest_jax.attacks.table import Row, markdown, robust_accuracy_curve, summarise
+from rest_jax.attacks.threat import Norm, Threat, check_count, check_host, check_key
 from rest_jax.callables import as_function
 from rest_jax.errors import UserError
 from rest_jax.evaluation.batches import chunks

@@ -12,16 +12,15 @@ import numpy as np
 from jax.tree_util import Partial
 from tqdm import tqdm
 
-from rest_jax.attacks.checks import check_inputs
 from rest_jax.attacks.devices import shared
 from rest_jax.attacks.evaluation_sample import SampleRows, Shown
 from rest_jax.attacks.fingerprint import fingerprint
-from rest_jax.attacks.health_probe import Sample
+from rest_jax.attacks.health import Sample
 from rest_jax.attacks.judge import Verdict, check_defined, judge, measure, reached
-from rest_jax.attacks.named import Attack
+from rest_jax.attacks.record import Record, ResultStore, RunName
+from rest_jax.attacks.registry import Attack
 from rest_jax.attacks.result_images import ImageFiles
-from rest_jax.attacks.results import Record, ResultStore, RunName
-from rest_jax.attacks.threat import Norm
+from rest_jax.attacks.threat import Norm, check_inputs
 from rest_jax.errors import UserError
 from rest_jax.evaluation.batches import Chunk, keys_of
 from rest_jax.programs import release_programs

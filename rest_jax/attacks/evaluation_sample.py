@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rest_jax.attacks.health_probe import Sample
-from rest_jax.attacks.picture import draw_attacks
-from rest_jax.attacks.results import Record, RunName
+from rest_jax.attacks.figures import draw_attacks
+from rest_jax.attacks.health import Sample
+from rest_jax.attacks.record import Record, RunName
 from rest_jax.evaluation.batches import Chunk, keys_of
 from rest_jax.text import radius_text
 

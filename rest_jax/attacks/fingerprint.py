@@ -8,8 +8,7 @@ import jax
 import numpy as np
 from jax.tree_util import Partial
 
-from rest_jax.attacks.health_probe import logits_once
-from rest_jax.attacks.queries import image_keys
+from rest_jax.attacks.queries import image_keys, logits_once
 from rest_jax.evaluation.fingerprint import weights_hash
 
 _PROBES = 4  # images

@@ -8,26 +8,268 @@ evaluation of adversarial robustness" (2020), and Pintor et al., "Indicators of 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.tree_util import Partial
 
-from rest_jax.attacks import health_probe as probe
-from rest_jax.attacks.health_list import (
-  BATCH_CHANGE,
-  BLACK_BOX_GAIN,
-  CHECKS,
-  HELD_AT_GREY,
-  LOSS_RISE,
-  RANDOM_CHANGE,
-  SOFTMAX_SLACK,
+from rest_jax.attacks.ball import furthest, project, random_start
+from rest_jax.attacks.losses import Loss, margin
+from rest_jax.attacks.queries import (
+  ask,
+  fold_each,
+  is_random,
+  logits_of,
+  logits_once,
+  logits_traced_anew,
 )
-from rest_jax.attacks.queries import fold_each, is_random
-from rest_jax.attacks.results import Record, RunName
-from rest_jax.attacks.summary import at_radius
-from rest_jax.attacks.threat import Threat
+from rest_jax.attacks.record import Record, RunName
+from rest_jax.attacks.table import at_radius
+from rest_jax.attacks.threat import Norm, Threat
 from rest_jax.text import plural, radius_text
+
+FEW_STEPS, MANY_STEPS = 1, 20
+GREY_STEPS = 50
+GREY_RADIUS = 0.5  # Linf; every image can become plain grey, whatever it showed
+
+
+class Sample(NamedTuple):
+  """Images that the model is probed with, filled up to a batch.
+
+  Attributes:
+    images: float32 (B, H, W, C).
+    labels: int32 (B,).
+    keys: PRNG keys (B,).
+    counts: bool (B,), True where the image is no filler and classified correctly.
+    real: bool (B,), True where the image is no filler.
+  """
+
+  images: jax.Array
+  labels: jax.Array
+  keys: jax.Array
+  counts: np.ndarray
+  real: np.ndarray
+
+
+class Held(NamedTuple):
+  """How a short attack ended.
+
+  Attributes:
+    accuracy: share of the counted images that are still classified correctly.
+    loss: their mean margin, the highest other logit less the label's; NaN where one of them is.
+    count: number of counted images.
+    flat: share of images whose first gradient, at the random start, is 0.
+    broken: share of images whose first gradient is not finite.
+  """
+
+  accuracy: float
+  loss: float
+  count: int
+  flat: float
+  broken: float
+
+
+def short_attack(
+  model: Partial, sample: Sample, norm: Norm, eps: float, steps: int, start: float | None = None
+) -> Held:
+  """Steepest ascent on cross-entropy from a random start, its last image judged.
+
+  Steps shrink from about half the radius to nothing. Steps and radii are data: one compiled form
+  does for all of them.
+
+  Args:
+    model: images to logits.
+    sample: what to attack.
+    norm: of the ball.
+    eps: its radius.
+    steps: gradient steps.
+    start: radius of the ball that the start is drawn from; eps by default. With the same one, a
+      larger ball gives an attack only what its gradients do with it.
+
+  Returns:
+    How it ended.
+  """
+  radii = np.float32(eps), np.float32(eps if start is None else start)
+  data = (sample.images, sample.labels, sample.keys, *radii, np.int32(steps))
+  logits, losses, flat, broken = jax.device_get(_ascend(model, *data, norm))
+  counts = sample.counts
+  # Where no image is classified correctly, all of them show the gradients.
+  shown = counts if counts.any() else sample.real
+  shares = float(flat[shown].mean()), float(broken[shown].mean())
+  if not counts.any():
+    return Held(float('nan'), float('nan'), 0, *shares)
+  defined = ~(np.isnan(logits) | (logits == np.inf)).any(axis=1)
+  right = (logits.argmax(axis=1) == np.asarray(sample.labels)) & defined
+  accuracy, loss = float(right[counts].mean()), float(losses[counts].mean())
+  return Held(accuracy, loss, int(counts.sum()), *shares)
+
+
+@functools.partial(jax.jit, static_argnames=('norm',))
+def _ascend(model, images, labels, keys, eps, start, steps, norm):
+  loss_fn = Loss('ce', labels)
+
+  def step(i, carry):
+    delta, flat, broken = carry
+    gradient = ask(model, images + delta, loss_fn, fold_each(keys, i)).gradient
+    axes = tuple(range(1, gradient.ndim))
+    flat = jnp.where(i == 0, jnp.all(gradient == 0, axis=axes), flat)
+    broken = jnp.where(i == 0, ~jnp.all(jnp.isfinite(gradient), axis=axes), broken)
+    # A NaN would spread to the whole perturbation.
+    gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0)
+    done = jnp.float32(i) / jnp.maximum(steps, 1).astype(jnp.float32)
+    move = furthest(gradient, jnp.clip(images + delta, 0, 1), norm, eps * (0.52 - 0.5 * done))
+    return project(delta + move, images, norm, eps), flat, broken
+
+  none = jnp.zeros(labels.shape, bool)
+  first = (random_start(keys, images, norm, start), none, none)
+  delta, flat, broken = lax.fori_loop(0, steps, step, first)
+  logits = logits_of(model, jnp.clip(images + delta, 0, 1), keys)
+  return logits, margin(logits, labels), flat, broken
+
+
+def change_with_company(
+  model: Partial, images: jax.Array, keys: jax.Array, first: np.ndarray, real: np.ndarray
+) -> float:
+  """How much logits change with the rest of the batch: in another order, with half of it replaced.
+
+  Args:
+    model: images to logits.
+    images: float32 (B, H, W, C); one alone is put beside another.
+    keys: PRNG keys (B,).
+    first: logits (B, K) of the batch as it is.
+    real: bool (B,), which images count.
+
+  Returns:
+    The largest `relative_change`.
+  """
+  turned = np.asarray(logits_once(model, images[::-1], keys[::-1]))[::-1]
+  changes = [relative_change(first[real], turned[real])]
+  if len(images) == 1:
+    pair = jnp.concatenate([images, 1 - images])
+    other = np.asarray(logits_once(model, pair, jnp.concatenate([keys, keys])))[:1]
+    return max(changes[0], relative_change(first, other))
+  for half in (0, 1):
+    kept = np.arange(len(images)) % 2 == half
+    company = jnp.where(kept[:, None, None, None], images, 1 - images)
+    other = np.asarray(logits_once(model, company, keys))
+    changes.append(relative_change(first[real & kept], other[real & kept]))
+  return max(changes)
+
+
+def relative_change(first: np.ndarray, second: np.ndarray) -> float:
+  """Largest distance (L2) of two rows of logits (N, K), over the larger one's length.
+
+  NaN where both are not finite counts as no change, where only one is as infinite.
+  """
+  finite = np.isfinite(first).all(axis=1), np.isfinite(second).all(axis=1)
+  if (finite[0] != finite[1]).any():
+    return float('inf')
+  a, b = (x[finite[0]].astype(np.float64) for x in (first, second))
+  length = np.maximum(np.linalg.norm(a, axis=1), np.linalg.norm(b, axis=1))
+  change = np.linalg.norm(a - b, axis=1) / np.maximum(length, 1e-30)
+  return float(change.max(initial=0.0))
+
+
+RANDOM_CHANGE = 1e-4  # relative change of logits, as in the authors' AutoAttack
+BATCH_CHANGE = 1e-2  # leaves room for bfloat16 in another order of rows
+LOSS_RISE = 1e-3  # relative; less is no rise
+HELD_AT_GREY = 0.05  # robust accuracy at the radius where every image can become grey
+BLACK_BOX_GAIN = 0.002  # share of images, as in the authors' AutoAttack
+SOFTMAX_SLACK = 1e-5
+
+
+class Explanation(NamedTuple):
+  """When a check is raised, and what helps."""
+
+  raised_if: str
+  what_to_do: str
+
+
+CHECKS: dict[str, Explanation] = {
+  'softmax_output': Explanation(
+    'every output is in [0, 1] and the outputs of each image sum to 1',
+    'return logits, the values before the softmax: after it gradients vanish in rounding and the '
+    'DLR loss is not what it should be',
+  ),
+  'random_output': Explanation(
+    f'the same images evaluated again give other logits (relative change over {RANDOM_CHANGE:g}), '
+    'with another key where the model takes one, or in a program traced anew',
+    'average over chance: attacks.eot, and auto_attack with version="rand"; draw from keys that '
+    'are arguments, because chance from NumPy is frozen when a function is compiled',
+  ),
+  'batch_dependence': Explanation(
+    'images give other logits in another order, or where half of the batch is replaced by other '
+    f'images (relative change over {BATCH_CHANGE:g})',
+    'make what one image gets independent of the others: batch norm in evaluation mode, no '
+    'statistics over the batch',
+  ),
+  'zero_gradients': Explanation(
+    'for any image the gradient of the loss at a random start is exactly 0',
+    'attack with a margin loss (apgd_dlr, apgd_t); if a step of the model is not differentiable '
+    '(rounding, quantisation), attack through attacks.bpda, and trust square most',
+  ),
+  'nan_gradients': Explanation(
+    'for any image the gradient of the loss at a random start is not finite',
+    'find the operation (jax.config.update("jax_debug_nans", True)); usually a square root, norm '
+    'or logarithm at 0, or an overflow',
+  ),
+  'steps_do_not_help': Explanation(
+    f'from {FEW_STEPS} to {MANY_STEPS} gradient steps neither the robust accuracy '
+    'falls nor the mean margin rises, though images are left to fool',
+    'the gradients do not lead uphill (masked gradients): try apgd_dlr, more restarts, '
+    'attacks.bpda for what is not differentiable, and square',
+  ),
+  'radius_does_not_help': Explanation(
+    'at twice the radius neither the robust accuracy falls nor the mean margin rises, though '
+    'images are left to fool',
+    'as for steps_do_not_help: a larger ball holds the smaller one, so only the attack can be to '
+    'blame',
+  ),
+  'survives_grey_radius': Explanation(
+    f'over {HELD_AT_GREY:.0%} of the images withstand {GREY_STEPS} gradient steps at radius '
+    f'{GREY_RADIUS} in Linf (within L2 radius 0.5 sqrt(d) and L1 radius 0.5 d, d values an '
+    'image), where every image can become plain grey',
+    'nothing is robust there: the gradients are masked; attack through attacks.bpda or attacks.eot '
+    'whatever hides them',
+  ),
+  'black_box_wins': Explanation(
+    f'more than {BLACK_BOX_GAIN:.1%} of the images withstand every white-box attack of a radius '
+    'and are fooled by a black-box one',
+    'the white-box attacks miss something: more steps and restarts, another loss, an adaptive '
+    'attack; and a longer square',
+  ),
+  'undefined_logits': Explanation(
+    'the model gives logits that are not numbers for an image that an attack made; it counts as '
+    'not robust there',
+    'find the operation (jax.config.update("jax_debug_nans", True)); usually a square root, norm '
+    'or logarithm at 0, or an overflow',
+  ),
+  'out_of_bounds': Explanation(
+    'an attack returned an image farther away than the radius, by more than rounding, or with a '
+    'pixel outside [0, 1] or not a number; it does not count as a success',
+    'project what the attack returns: attacks.finish',
+  ),
+  'unconfirmed_success': Explanation(
+    'an image that fooled the model did not do so when it was evaluated again, in another order of '
+    'the batch and, of a random model, with other keys',
+    'see random_output and batch_dependence; count only what holds on average over several '
+    'evaluations',
+  ),
+}
+
+
+def table() -> str:
+  """All checks as a Markdown table, as `docs/attacks.md` has it."""
+  lines = ['| check | raised if | what to do |', '|---|---|---|']
+  lines += [
+    f'| `{name}` | {check.raised_if} | {check.what_to_do} |' for name, check in CHECKS.items()
+  ]
+  return '\n'.join(lines) + '\n'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +295,7 @@ def _check(name: str, raised: bool, evidence: str) -> HealthCheck:
   return HealthCheck(name, bool(raised), evidence, *CHECKS[name])
 
 
-def check_model_health(model: Partial, sample: probe.Sample, threat: Threat) -> list[HealthCheck]:
+def check_model_health(model: Partial, sample: Sample, threat: Threat) -> list[HealthCheck]:
   """Probes a model: some evaluations, and short attacks of 1, 20 and 50 steps.
 
   Args:
@@ -67,20 +309,20 @@ def check_model_health(model: Partial, sample: probe.Sample, threat: Threat) -> 
   return [*_check_outputs(model, sample), *_check_gradients(model, sample, threat)]
 
 
-def _check_outputs(model: Partial, sample: probe.Sample) -> list[HealthCheck]:
+def _check_outputs(model: Partial, sample: Sample) -> list[HealthCheck]:
   images, keys, real = sample.images, sample.keys, sample.real
   other = fold_each(keys, 1)
-  first = np.asarray(probe.logits_once(model, images, keys))
-  again = np.asarray(probe.logits_once(model, images, other))
-  anew = np.asarray(probe.logits_traced_anew(model, images, keys))
+  first = np.asarray(logits_once(model, images, keys))
+  again = np.asarray(logits_once(model, images, other))
+  anew = np.asarray(logits_traced_anew(model, images, keys))
   outputs = first[real]
   sums = outputs.sum(axis=1)
   softmax = (outputs.min() >= -SOFTMAX_SLACK and outputs.max() <= 1 + SOFTMAX_SLACK) and np.abs(
     sums - 1
   ).max() <= SOFTMAX_SLACK
   spread = f'outputs from {outputs.min():.4g} to {outputs.max():.4g}, sums from {sums.min():.6g} '
-  change = max(probe.relative_change(first[real], x[real]) for x in (again, anew))
-  company = probe.change_with_company(model, images, keys, first, real)
+  change = max(relative_change(first[real], x[real]) for x in (again, anew))
+  company = change_with_company(model, images, keys, first, real)
   # Where the same batch does not give the same, another tells nothing.
   random = change > RANDOM_CHANGE
   takes = ' with another key' if is_random(model) else ''
@@ -95,8 +337,8 @@ def _check_outputs(model: Partial, sample: probe.Sample) -> list[HealthCheck]:
   ]
 
 
-def _check_gradients(model: Partial, sample: probe.Sample, threat: Threat) -> list[HealthCheck]:
-  few = probe.short_attack(model, sample, threat.norm, threat.eps, probe.FEW_STEPS)
+def _check_gradients(model: Partial, sample: Sample, threat: Threat) -> list[HealthCheck]:
+  few = short_attack(model, sample, threat.norm, threat.eps, FEW_STEPS)
   checks = [
     _check('zero_gradients', few.flat > 0, f'{few.flat:.2%} of the images'),
     _check('nan_gradients', few.broken > 0, f'{few.broken:.2%} of the images'),
@@ -108,17 +350,15 @@ def _check_gradients(model: Partial, sample: probe.Sample, threat: Threat) -> li
   return checks + _check_progress(model, sample, threat, few) + [_check_grey(model, sample)]
 
 
-def _check_progress(
-  model: Partial, sample: probe.Sample, threat: Threat, few: probe.Held
-) -> list[HealthCheck]:
+def _check_progress(model: Partial, sample: Sample, threat: Threat, few: Held) -> list[HealthCheck]:
   """More steps, and a larger radius, must lead somewhere."""
   names = ('steps_do_not_help', 'radius_does_not_help')
   if threat.eps == 0:
     return [_check(name, False, 'radius 0') for name in names]
   norm, eps = threat.norm, threat.eps
-  many = probe.short_attack(model, sample, norm, eps, probe.MANY_STEPS)
-  wide = probe.short_attack(model, sample, norm, 2 * eps, probe.MANY_STEPS, start=eps)
-  steps = f'{probe.FEW_STEPS} and {probe.MANY_STEPS} steps'
+  many = short_attack(model, sample, norm, eps, MANY_STEPS)
+  wide = short_attack(model, sample, norm, 2 * eps, MANY_STEPS, start=eps)
+  steps = f'{FEW_STEPS} and {MANY_STEPS} steps'
   radii = f'radius {radius_text(eps)} and {radius_text(2 * eps)}'
   return [
     _check(names[0], _no_gain(few, many), _compared(steps, few, many)),
@@ -126,13 +366,13 @@ def _check_progress(
   ]
 
 
-def _no_gain(weak: probe.Held, strong: probe.Held) -> bool:
+def _no_gain(weak: Held, strong: Held) -> bool:
   falls = strong.accuracy < weak.accuracy
   rises = strong.loss > weak.loss + LOSS_RISE * abs(weak.loss)
   return strong.accuracy > 0 and not (falls or rises)
 
 
-def _compared(what: str, weak: probe.Held, strong: probe.Held) -> str:
+def _compared(what: str, weak: Held, strong: Held) -> str:
   return (
     f'{what}: robust accuracy {weak.accuracy:.2%} and {strong.accuracy:.2%}, '
     f'mean margin {weak.loss:.4g} and {strong.loss:.4g}, '
@@ -140,8 +380,8 @@ def _compared(what: str, weak: probe.Held, strong: probe.Held) -> str:
   )
 
 
-def _check_grey(model: Partial, sample: probe.Sample) -> HealthCheck:
-  held = probe.short_attack(model, sample, 'linf', probe.GREY_RADIUS, probe.GREY_STEPS)
+def _check_grey(model: Partial, sample: Sample) -> HealthCheck:
+  held = short_attack(model, sample, 'linf', GREY_RADIUS, GREY_STEPS)
   evidence = f'robust accuracy {held.accuracy:.2%} of {plural(held.count, "image")}'
   return _check('survives_grey_radius', held.accuracy > HELD_AT_GREY, evidence)
 

@@ -8,8 +8,7 @@ import jax
 import numpy as np
 from jax.tree_util import Partial
 
-from rest_jax.attacks.health_probe import logits_once
-from rest_jax.attacks.queries import fold_each
+from rest_jax.attacks.queries import fold_each, logits_once
 from rest_jax.attacks.threat import Norm
 from rest_jax.errors import UserError
 from rest_jax.text import plural

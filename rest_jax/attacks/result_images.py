@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rest_jax.attacks.results import Record, RunName
+from rest_jax.attacks.record import Record, RunName
 from rest_jax.errors import UserError
 from rest_jax.evaluation.files import write_npz, writing
 

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.tree_util import Partial
 
-from rest_jax.attacks.checks import check_choice, check_count, check_key
 from rest_jax.attacks.queries import as_classes, fold_each, image_keys
+from rest_jax.attacks.threat import check_choice, check_count, check_key
 from rest_jax.callables import as_function
 from rest_jax.errors import UserError
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rest_jax.attacks.attack_list import list_attacks, named_attack
+from rest_jax.attacks.registry import list_attacks, named_attack
 from rest_jax.attacks.threat import NORMS, check_norm
 from rest_jax.command_line import (
   DATA_DIR_FLAG,

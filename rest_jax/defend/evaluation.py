@@ -13,12 +13,10 @@ import jax
 import numpy as np
 from jax.tree_util import Partial
 
-from rest_jax.attacks.attack_list import as_attacks
-from rest_jax.attacks.checks import check_count, check_inputs, check_key
 from rest_jax.attacks.evaluation import evaluate
 from rest_jax.attacks.health import HealthCheck
-from rest_jax.attacks.named import Attack
-from rest_jax.attacks.threat import Threat
+from rest_jax.attacks.registry import Attack, as_attacks
+from rest_jax.attacks.threat import Threat, check_count, check_inputs, check_key
 from rest_jax.callables import as_function
 from rest_jax.defend.evaluation_health import defended_health
 from rest_jax.defend.evaluation_table import markdown, to_csv

@@ -9,8 +9,8 @@ import numpy as np
 from jax.tree_util import Partial
 
 from rest_jax.attacks.evaluation_sample import keys_of
-from rest_jax.attacks.health_probe import logits_once
-from rest_jax.attacks.picture import enlarge
+from rest_jax.attacks.figures import enlarge
+from rest_jax.attacks.queries import logits_once
 from rest_jax.callables import as_function
 from rest_jax.defend.denoise.denoiser import Denoiser
 from rest_jax.defend.found import Found

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rest_jax.attacks.named import Attack
+from rest_jax.attacks.registry import Attack
 from rest_jax.defend.command import Command
 from rest_jax.defend.evaluation import DefenceEvaluation
 from rest_jax.defend.spectra import Spectrum

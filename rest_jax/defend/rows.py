@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rest_jax.attacks.health import HealthCheck
-from rest_jax.attacks.results import Record, RunName
-from rest_jax.attacks.summary import at_radius
+from rest_jax.attacks.record import Record, RunName
+from rest_jax.attacks.table import at_radius
 from rest_jax.attacks.threat import Norm
 from rest_jax.evaluation.intervals import Interval, accuracy_interval, mcnemar
 

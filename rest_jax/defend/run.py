@@ -11,9 +11,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from rest_jax.attacks.attack_list import named_attack
-from rest_jax.attacks.named import Attack
-from rest_jax.attacks.results import RunName
+from rest_jax.attacks.record import RunName
+from rest_jax.attacks.registry import Attack, named_attack
 from rest_jax.attacks.threat import Threat
 from rest_jax.callables import as_function
 from rest_jax.data.sample import take_sample

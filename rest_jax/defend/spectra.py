@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rest_jax.attacks.checks import check_count
+from rest_jax.attacks.threat import check_count
 from rest_jax.errors import UserError
 from rest_jax.ops.bands import band_energies
 

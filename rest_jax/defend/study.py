@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from rest_jax.attacks.checks import check_count, check_key
+from rest_jax.attacks.threat import check_count, check_key
 from rest_jax.defend.study_choice import choose_denoisers
 from rest_jax.defend.study_measures import (
   EVENLY,

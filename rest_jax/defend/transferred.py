@@ -15,12 +15,12 @@ import jax
 import numpy as np
 from jax.tree_util import Partial
 
-from rest_jax.attacks.auto_attack import auto_attack
 from rest_jax.attacks.devices import shared, shared_batch
+from rest_jax.attacks.ensemble import auto_attack
 from rest_jax.attacks.evaluation_sample import keys_of
 from rest_jax.attacks.fingerprint import fingerprint
-from rest_jax.attacks.named import Attack
-from rest_jax.attacks.results import ResultStore, RunName
+from rest_jax.attacks.record import ResultStore, RunName
+from rest_jax.attacks.registry import Attack
 from rest_jax.errors import UserError
 from rest_jax.evaluation.files import write_npz
 from rest_jax.evaluation.fingerprint import weights_hash

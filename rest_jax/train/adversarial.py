@@ -30,9 +30,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rest_jax.attacks.inner import ascent, pgd_delta
+from rest_jax.attacks.ball import norm_of, normalize, per_image, random_start
 from rest_jax.attacks.losses import log_odds
-from rest_jax.attacks.projections import norm_of, normalize, per_image, random_start
+from rest_jax.attacks.projected_gradient import ascent, pgd_delta
 from rest_jax.train import freezing
 from rest_jax.train.config import Config
 from rest_jax.train.gradients import Aux, GradientFunction, Rows

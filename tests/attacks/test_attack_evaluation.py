@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 from PIL import Image
 
 from rest_jax import attacks
-from rest_jax.attacks.results import RESULTS
+from rest_jax.attacks.record import RESULTS
 from rest_jax.errors import UserError
 
 RADII = (0.005, 0.02, 0.3)

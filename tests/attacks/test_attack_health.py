@@ -12,7 +12,7 @@ from attack_toys import CLASSES, cnn_model, data, mlp, mlp_model
 from jax.tree_util import Partial
 
 from rest_jax import attacks
-from rest_jax.attacks import attack_list, health_list
+from rest_jax.attacks import health, registry
 
 EPS = 0.03
 
@@ -227,4 +227,4 @@ def test_the_page_lists_every_check_and_attack():
   rows = dict(re.findall(r'^\| `(\w+)` \| (.*) \|$', page, flags=re.MULTILINE))
   for name, (raised_if, what_to_do) in attacks.CHECKS.items():
     assert rows[name] == f'{raised_if} | {what_to_do}'
-  assert health_list.table() in page and attack_list.table() in page
+  assert health.table() in page and registry.table() in page

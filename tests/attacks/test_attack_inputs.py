@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rest_jax import attacks
-from rest_jax.attacks.checks import check_inputs
+from rest_jax.attacks.threat import check_inputs
 from rest_jax.errors import UserError
 
 key = jax.random.key(0)

@@ -11,7 +11,7 @@ from test_attack_compilations import compilations
 
 from rest_jax import attacks
 from rest_jax.attacks import devices
-from rest_jax.attacks.health_probe import logits_once
+from rest_jax.attacks.queries import logits_once
 
 SHAPE, COUNT = (4, 4, 2), 16
 seen: list[tuple[int, ...]] = []

@@ -74,7 +74,7 @@ def test_cw_is_surer_with_confidence():
 
 def test_cw_changes_its_constant_as_published():
   """Tenfold until one succeeds, then bisection; a round that stalls is cut short."""
-  from rest_jax.attacks.cw_steps import CW
+  from rest_jax.attacks.carlini_wagner import CW
   from rest_jax.callables import as_function
 
   algorithm = CW(rounds=6, iterations=20, weight=1e-3)

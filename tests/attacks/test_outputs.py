@@ -7,7 +7,7 @@ import pytest
 from jax.tree_util import Partial
 
 from rest_jax import attacks
-from rest_jax.attacks.square_steps import Square
+from rest_jax.attacks.square_attack import Square
 from rest_jax.errors import UserError
 
 WEIGHTS = jnp.asarray(np.random.default_rng(0).normal(size=(12, 3)), jnp.float32)

@@ -13,8 +13,7 @@ from jax.tree_util import Partial
 
 from rest_jax import attacks
 from rest_jax.attacks import losses
-from rest_jax.attacks.directions import ascent
-from rest_jax.attacks.projections import into_ball, length_of, normalize
+from rest_jax.attacks.ball import ascent, into_ball, length_of, normalize
 
 NORMS = ('linf', 'l2', 'l1')
 RADII = {'linf': 0.06, 'l2': 0.2, 'l1': 0.8}

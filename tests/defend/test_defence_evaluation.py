@@ -13,7 +13,7 @@ from defence_toys import data, fading, linear_model, noise, rounding
 
 from rest_jax import attacks, defend
 from rest_jax.attacks import Threat
-from rest_jax.attacks.results import Record, RunName
+from rest_jax.attacks.record import Record, RunName
 from rest_jax.defend.evaluation_table import radius
 from rest_jax.defend.rows import UNDEFENDED, Cell, make_row
 from rest_jax.defend.transferred import through

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from matplotlib.text import Text
 from PIL import Image
 
-from rest_jax.attacks.picture import draw_attacks
+from rest_jax.attacks.figures import draw_attacks
 from rest_jax.evaluation import figures
 
 

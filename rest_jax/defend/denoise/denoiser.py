@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from jax.core import Tracer
 from jax.tree_util import Partial
 
-from rest_jax.attacks.checks import check_key
 from rest_jax.attacks.queries import image_keys
+from rest_jax.attacks.threat import check_key
 from rest_jax.errors import UserError
 from rest_jax.inputs import check_images, check_layout
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rest_jax.attacks.checks import check_choice
+from rest_jax.attacks.threat import check_choice
 from rest_jax.defend.denoise.denoiser import Denoiser, in_pixels, step
 from rest_jax.defend.denoise.jpeg_codec import code_image, quality_tables
 from rest_jax.defend.denoise.registry import register

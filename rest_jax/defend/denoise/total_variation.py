@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rest_jax.attacks.checks import check_count
+from rest_jax.attacks.threat import check_count
 from rest_jax.defend.denoise.denoiser import Denoiser, check_positive, in_pixels, step
 from rest_jax.defend.denoise.registry import register
 

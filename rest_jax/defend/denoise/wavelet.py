@@ -7,7 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from rest_jax.attacks.checks import check_choice, check_count
+from rest_jax.attacks.threat import check_choice, check_count
 from rest_jax.defend.denoise.block_dct import soft_threshold
 from rest_jax.defend.denoise.denoiser import Denoiser, check_positive, check_strength, step
 from rest_jax.defend.denoise.registry import register

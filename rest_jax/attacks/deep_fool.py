@@ -17,12 +17,10 @@ from jax.tree_util import Partial
 
 from rest_jax.attacks import losses
 from rest_jax.attacks.algorithm import register_state, select
-from rest_jax.attacks.checks import check_count, check_inputs
-from rest_jax.attacks.directions import usable
-from rest_jax.attacks.minimum import attack_minimum, keep_nearest
-from rest_jax.attacks.projections import length_of, normalize, per_image
+from rest_jax.attacks.ball import length_of, normalize, per_image, usable
+from rest_jax.attacks.driver import attack_minimum, keep_nearest
 from rest_jax.attacks.queries import fold_each, logits_of
-from rest_jax.attacks.threat import Norm
+from rest_jax.attacks.threat import Norm, check_count, check_inputs
 from rest_jax.errors import UserError
 
 

@@ -11,20 +11,104 @@ returned.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 
-from rest_jax.attacks import draws, losses
-from rest_jax.attacks.algorithm import register_state, select
-from rest_jax.attacks.apgd_table import Row, Table, make_table
-from rest_jax.attacks.directions import sparse_sign, usable
-from rest_jax.attacks.projections import into_ball, normalize, per_image, total
-from rest_jax.attacks.queries import Answer, ask, fold_each
-from rest_jax.attacks.rounding import finish
-from rest_jax.attacks.threat import Norm
+from rest_jax.attacks import losses
+from rest_jax.attacks.algorithm import in_chunks, register_state, select
+from rest_jax.attacks.ball import (
+  draw_normal,
+  draw_uniform,
+  finish,
+  into_ball,
+  normalize,
+  per_image,
+  sparse_sign,
+  total,
+  usable,
+)
+from rest_jax.attacks.driver import attack, clean_logits
+from rest_jax.attacks.losses import LossName, is_own, loss_inputs, loss_name
+from rest_jax.attacks.queries import Answer, ask, fold_each, image_keys
+from rest_jax.attacks.threat import Inputs, Norm, check_count, check_key
+from rest_jax.errors import UserError
+
+
+class Row(NamedTuple):
+  """What each image does at its own step, (B,) each; as `Table`."""
+
+  radius: jax.Array
+  start: jax.Array
+  window: jax.Array
+
+
+class Table(NamedTuple):
+  """What a run does at each of its steps, (steps,) each.
+
+  Attributes:
+    radius: of the ball, in units of eps: over 1 in the early stages of the L1 schedule.
+    start: whether a stage begins here: the point is evaluated without a move.
+    window: moves since the last checkpoint where one is due after this step, else 0.
+  """
+
+  radius: np.ndarray
+  start: np.ndarray
+  window: np.ndarray
+
+  def at(self, iteration: jax.Array) -> Row:
+    """The rows of steps (B,)."""
+    return Row(*(jnp.asarray(column)[iteration] for column in self))
+
+
+@functools.lru_cache
+def make_table(norm: Norm, iterations: int, large_radii: bool) -> Table:
+  """What a run does at each of its steps.
+
+  Args:
+    norm: of the ball; L1 has checkpoints of its own.
+    iterations: gradient steps.
+    large_radii: whether three and two times the radius come first, with 30 % of the steps each.
+
+  Returns:
+    The table, a row a step and one for the start of each stage.
+  """
+  stages = [(1.0, iterations)]
+  if large_radii:
+    early = math.ceil(0.3 * iterations)
+    stages = [(3.0, early), (2.0, early), (1.0, max(iterations - 2 * early, 0))]
+  rows = [
+    (radius, at == 0, window)
+    for radius, count in stages
+    for at, window in enumerate([0, *_windows(norm, iterations, count)])
+  ]
+  radius, start, window = (np.array(column) for column in zip(*rows, strict=True))
+  return Table(radius.astype(np.float32), start, window.astype(np.float32))
+
+
+def _windows(norm: Norm, iterations: int, count: int) -> list[int]:
+  """For each of `count` moves the window of the checkpoint after it, 0 where there is none.
+
+  Linf and L2: 22 % of all iterations first, each later one 3 % shorter down to 6 %. L1: 4 % of
+  the stage's.
+  """
+  window, least, less = (max(int(share * iterations), 1) for share in (0.22, 0.06, 0.03))
+  if norm == 'l1':
+    window, less = max(int(0.04 * count), 1), 0
+    least = window
+  windows, since = [0] * count, 0
+  for i in range(count):
+    since += 1
+    if since == window:
+      windows[i], since = window, 0
+      window = max(window - less, least)
+  return windows
+
 
 _L1_CUT = 1.5  # divides the sparsity and the step size at a checkpoint, in L1
 _L1_LEAST_STEP = 0.1  # in units of the radius
@@ -152,7 +236,7 @@ class APGD:
 
   def _start(self, keys: jax.Array, images: jax.Array, eps: jax.Array) -> jax.Array:
     shape = images.shape[1:]
-    draw = (draws.uniform if self.norm == 'linf' else draws.normal)(keys, shape)
+    draw = (draw_uniform if self.norm == 'linf' else draw_normal)(keys, shape)
     if self.norm != 'l1':
       draw = per_image(eps, images) * normalize(draw, self.norm)
     return into_ball(draw, images, self.norm, eps)
@@ -257,3 +341,96 @@ class APGD:
 def _count(delta: jax.Array) -> jax.Array:
   """Values that are not 0, of each image (B,)."""
   return total((delta != 0).astype(jnp.float32)).reshape(-1)
+
+
+def apgd(
+  logits_fn: Any,
+  images: Any,
+  labels: Any,
+  *,
+  key: Any,
+  norm: Norm = 'linf',
+  eps: Any,
+  steps: int = 100,
+  loss: LossName = 'ce',
+  output: str = 'softmax',
+  restarts: int = 1,
+  targets: Any = None,
+  num_targets: int | None = None,
+  large_radii: bool = False,
+  stop_early: bool = True,
+  query_batch: int | None = None,
+) -> jax.Array:
+  """Auto-PGD: a gradient attack that sets its own step sizes.
+
+  Croce & Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse
+  parameter-free attacks", 2020, section 3; in L1 "Mind the box! l1-APGD for sparse adversarial
+  attacks on image classifiers", 2021, section 4.
+
+  Args:
+    logits_fn: float32 images (B, H, W, C) in [0, 1] to logits (B, K), or a `Classifier`.
+    images: floats (B, H, W, C) in [0, 1].
+    labels: integers (B,).
+    key: PRNG key; image i uses `fold_in(key, i)`.
+    norm: 'linf', 'l2' or 'l1'.
+    eps: radius in units of [0, 1], a number or (B,).
+    steps: gradient steps.
+    loss: 'ce', 'dlr', 'margin' or 'dlr_targeted'. The last without `targets` is APGD-T of
+      AutoAttack: any wrong class counts, and each restart is run towards each of the classes
+      that follow in the logits of the image. Where a model has too few classes for the DLR, three
+      and four, these two follow the margin instead, as in `auto_attack`. Or a function of your
+      own, as in `pgd`.
+    output: as in `pgd`.
+    restarts: runs from different starts.
+    targets: classes to reach, (B,); any wrong one by default. With 'dlr' its ratio is that of the
+      target's logit and the highest other one.
+    num_targets: how many classes APGD-T tries, 9 by default; all others where there are fewer.
+    large_radii: begin with three and two times the radius, as AutoAttack does in L1.
+    stop_early: leave an image alone once it is adversarial, one misclassified from the start
+      too.
+    query_batch: images at a time; None for all.
+
+  Returns:
+    float32 (B, H, W, C), in the ball and in [0, 1]: of an image that was fooled an adversarial
+    point, of another the one of highest loss.
+
+  Raises:
+    UserError: bad input.
+  """
+  check_count('steps', steps)
+  each = loss == 'dlr_targeted' and targets is None and output == 'softmax'
+  if num_targets is not None and not each:
+    raise UserError("num_targets are those of loss='dlr_targeted' without targets; leave them out")
+  chosen = loss if each else loss_name(loss, targets, output)
+  inputs = loss_inputs(logits_fn, images, labels, chosen, norm, eps, targets, fall_back=True)
+  if each:
+    num_targets = 9 if num_targets is None else num_targets
+    check_count('num_targets', num_targets)
+    count = min(num_targets, inputs.num_classes - 1)
+    restarts *= count
+    inputs = _with_targets(inputs, count, key, query_batch) if len(inputs.images) else inputs
+  if not is_own(chosen) and inputs.num_classes < losses.MIN_CLASSES.get(str(chosen), 0):
+    chosen = str(chosen).replace('dlr', 'margin')
+  algorithm = APGD(norm, int(steps), chosen, targets is not None, large_radii=bool(large_radii))
+  return attack(
+    algorithm, inputs, key, restarts=restarts, stop_early=stop_early, query_batch=query_batch
+  )
+
+
+def _with_targets(inputs: Inputs, count: int, key: Any, query_batch: int | None) -> Inputs:
+  keys = image_keys(check_key(key), len(inputs.images))
+
+  def chunk(arrays):
+    images, labels, chunk_keys = arrays
+    return _next_classes(clean_logits(inputs.model, images, chunk_keys), labels, count)
+
+  arrays = (inputs.images, inputs.labels, keys)
+  return inputs._replace(targets=in_chunks(chunk, arrays, query_batch))
+
+
+@functools.partial(jax.jit, static_argnames='count')
+def _next_classes(logits: jax.Array, labels: jax.Array, count: int) -> jax.Array:
+  """The classes of the highest logits other than the label, (B, count)."""
+  own = jnp.arange(logits.shape[1])[None] == labels[:, None]
+  order = jnp.argsort(jnp.where(own, jnp.inf, logits), axis=1, descending=True, stable=True)
+  return order[:, 1 : count + 1].astype(jnp.int32)

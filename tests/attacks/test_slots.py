@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from jax.tree_util import Partial
 
-from rest_jax.attacks import scheduler
+from rest_jax.attacks import slots
 from rest_jax.attacks.algorithm import register_state, run, select
 from rest_jax.attacks.queries import fold_each
-from rest_jax.attacks.scheduler import Jobs, Keys, run_jobs
+from rest_jax.attacks.slots import Jobs, Keys, run_jobs
 
 NEVER = 99
 
@@ -116,8 +116,8 @@ def test_the_nearest_of_all_successes_is_kept_without_stopping_early(key):
 
 def test_a_long_tail_goes_on_in_a_small_batch(key, monkeypatch):
   sizes = []
-  take = scheduler._take
-  monkeypatch.setattr(scheduler, '_take', lambda *args: sizes.append(len(args[1])) or take(*args))
+  take = slots._take
+  monkeypatch.setattr(slots, '_take', lambda *args: sizes.append(len(args[1])) or take(*args))
   long = Count(steps=600)
   jobs = make_jobs(key, [[5, 40, 7, 2, 9, 600, 3, 8, 2, 4, 6, 2, 1, 8, 9, 700, 20]])
   found = run_jobs(long, MODEL, jobs, slots=16)
@@ -131,8 +131,8 @@ def test_a_long_tail_goes_on_in_a_small_batch(key, monkeypatch):
 
 def test_compiles_once_for_any_number_of_images(key):
   run_jobs(Count(), MODEL, make_jobs(key, WHEN), slots=3)
-  before = scheduler._segment._cache_size()
+  before = slots._segment._cache_size()
   other = Partial(shift, jnp.float32(2))
   run_jobs(Count(), other, make_jobs(key, [[1, 2, NEVER, 5]]), slots=3)
   run_jobs(Count(), MODEL, make_jobs(key, [[1] * 11]), slots=3)
-  assert scheduler._segment._cache_size() == before
+  assert slots._segment._cache_size() == before

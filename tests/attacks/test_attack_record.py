@@ -9,9 +9,9 @@ import pytest
 from hypothesis import strategies as st
 from scipy import stats
 
+from rest_jax.attacks.record import RESULTS, Record, ResultStore, RunName
 from rest_jax.attacks.result_images import FOLDER, ImageFiles
-from rest_jax.attacks.results import RESULTS, Record, ResultStore, RunName
-from rest_jax.attacks.summary import (
+from rest_jax.attacks.table import (
   WORST_CASE,
   markdown,
   robust_accuracy_curve,

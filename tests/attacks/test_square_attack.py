@@ -8,12 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.tree_util import Partial
 
-from rest_jax.attacks import square_windows
+from rest_jax.attacks import square_attack
 from rest_jax.attacks.algorithm import run
 from rest_jax.attacks.queries import image_keys
-from rest_jax.attacks.square import square
-from rest_jax.attacks.square_steps import Square
-from rest_jax.attacks.square_windows import tiled_start, window_pattern, windows
+from rest_jax.attacks.square_attack import Square, square, tiled_start, window_pattern, windows
 from rest_jax.errors import UserError
 
 ORDERS = {'linf': np.inf, 'l2': 2, 'l1': 1}
@@ -66,7 +64,7 @@ def test_windows_follow_the_published_schedule():
 @pytest.mark.parametrize('norm', ['l2', 'l1'])
 @pytest.mark.parametrize('side', [1, 2, 3, 5, 7])
 def test_pattern_is_nested_squares_of_norm_one(norm, side, monkeypatch):
-  monkeypatch.setattr(square_windows, '_side', lambda *_: side)
+  monkeypatch.setattr(square_attack, '_side', lambda *_: side)
   tables = windows(H, H, norm, 20, 0.5, rescale=False)
   level, top, left = (jnp.asarray([v, v], jnp.int32) for v in (1, H - side, 0))
   turned = jnp.asarray([False, True])

@@ -10,12 +10,10 @@ import numpy as np
 from jax.tree_util import Partial
 
 from rest_jax import text
-from rest_jax.attacks.attack_list import as_attacks
-from rest_jax.attacks.checks import check_count, check_host, check_inputs, check_key
 from rest_jax.attacks.evaluation_sample import keys_of
 from rest_jax.attacks.judge import check_defined, judge, measure, reached
-from rest_jax.attacks.named import Attack
-from rest_jax.attacks.threat import Threat
+from rest_jax.attacks.registry import Attack, as_attacks
+from rest_jax.attacks.threat import Threat, check_count, check_host, check_inputs, check_key
 from rest_jax.callables import as_function
 from rest_jax.errors import UserError
 from rest_jax.evaluation.intervals import Interval, accuracy_interval

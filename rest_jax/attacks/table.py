@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from rest_jax import text
-from rest_jax.attacks.results import Record, RunName
+from rest_jax.attacks.record import Record, RunName
 from rest_jax.attacks.threat import Norm
 from rest_jax.errors import UserError
 from rest_jax.evaluation.intervals import Interval, accuracy_interval

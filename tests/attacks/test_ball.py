@@ -8,9 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from rest_jax.attacks import distances, draws, finish, norm_of, project, random_start
-from rest_jax.attacks.directions import ascent, sparse_sign
-from rest_jax.attacks.projections import furthest, into_ball, kth_smallest
+from rest_jax.attacks import distances, finish, norm_of, project, random_start
+from rest_jax.attacks.ball import (
+  ascent,
+  draw_laplace,
+  draw_normal,
+  draw_uniform,
+  furthest,
+  into_ball,
+  kth_smallest,
+  sparse_sign,
+)
 from rest_jax.attacks.queries import image_keys
 
 SHAPE = (4, 3, 5, 2)
@@ -202,18 +210,18 @@ def test_the_sparse_step_moves_the_largest_alone():
 def test_draws_have_their_distributions():
   keys = image_keys(jax.random.key(1), 60)
   for draw, name in [
-    (draws.uniform, 'uniform'),
-    (draws.normal, 'norm'),
-    (draws.laplace, 'laplace'),
+    (draw_uniform, 'uniform'),
+    (draw_normal, 'norm'),
+    (draw_laplace, 'laplace'),
   ]:
     x = jax.jit(draw, static_argnums=1)(keys, (300, 2))
     x = np.asarray(x, np.float64).ravel()
     args = (-1, 2) if name == 'uniform' else ()
     assert stats.kstest(x, name, args).pvalue > 0.01
-  rows = np.asarray(draws.uniform(keys, (600,)))
+  rows = np.asarray(draw_uniform(keys, (600,)))
   apart = np.abs(np.corrcoef(rows) - np.eye(60)) * 600**0.5
   assert apart.max() < 5
-  np.testing.assert_array_equal(rows[:, 7:], draws.uniform(keys, (593,), skip=7))
+  np.testing.assert_array_equal(rows[:, 7:], draw_uniform(keys, (593,), skip=7))
 
 
 @pytest.mark.parametrize('norm', NORMS)

@@ -18,13 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from rest_jax.attacks.apgd_steps import APGD
-from rest_jax.attacks.cascade import Runs, Target, attack_images, make_target, wrong_already
-from rest_jax.attacks.checks import check_choice, check_inputs
-from rest_jax.attacks.fab_steps import FAB
+from rest_jax.attacks.auto_pgd import APGD
+from rest_jax.attacks.driver import Runs, Target, attack_images, make_target, wrong_already
+from rest_jax.attacks.fast_adaptive_boundary import FAB
 from rest_jax.attacks.queries import is_random
-from rest_jax.attacks.square_steps import Square
-from rest_jax.attacks.threat import Norm
+from rest_jax.attacks.square_attack import Square
+from rest_jax.attacks.threat import Norm, check_choice, check_inputs
 from rest_jax.errors import UserError
 
 VERSIONS = {

@@ -8,8 +8,7 @@ import reference_apgd
 
 from rest_jax import attacks
 from rest_jax.attacks import algorithm, losses
-from rest_jax.attacks.apgd_steps import APGD
-from rest_jax.attacks.apgd_table import make_table
+from rest_jax.attacks.auto_pgd import APGD, make_table
 from rest_jax.attacks.queries import image_keys
 from rest_jax.callables import as_function
 

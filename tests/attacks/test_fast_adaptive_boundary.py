@@ -9,9 +9,7 @@ from hypothesis import strategies as st
 from jax.tree_util import Partial
 from scipy.optimize import brentq, linprog
 
-from rest_jax.attacks.fab import fab
-from rest_jax.attacks.fab_projections import project_hyperplane
-from rest_jax.attacks.fab_search import final_search
+from rest_jax.attacks.fast_adaptive_boundary import fab, final_search, project_hyperplane
 from rest_jax.errors import UserError
 
 ORDERS = {'linf': np.inf, 'l2': 2, 'l1': 1}

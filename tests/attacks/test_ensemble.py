@@ -9,8 +9,8 @@ import pytest
 from jax.tree_util import Partial
 
 from rest_jax import attacks
-from rest_jax.attacks import scheduler
-from rest_jax.attacks.auto_attack import MEMBERS, VERSIONS, member
+from rest_jax.attacks import slots
+from rest_jax.attacks.ensemble import MEMBERS, VERSIONS, member
 from rest_jax.errors import UserError
 
 ORDERS = {'linf': np.inf, 'l2': 2, 'l1': 1}
@@ -39,7 +39,7 @@ def problem(count: int = 12, classes: int = 5):
 def few_steps(monkeypatch):
   """Fewer steps than published, the same programs: the suite has minutes, not hours."""
   # The package's attribute of this name is the function.
-  module = sys.modules['rest_jax.attacks.auto_attack']
+  module = sys.modules['rest_jax.attacks.ensemble']
   apgd, fab, square = module.APGD, module.FAB, module.Square
   monkeypatch.setattr(module, 'APGD', lambda norm, **k: apgd(norm, 10, **k))
   monkeypatch.setattr(module, 'FAB', lambda norm, **k: fab(norm, steps=10, **k))
@@ -75,12 +75,12 @@ def test_same_key_same_result_and_nothing_compiled_again(key):
   model, images, labels = problem()
   options = dict(key=key, eps=EPS['linf'], query_batch=BATCH)
   first = attacks.auto_attack(model, images, labels, **options)
-  compiled = scheduler._segment._cache_size()
+  compiled = slots._segment._cache_size()
   np.testing.assert_array_equal(first, attacks.auto_attack(model, images, labels, **options))
   # Another radius, other weights and another number of images are data.
   other = jax.tree.map(lambda x: x * 1.5, model)
   attacks.auto_attack(other, images[:7], labels[:7], **{**options, 'eps': 0.01})
-  assert scheduler._segment._cache_size() == compiled
+  assert slots._segment._cache_size() == compiled
 
 
 def test_an_attack_alone_does_what_it_does_in_the_cascade(key):
@@ -100,7 +100,7 @@ def test_an_attack_alone_does_what_it_does_in_the_cascade(key):
 
 def test_nothing_to_attack_returns_at_once(key, monkeypatch):
   model, images, labels = problem()
-  monkeypatch.setattr(scheduler, '_segment', None)
+  monkeypatch.setattr(slots, '_segment', None)
   wrong = (np.argmax(np.asarray(model(images)), axis=1) + 1) % 5
   report = attacks.auto_attack_report(model, images, wrong, key=key, eps=0.1, query_batch=BATCH)
   assert report.records == () and report.clean_accuracy == report.robust_accuracy == 0

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rest_jax.attacks.curve_picture import draw_curves
-from rest_jax.attacks.picture import draw_attacks, enlarge
-from rest_jax.attacks.results import Record, RunName
-from rest_jax.attacks.summary import Row
+from rest_jax.attacks.figures import draw_attacks, draw_curves, enlarge
+from rest_jax.attacks.record import Record, RunName
+from rest_jax.attacks.table import Row
 from rest_jax.errors import UserError
 from rest_jax.evaluation.intervals import accuracy_interval
 

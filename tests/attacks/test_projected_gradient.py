@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from rest_jax import attacks
-from rest_jax.attacks.inner import pgd_delta
-from rest_jax.attacks.projections import furthest
+from rest_jax.attacks.ball import furthest
+from rest_jax.attacks.projected_gradient import pgd_delta
 
 NORMS = ('linf', 'l2', 'l1')
 key = jax.random.key(0)
