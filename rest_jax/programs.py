@@ -34,17 +34,11 @@ def in_use() -> Iterator[None]:
     _IN_USE.release()
 
 
-def release_programs(share: float = 0.4) -> bool:
-  """Drops what JAX has compiled if its programs take much of the room that a process has.
-
-  To be called between pieces of work that share few programs; what is needed again compiles again.
-  Work in another thread that is `in_use` is waited for.
+def crowded(share: float = 0.4) -> bool:
+  """Whether programs take much of the room that a process has; never where there is no limit.
 
   Args:
-    share: of the mappings that Linux allows, in (0, 1); with fewer nothing is done.
-
-  Returns:
-    Whether programs were dropped; never on systems without such a limit.
+    share: of the mappings that Linux allows, in (0, 1).
   """
   try:
     limit = int(_LIMIT.read_text())
@@ -52,7 +46,22 @@ def release_programs(share: float = 0.4) -> bool:
       count = sum(1 for _ in file)
   except (OSError, ValueError):
     return False
-  if count < share * limit:
+  return count >= share * limit
+
+
+def release_programs(share: float = 0.4) -> bool:
+  """Drops what JAX has compiled if its programs are `crowded`.
+
+  To be called between pieces of work that share few programs; what is needed again compiles again.
+  Work in another thread that is `in_use` is waited for.
+
+  Args:
+    share: as in `crowded`; with fewer nothing is done.
+
+  Returns:
+    Whether programs were dropped.
+  """
+  if not crowded(share):
     return False
   with _TURN, _IN_USE:
     jax.clear_caches()

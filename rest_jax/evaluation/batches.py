@@ -1,10 +1,11 @@
-"""The images of an evaluation: arrays or batches, each image with its index in the source."""
+"""The images of an evaluation, each with its index in the source, and batches of one size."""
 
 from __future__ import annotations
 
 import dataclasses
+import threading
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -124,3 +125,87 @@ def keys_of(key: jax.Array, indices: np.ndarray) -> jax.Array:
 @jax.jit
 def _keys(key: jax.Array, indices: jax.Array) -> jax.Array:
   return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)
+
+
+# ---- Batches ------------------------------------------------------------------------------------
+
+
+class Images:
+  """A piece of a source that is evaluated together: indices, and arrays with a row an image."""
+
+  def __init__(
+    self,
+    indices: Sequence[int] | np.ndarray,
+    arrays: Mapping[str, Any] | None = None,
+    *,
+    read: Callable[[], Mapping[str, Any]] | None = None,
+  ):
+    """Takes the arrays, or what reads them when they are asked for.
+
+    Args:
+      indices: (N,) of the images in the source.
+      arrays: by name, (N, ...) each; None under a name for what there is not.
+      read: gives the arrays, once; for pieces of which nothing may be left to do.
+    """
+    self.indices = np.asarray(indices, np.int64)
+    self._read, self._lock = read, threading.Lock()
+    self._arrays = arrays
+
+  def __len__(self) -> int:
+    return len(self.indices)
+
+  @property
+  def arrays(self) -> Mapping[str, Any]:
+    """The arrays by name, read now where they were not yet."""
+    with self._lock:  # devices ask from threads of their own
+      if self._arrays is None:
+        assert self._read is not None
+        self._arrays = self._read()
+    return self._arrays
+
+  def batch(self, rows: np.ndarray, size: int) -> Batch:
+    """Some rows as a batch of a size."""
+    return Batch(self, np.asarray(rows), size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+  """Images of one shape of array, whatever their number: the last one is repeated as filler.
+
+  Attributes:
+    piece: where the images are from.
+    rows: int (count,), which of its rows, from 1 to `size` of them.
+    size: of the arrays.
+  """
+
+  piece: Images
+  rows: np.ndarray
+  size: int
+
+  @property
+  def count(self) -> int:
+    """How many images it has beside the filler."""
+    return len(self.rows)
+
+  @property
+  def indices(self) -> np.ndarray:
+    """int64 (count,): the images in the source."""
+    return self.piece.indices[self.rows]
+
+  @property
+  def filler(self) -> np.ndarray:
+    """bool (size,)."""
+    return np.arange(self.size) >= self.count
+
+  def __getitem__(self, name: str) -> Any:
+    """An array (size, ...) of the piece, filled up; None where it has none under that name."""
+    array = self.piece.arrays[name]
+    return None if array is None else array[self._padded]
+
+  def keys(self, key: jax.Array) -> jax.Array:
+    """A key an image, (size,): `fold_in(key, index)`, whatever the batch."""
+    return keys_of(key, self.piece.indices[self._padded])
+
+  @property
+  def _padded(self) -> np.ndarray:
+    return self.rows[np.minimum(np.arange(self.size), self.count - 1)]

@@ -1,4 +1,4 @@
-"""A small document of headings, paragraphs, tables and figures, as Markdown and as HTML.
+"""A small document of headings, paragraphs, tables and figures, as Markdown and HTML; CSV tables.
 
 All texts are Markdown, of which code between backquotes and escapes are understood in HTML too.
 Names of others pass through `rest_jax.text.markdown` or `markdown_code` on their way in.
@@ -7,14 +7,17 @@ Names of others pass through `rest_jax.text.markdown` or `markdown_code` on thei
 from __future__ import annotations
 
 import base64
+import csv
 import html
+import io
+import math
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from rest_jax.text import legible, markdown, markdown_cell, unmarked
+from rest_jax.text import csv_text, legible, markdown, markdown_cell, unmarked
 
 
 class Heading(NamedTuple):
@@ -85,17 +88,54 @@ def _markdown(block: Block, folder: Path) -> str:
     return '\n'.join(f'- {item}' for item in block.items)
   if isinstance(block, Figure):
     return f'![{block.caption}]({os.path.relpath(block.path, folder)})\n\n*{block.caption}*'
-  lines = [
-    '| ' + ' | '.join(map(markdown_cell, block.head)) + ' |',
-    '|---' + '|---:' * (len(block.head) - 1) + '|',
-  ]
-  lines += ['| ' + ' | '.join(map(_markdown_cell, row)) + ' |' for row in block.rows]
-  return '\n'.join([f'{block.caption}\n', *lines])
+  rows = [[_marked(cell) for cell in row] for row in block.rows]
+  return f'{block.caption}\n\n{markdown_table(block.head, rows, numbers=True)}'
 
 
-def _markdown_cell(cell: Cell) -> str:
+def _marked(cell: Cell) -> str:
+  """The text of a cell as Markdown sets it: the best bold, the worst slanted."""
   sign = {'best': '**', 'worst': '*'}.get(cell.mark, '')
-  return f'{sign}{markdown_cell(cell.text)}{sign}'
+  return f'{sign}{cell.text}{sign}'
+
+
+def markdown_table(
+  head: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = False
+) -> str:
+  """A table alone, without an end of line after it.
+
+  Args:
+    head: titles of the columns, Markdown.
+    rows: as many cells each, Markdown.
+    numbers: whether all columns but the first stand at their right side.
+  """
+  line = '|---' + ('|---:' if numbers else '|---') * (len(head) - 1) + '|'
+  cells = ['| ' + ' | '.join(map(markdown_cell, row)) + ' |' for row in (head, *rows)]
+  return '\n'.join([cells[0], line, *cells[1:]])
+
+
+# ---- CSV ----------------------------------------------------------------------------------------
+
+
+def to_csv(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+  """A table as CSV: texts that no spreadsheet takes for formulas, numbers in full, flags as 0 or 1.
+
+  Args:
+    head: names of the columns.
+    rows: as many values each; None and NaN are empty cells.
+  """
+  file = io.StringIO()
+  writer = csv.writer(file, lineterminator='\n')
+  writer.writerow(head)
+  writer.writerows([_csv_value(value) for value in row] for row in rows)
+  return file.getvalue()
+
+
+def _csv_value(value: Any) -> Any:
+  if value is None or (isinstance(value, float) and math.isnan(value)):
+    return ''
+  if isinstance(value, str):
+    return csv_text(value)
+  return int(value) if isinstance(value, bool) else value
 
 
 # ---- HTML ---------------------------------------------------------------------------------------

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
+from collections.abc import Callable, Iterator
 
 from tqdm import tqdm
 
@@ -80,3 +82,24 @@ def clock(seconds: float) -> str:
   if whole >= 3600:
     return f'{whole // 3600}h{whole % 3600 // 60:02d}m'
   return f'{whole // 60}m{whole % 60:02d}s' if whole >= 60 else f'{whole}s'
+
+
+@contextlib.contextmanager
+def images_bar(total: int, done: int = 0) -> Iterator[Callable[[str, int], None]]:
+  """A bar with the remaining time over the images of an evaluation; hidden off a terminal.
+
+  Args:
+    total: images, each counted in each case.
+    done: how many are through before it begins.
+
+  Yields:
+    `through(label, images)`: so many more of a case.
+  """
+  hidden = not sys.stderr.isatty()
+  with tqdm(total=total, initial=done, unit='img', dynamic_ncols=True, disable=hidden) as bar:
+
+    def through(label: str, images: int) -> None:
+      bar.set_description(label, refresh=False)
+      bar.update(images)
+
+    yield through
