@@ -20,7 +20,7 @@ _HOMES = {
   'list_models': 'rest_jax.models',
   'list_segmenters': 'rest_jax.models',
 }
-_MODULES = ('attacks', 'data', 'defend', 'explain', 'metrics', 'models', 'ops', 'train')
+_MODULES = ('attacks', 'data', 'defend', 'explain', 'export', 'metrics', 'models', 'ops', 'train')
 
 __all__ = [
   'Classifier',
@@ -32,6 +32,7 @@ __all__ = [
   'data',
   'defend',
   'explain',
+  'export',
   'list_detectors',
   'list_models',
   'list_segmenters',

@@ -16,7 +16,7 @@ from flax.linen import module as linen_module
 from jax.core import Tracer
 from PIL import Image
 
-from rest_jax import ops
+from rest_jax import hub, ops
 from rest_jax.errors import UserError
 from rest_jax.models import imagenet, model_dir, packaged, preprocess, registry
 from rest_jax.models import predict as predicting
@@ -98,7 +98,8 @@ class Classifier:
 
     Args:
       name: a model directory, the work directory of a training, the name of a model of the zoo, or
-        a PyTorch checkpoint (see `from_pytorch`).
+        a PyTorch checkpoint (see `from_pytorch`), or 'hf://owner/name', a model directory on the
+        Hugging Face Hub ('hf://owner/name@revision' for one state of it).
       architecture: of a checkpoint: name of the registry; by default what its file is called.
       ema: of a checkpoint: take its averaged weights.
       head_advice: of a checkpoint: as in `from_pytorch`.
@@ -110,9 +111,9 @@ class Classifier:
       UserError: there is none of that name, a file of it is damaged or does not fit, weights are
         not finite, or `architecture` or `ema` for what is no checkpoint.
     """
-    if (file := model_dir.checkpoint(name)) is not None:
+    if not hub.is_remote(name) and (file := model_dir.checkpoint(name)) is not None:
       return cls.from_pytorch(file, model=architecture, ema=ema, head_advice=head_advice)
-    directory = model_dir.resolve(name)
+    directory = model_dir.resolve(hub.fetch(name) if hub.is_remote(name) else name)
     if architecture is not None or ema:
       raise UserError(
         f'architecture and ema are for checkpoints such as rest_small.pth; {name} is a model '
@@ -232,6 +233,38 @@ class Classifier:
       dtype=dtype,
       overwrite=overwrite,
     )
+
+  def export(self, path: str | os.PathLike[str], **options: Any) -> Path:
+    """Writes a program that gives these logits without this library: `.stablehlo` or `.onnx`.
+
+    Args:
+      path: the file; what goes in and comes out is told in `<path>.json`.
+      **options: of `rest_jax.export.export`.
+
+    Returns:
+      The path.
+
+    Raises:
+      UserError: as `rest_jax.export.export`.
+    """
+    from rest_jax.export import export
+
+    return export(self, path, **options)
+
+  def push_to_hub(self, repository: str, **options: Any) -> str:
+    """Uploads the model directory to a repository of the Hugging Face Hub.
+
+    Args:
+      repository: 'owner/name'; made where it is not there.
+      **options: of `rest_jax.hub.push`.
+
+    Returns:
+      What `Classifier.load` and `--model` take: 'hf://owner/name'.
+
+    Raises:
+      UserError: as `rest_jax.hub.push`.
+    """
+    return hub.push(self, repository, **options)
 
   def __call__(self, images: jax.Array | np.ndarray) -> jax.Array:
     """Logits.

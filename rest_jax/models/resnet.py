@@ -21,6 +21,7 @@ from rest_jax.errors import UserError
 from rest_jax.models.compression import compress, compressors
 from rest_jax.models.layers import BatchNorm, Conv, Dense, Dtype, check_images, check_stages
 from rest_jax.models.registry import register
+from rest_jax.ops.pooling import max_pool
 from rest_jax.ops.reduce import wide_type
 
 _kaiming = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
@@ -59,8 +60,7 @@ class Stem(nn.Module):
     x = nn.relu(_batch_norm(self, 'norm')(x, train))
     if self.cifar:
       return x
-    padding = ((1, 1), (1, 1))
-    return nn.max_pool(x, (3, 3), (2, 2), padding)  # pyright: ignore[reportArgumentType]
+    return max_pool(x, 3, 2, padding=1)
 
 
 class Block(nn.Module):

@@ -23,6 +23,7 @@ from rest_jax.errors import UserError
 from rest_jax.models.compression import compress, compressors
 from rest_jax.models.layers import BatchNorm, Conv, Dense, Dtype, check_images
 from rest_jax.models.registry import register
+from rest_jax.ops.pooling import max_pool
 
 GRID = 7  # pixels a side that the linear layers see
 _kaiming = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
@@ -52,7 +53,7 @@ class Stage(nn.Module):
 
 def _halve(x):
   """2x2 max pooling; an odd last row or column is left out."""
-  return nn.max_pool(x, (2, 2), (2, 2))
+  return max_pool(x, 2, 2)
 
 
 def average_to_grid(x, side: int = GRID):

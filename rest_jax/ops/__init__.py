@@ -17,7 +17,7 @@ from rest_jax.ops.dct import block_dct2, block_idct2, dct2, idct2
 from rest_jax.ops.depthwise import depthwise_conv
 from rest_jax.ops.paste import paste_masks
 from rest_jax.ops.platform import form, use_form
-from rest_jax.ops.pooling import adaptive_avg_pool
+from rest_jax.ops.pooling import adaptive_avg_pool, max_pool
 from rest_jax.ops.reduce import sum_planes, sum_rows
 from rest_jax.ops.regions import roi_align
 from rest_jax.ops.resize import resize_bilinear
@@ -42,6 +42,7 @@ __all__ = [
   'idwt2',
   'inverse2',
   'iou',
+  'max_pool',
   'nms',
   'paste_masks',
   'pyramid_anchors',

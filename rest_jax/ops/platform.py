@@ -16,6 +16,7 @@ import jax
 
 Form = Literal['fast', 'plain']
 _override: ContextVar[Form | None] = ContextVar('rest_jax_form', default=None)
+_portable: ContextVar[bool] = ContextVar('rest_jax_portable', default=False)
 
 
 def form() -> Form:
@@ -43,3 +44,19 @@ def use_form(name: Form) -> Iterator[None]:
     yield
   finally:
     _override.reset(token)
+
+
+def is_portable() -> bool:
+  """Whether only operations are wanted that converters to other formats know."""
+  return _portable.get()
+
+
+@contextlib.contextmanager
+def portable() -> Iterator[None]:
+  """The form 'plain' without what converters lack: the same function, for `rest_jax.export`."""
+  token = _portable.set(True)
+  try:
+    with use_form('plain'):
+      yield
+  finally:
+    _portable.reset(token)

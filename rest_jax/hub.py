@@ -1,0 +1,169 @@
+"""Model directories on the Hugging Face Hub: 'hf://owner/name' in the place of a directory.
+
+What is there is a model directory like any other: config.json, model.safetensors, labels.txt and
+README.md, whose first lines are the metadata by which the Hub lists it. Nothing of it is executed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rest_jax.errors import UserError
+
+if TYPE_CHECKING:
+  from rest_jax.models.classifier import Classifier
+
+PREFIX = 'hf://'
+_NAME = re.compile(r'[\w.-]+/[\w.-]+')
+_FILES = ['config.json', 'model.safetensors', 'labels.txt', 'README.md']
+
+
+def is_remote(name: object) -> bool:
+  """Whether a name is of a model on the Hub."""
+  return isinstance(name, str) and name.startswith(PREFIX)
+
+
+def fetch(name: str) -> Path:
+  """Brings a model directory here, or finds the copy that is here already.
+
+  Args:
+    name: 'hf://owner/name' or 'hf://owner/name@revision'; where the Hub is and who asks is told
+      by HF_ENDPOINT and HF_TOKEN, as everywhere in huggingface_hub.
+
+  Returns:
+    The directory in the cache of huggingface_hub.
+
+  Raises:
+    UserError: no such repository, no access, no network, or the extra is not installed.
+  """
+  repository, _, revision = name.removeprefix(PREFIX).partition('@')
+  _check_name(repository)
+  client = _client()
+  with _one_line(f'cannot load {name}'):
+    place = client.snapshot_download(
+      repository, revision=revision or None, allow_patterns=_FILES, endpoint=_endpoint()
+    )
+  return Path(place)
+
+
+def push(
+  classifier: Classifier,
+  repository: str,
+  *,
+  card: str = '',
+  license: str = '',
+  tags: tuple[str, ...] = (),
+  private: bool | None = None,
+  token: str | None = None,
+  message: str = 'Model of rest_jax',
+) -> str:
+  """Uploads a classifier as a model directory.
+
+  Args:
+    classifier: what is uploaded, weights in float32.
+    repository: 'owner/name'; made where it is not there.
+    card: text of README.md with the measured results; metadata are put before it where it has none.
+    license: for the metadata, such as 'apache-2.0'.
+    tags: for the metadata, beside the library's own.
+    private: of a new repository; the owner's default if None.
+    token: who uploads; HF_TOKEN or the stored login by default.
+    message: of the commit.
+
+  Returns:
+    The name under which `Classifier.load` finds it.
+
+  Raises:
+    UserError: a bad name, no access, no network, or the extra is not installed.
+  """
+  _check_name(repository)
+  client = _client()
+  with tempfile.TemporaryDirectory() as folder:
+    place = Path(folder) / 'model'
+    text = card or _default_card(classifier, repository)
+    classifier.save(place, card=with_metadata(text, classifier, license, tags))
+    api = client.HfApi(endpoint=_endpoint(), token=token)
+    with _one_line(f'cannot upload to {repository}'):
+      api.create_repo(repository, private=private, exist_ok=True)
+      api.upload_folder(repo_id=repository, folder_path=place, commit_message=message)
+  return f'{PREFIX}{repository}'
+
+
+def with_metadata(
+  card: str, classifier: Classifier, license: str = '', tags: tuple[str, ...] = ()
+) -> str:
+  """A card that begins with the Hub's metadata (YAML between two lines of dashes).
+
+  Args:
+    card: Markdown; one that begins with metadata stays as it is.
+    classifier: whose card it is.
+    license: a name of the Hub's list; left out where empty.
+    tags: added to the library's own.
+
+  Returns:
+    The card.
+  """
+  if card.startswith('---\n'):
+    return card
+  own = ['image-classification', 'jax', 'flax', classifier.config.model]
+  lines = ['library_name: rest_jax', 'pipeline_tag: image-classification']
+  lines += [f'license: {license}'] if license else []
+  lines += ['tags:', *(f'- {tag}' for tag in dict.fromkeys([*own, *tags]))]
+  return '\n'.join(['---', *lines, '---', '', card])
+
+
+def _default_card(classifier: Classifier, repository: str) -> str:
+  config = classifier.config
+  names = ', '.join(classifier.class_names[:10])
+  more = ', ...' if len(classifier.class_names) > 10 else ''
+  return '\n'.join(
+    [
+      f'# {repository.partition("/")[2]}',
+      '',
+      f'{config.model}, {config.num_classes} classes ({names}{more}), {config.input_size} px.',
+      '',
+      '```python',
+      'from rest_jax import Classifier',
+      '',
+      f"classifier = Classifier.load('{PREFIX}{repository}')",
+      '```',
+      '',
+    ]
+  )
+
+
+def _check_name(repository: str) -> None:
+  if not _NAME.fullmatch(repository):
+    raise UserError(f'a model on the Hub is called owner/name, not {repository!r}')
+
+
+def _client() -> Any:
+  try:
+    import huggingface_hub
+  except ImportError as error:
+    raise UserError(
+      f"models on the Hub need {error.name}: pip install 'rest_jax[hub]' (in a clone '.[hub]')"
+    ) from error
+  return huggingface_hub
+
+
+def _endpoint() -> str | None:
+  """Read at the call: huggingface_hub itself reads it once, when it is imported."""
+  return os.environ.get('HF_ENDPOINT') or None
+
+
+@contextlib.contextmanager
+def _one_line(what: str) -> Iterator[None]:
+  """Turns what huggingface_hub raises, of many kinds and lines, into one line."""
+  try:
+    yield
+  except (OSError, ValueError) as error:  # its HTTP errors are OSErrors, its bad names ValueErrors
+    raise UserError(
+      f'{what}: {" ".join(str(error).split()) or type(error).__name__}; check the name, the network '
+      'and HF_TOKEN'
+    ) from error
