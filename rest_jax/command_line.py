@@ -19,7 +19,8 @@ class Flag(NamedTuple):
     name: without dashes.
     options: what argparse gets.
     text: what it does.
-    place: 'path' for one on this machine, 'name' for a name that may be a path; both may begin with
+    place: 'path' for one on this machine, 'name' for a name that may be a path, 'model' for such a
+      name of a model; both may begin with
       '~', and 'None' is none where that is the default.
     also: other names that are understood.
   """
@@ -27,7 +28,7 @@ class Flag(NamedTuple):
   name: str
   options: dict[str, Any]
   text: str
-  place: Literal['', 'path', 'name'] = ''
+  place: Literal['', 'path', 'name', 'model'] = ''
   also: tuple[str, ...] = ()
 
 
@@ -36,8 +37,9 @@ MODEL_FLAGS = (
   Flag(
     'model',
     dict(default='digit_scenes'),
-    'work directory, model directory, name of the zoo, or a checkpoint (.pth, .safetensors)',
-    'name',
+    'work directory, model directory, name of the zoo, checkpoint (.pth, .safetensors), or\n'
+    '      hf://owner/name',
+    'model',
   ),
   Flag(
     'architecture',
@@ -93,8 +95,8 @@ def _placed(flag: Flag, value: Any) -> Any:
     return [_placed(flag, one) for one in value]
   if value is None or (value == 'None' and flag.options.get('default') is None):
     return None
-  expand = paths.local if flag.place == 'path' else paths.expanded
-  return str(expand(value, f'--{flag.name}'))
+  kinds = {'path': paths.local, 'name': paths.expanded, 'model': paths.model_name}
+  return str(kinds[flag.place](value, f'--{flag.name}'))
 
 
 def _check_once(arguments: Sequence[str], flags: Sequence[Flag]) -> None:

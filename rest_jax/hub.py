@@ -144,7 +144,7 @@ def _check_name(repository: str) -> None:
 
 def _client() -> Any:
   try:
-    import huggingface_hub
+    import huggingface_hub  # pyright: ignore[reportMissingImports]
   except ImportError as error:
     raise UserError(
       f"models on the Hub need {error.name}: pip install 'rest_jax[hub]' (in a clone '.[hub]')"
@@ -164,6 +164,6 @@ def _one_line(what: str) -> Iterator[None]:
     yield
   except (OSError, ValueError) as error:  # its HTTP errors are OSErrors, its bad names ValueErrors
     raise UserError(
-      f'{what}: {" ".join(str(error).split()) or type(error).__name__}; check the name, the network '
-      'and HF_TOKEN'
+      f'{what}: {" ".join(str(error).split()) or type(error).__name__}; check the name, the '
+      'network and HF_TOKEN'
     ) from error

@@ -57,6 +57,11 @@ def expanded(name: str, what: str = 'a name') -> str:
   return place if name.startswith('~') else name
 
 
+def model_name(name: str, what: str = 'the model') -> str:
+  """`expanded` for a name of a model, which may be one of the Hub ('hf://owner/name')."""
+  return name if name.startswith('hf://') else expanded(name, what)
+
+
 def check_folder(folder: Path, what: str = '--output') -> Path:
   """Looks, without making anything, whether a folder can be made and written to.
 

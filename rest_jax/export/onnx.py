@@ -38,9 +38,9 @@ def write(function: Partial, path: Path, signature: Signature, told: dict[str, A
       computes something else, or the file cannot be written.
   """
   try:
-    import jax2onnx
-    import onnx
-    import onnxruntime
+    import jax2onnx  # pyright: ignore[reportMissingImports]
+    import onnx  # pyright: ignore[reportMissingImports]
+    import onnxruntime  # pyright: ignore[reportMissingImports]
   except ImportError as error:
     raise UserError(
       f"an ONNX file needs {error.name}: pip install 'rest_jax[onnx]' (in a clone '.[onnx]')"
@@ -57,8 +57,8 @@ def write(function: Partial, path: Path, signature: Signature, told: dict[str, A
     worst = difference(function, session, signature.image_shape)
     if not worst <= TOLERANCE:
       raise UserError(
-        f'onnxruntime computes something else than this model: the largest difference is {worst:.1e} '
-        f'of the largest output, more than {TOLERANCE:.0e}; nothing was written'
+        'onnxruntime computes something else than this model: the largest difference is '
+        f'{worst:.1e} of the largest output, more than {TOLERANCE:.0e}; nothing was written'
       )
 
 

@@ -68,7 +68,9 @@ def export(
   """
   place = local(path, 'the path of the export')
   if place.suffix not in FORMATS:
-    raise UserError(f'a model is exported to a file that ends in {" or ".join(FORMATS)}, not {path}')
+    raise UserError(
+      f'a model is exported to a file that ends in {" or ".join(FORMATS)}, not {path}'
+    )
   if place.suffix == '.onnx' and (gradients or tuple(platforms) != PLATFORMS):
     raise UserError('gradients and platforms are of .stablehlo; an .onnx file has neither')
   shape = _image_shape(model, image_shape)

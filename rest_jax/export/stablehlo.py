@@ -40,8 +40,13 @@ def program(
   (batch,) = jax_export.symbolic_shape('batch')
   images = jax.ShapeDtypeStruct((batch, *shape), jnp.float32)
   try:
-    made = jax_export.export(jax.jit(_by_platform(function, platforms)), platforms=platforms)(images)
-  except (jax.errors.ConcretizationTypeError, jax_export.shape_poly.InconclusiveDimensionOperation) as error:
+    made = jax_export.export(jax.jit(_by_platform(function, platforms)), platforms=platforms)(
+      images
+    )
+  except (
+    jax.errors.ConcretizationTypeError,
+    jax_export.shape_poly.InconclusiveDimensionOperation,
+  ) as error:
     raise UserError(
       f'this model asks how many images there are ({str(error).splitlines()[0]}); an exported '
       'program takes any number'

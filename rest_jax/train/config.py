@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from ml_collections import config_dict
 
 from rest_jax.errors import UserError, did_you_mean
-from rest_jax.paths import expanded
+from rest_jax.paths import expanded, model_name
 from rest_jax.train.config_checks import check_values, unused
 
 # A ConfigDict, or a group of one. Not its real type: a checker would take every value of it for any
@@ -28,7 +28,10 @@ FIELDS: dict[str, dict[str, tuple[Any, str]]] = {
     'name': ('rest_lite', 'a name of rest_jax.list_models()'),
     'overrides': ({}, 'arguments for create_model, for example widths or drop_path_rate'),
     'dtype': ('float32', "computing type, 'float32' or 'bfloat16'; parameters stay float32"),
-    'init': ('', 'weights to start from: zoo name, model directory or .pth; empty: random'),
+    'init': (
+      '',
+      'weights to start from: zoo name, model directory, .pth or hf://owner/name; empty: random',
+    ),
   },
   'data': {
     'name': ('digit_scenes', 'digit_scenes, a TFDS name, or a folder of images'),
@@ -191,7 +194,8 @@ def place_paths(config: Config) -> None:
     value = config[group][key]
     unset = '' if name == 'model.init' else None
     if isinstance(value, str) and value != unset:
-      config[group][key] = expanded(value, f'config.{name}')
+      expand = model_name if name == 'model.init' else expanded
+      config[group][key] = expand(value, f'config.{name}')
 
 
 def check_config(config: Config) -> None:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from rest_jax import hub
 from rest_jax.errors import UserError
 from rest_jax.models import create_model, model_dir
 from rest_jax.models.model_config import ModelConfig, freeze_overrides
@@ -37,7 +38,12 @@ def check_start(config: Config, mesh: Mesh) -> None:
   _check_model(config)
   _check_release(config)
   init = config.model.init
-  if init and not Path(init).exists() and init not in model_dir.zoo_names():
+  if (
+    init
+    and not hub.is_remote(init)
+    and not Path(init).exists()
+    and init not in model_dir.zoo_names()
+  ):
     raise UserError(
       f'model.init: there is no file, model directory or zoo model {init!r}; the zoo has '
       f'{", ".join(model_dir.zoo_names())}'

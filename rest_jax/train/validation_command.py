@@ -13,7 +13,7 @@ from absl import flags
 
 from rest_jax.command_line import MODEL_FLAGS
 from rest_jax.errors import UserError
-from rest_jax.paths import check_folder, expanded, local, safe_name
+from rest_jax.paths import check_folder, expanded, local, model_name, safe_name
 from rest_jax.train.command import define_processes, processes, wants_help
 
 USAGE = """Judges a trained model on a data set.
@@ -65,8 +65,8 @@ def main(argv: list[str]) -> int:
 def _placed(options: dict[str, Any]) -> dict[str, Any]:
   """The flags with places expanded, a place for the report among them; looks before any work."""
   options = dict(options)
-  for name in ('model', 'data'):
-    options[name] = expanded(options[name], f'--{name}')
+  options['model'] = model_name(options['model'], '--model')
+  options['data'] = expanded(options['data'], '--data')
   if options['data_dir'] == 'None':
     options['data_dir'] = None
   if options['data_dir'] is not None:

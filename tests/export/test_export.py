@@ -1,0 +1,162 @@
+"""Exported programs: they run without this library and compute the same."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from rest_jax import Classifier, UserError, attacks, export, ops
+from rest_jax.models import create_model
+
+pytest.importorskip('flatbuffers')  # what jax.export writes with
+
+# The whole of what a stranger needs; docs/export.md shows these lines.
+LOADER = """
+import json, sys
+sys.modules['rest_jax'] = None  # it cannot be imported
+import numpy as np
+from jax import export
+model = export.deserialize(bytearray(open(sys.argv[1], 'rb').read()))
+logits = model.call(np.load(sys.argv[2]))
+np.save(sys.argv[2], logits)
+"""
+SMALL = {'widths': (8, 8, 16, 16), 'heads': (1, 1, 2, 2), 'depths': (1, 1, 1, 1)}
+
+
+@pytest.fixture(scope='module')
+def images():
+  return np.random.default_rng(0).uniform(size=(3, 32, 32, 3)).astype(np.float32)
+
+
+@pytest.fixture(scope='module')
+def classifier():
+  return Classifier.load('cifar10')
+
+
+def classifier_of(name, **overrides):
+  module = create_model(name, 5, **overrides)
+  variables = jax.jit(module.init)(jax.random.key(1), jnp.zeros((1, 32, 32, 3)))
+  return Classifier.create(name, variables, num_classes=5, overrides=overrides, input_size=32)
+
+
+def difference(found, wanted):
+  return float(np.abs(np.asarray(found) - wanted).max() / np.abs(wanted).max())
+
+
+def test_a_stablehlo_file_runs_without_this_library(classifier, images, tmp_path):
+  path = classifier.export(tmp_path / 'model.stablehlo')
+  np.save(tmp_path / 'images.npy', images)
+  command = [sys.executable, '-c', LOADER, str(path), str(tmp_path / 'images.npy')]
+  subprocess.run(command, check=True, cwd=tmp_path)
+  assert difference(np.load(tmp_path / 'images.npy'), classifier(images)) < 1e-5
+  told = json.loads((tmp_path / 'model.stablehlo.json').read_text())
+  assert told['input'] == {
+    'name': 'images',
+    'shape': ['batch', 32, 32, 3],
+    'dtype': 'float32',
+    'range': [0.0, 1.0],
+    'colours': 'RGB',
+  }
+  assert told['outputs'] == [{'shape': ['batch', 10], 'dtype': 'float32'}]
+  assert told['class_names'] == list(classifier.class_names) and len(told['class_names']) == 10
+  assert told['normalisation']['mean'] == [0.4914, 0.4822, 0.4465]
+  assert told['platforms'] == ['cpu', 'cuda', 'tpu']
+
+
+def test_the_form_of_each_platform_is_in_the_file_and_the_weights_once(images, tmp_path):
+  weights = np.random.default_rng(1).normal(size=(3, 3, 1, 3)).astype(np.float32)
+  large = jnp.linspace(0, 1e-6, 1_000_000)  # a constant of one value takes no place
+
+  def depthwise(x):
+    return ops.depthwise_conv(x, jnp.asarray(weights)) + large.sum()
+
+  path = export.export(depthwise, tmp_path / 'both.stablehlo', image_shape=(32, 32, 3))
+  assert large.nbytes < path.stat().st_size < 1.1 * large.nbytes
+  exported = jax.export.deserialize(bytearray(path.read_bytes()))
+  assert exported.platforms == ('cpu', 'cuda', 'tpu')
+  with ops.use_form('plain'):
+    assert difference(exported.call(images), depthwise(images)) < 1e-6
+
+
+def test_an_exported_program_can_be_attacked(images, key, tmp_path):
+  def linear(x):
+    return x.mean((1, 2)) @ jnp.eye(3)
+
+  path = export.export(linear, tmp_path / 'm.stablehlo', image_shape=(32, 32, 3), gradients=True)
+  exported = jax.export.deserialize(bytearray(path.read_bytes()))
+  labels = np.asarray(linear(images)).argmax(1)
+  adv = attacks.pgd(exported.call, images, labels, key=key, eps=8 / 255, steps=3)
+  assert (np.asarray(linear(adv)).argmax(1) != labels).all()
+
+
+class TwoOutputs(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    return {'maps': nn.Conv(4, (3, 3))(x), 'scores': nn.Dense(2)(x.mean((1, 2)))}
+
+
+def test_any_function_is_exported(images, tmp_path):
+  module = TwoOutputs()
+  variables = module.init(jax.random.key(0), images)
+  path = export.export(
+    lambda x: module.apply(variables, x), tmp_path / 'two.stablehlo', image_shape=(32, 32, 3)
+  )
+  told = json.loads((tmp_path / 'two.stablehlo.json').read_text())
+  assert [out['shape'] for out in told['outputs']] == [['batch', 32, 32, 4], ['batch', 2]]
+  found = jax.export.deserialize(bytearray(path.read_bytes())).call(images)
+  assert difference(found['scores'], module.apply(variables, images)['scores']) < 1e-6
+
+
+def onnx_is_there():
+  for name in ('jax2onnx', 'onnxruntime'):
+    pytest.importorskip(name)
+
+
+# That the eight ResTs, ResNet-50 and EfficientNet-Lite0 pass: benchmarks/export.py.
+@pytest.mark.filterwarnings('ignore')  # of the converter and its dependencies
+@pytest.mark.parametrize(
+  ('name', 'overrides'),
+  [('restv2_tiny', SMALL), ('resnet18', {'width': 4, 'depths': (1, 1, 1, 1)})],
+)
+def test_onnx_computes_the_same(images, tmp_path, name, overrides):
+  onnx_is_there()
+  import onnx
+  import onnxruntime
+
+  classifier = classifier_of(name, **overrides)
+  path = classifier.export(tmp_path / 'model.onnx')
+  session = onnxruntime.InferenceSession(str(path))
+  for count in (1, 3):
+    (found,) = session.run(['logits'], {'images': images[:count]})
+    assert found.shape == (count, 5)
+    assert difference(found, np.asarray(classifier(images[:count]))) < 1e-4
+  told = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+  assert json.loads(told['class_names']) == ['0', '1', '2', '3', '4']
+  assert (tmp_path / 'model.onnx.json').is_file()
+
+
+@pytest.mark.parametrize(
+  ('path', 'options', 'message'),
+  [
+    ('model.pt', {}, 'ends in .stablehlo or .onnx'),
+    ('gs://bucket/model.onnx', {}, 'only local files'),
+    ('model.stablehlo', {'platforms': ('quantum',)}, 'platforms are some of'),
+    ('model.onnx', {'gradients': True}, 'an .onnx file has neither'),
+    ('model.stablehlo', {'image_shape': (32, 32)}, 'three whole numbers'),
+  ],
+)
+def test_bad_input_is_one_line(classifier, tmp_path, path, options, message):
+  with pytest.raises(UserError, match=message) as error:
+    classifier.export(path if '://' in path else tmp_path / path, **options)
+  assert '\n' not in str(error.value)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_function_needs_its_image_shape(tmp_path):
+  with pytest.raises(UserError, match='image_shape'):
+    export.export(lambda x: x, tmp_path / 'm.stablehlo')
