@@ -12,7 +12,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from rest_jax.errors import UserError
 
@@ -24,7 +24,7 @@ _NAME = re.compile(r'[\w.-]+/[\w.-]+')
 _FILES = ['config.json', 'model.safetensors', 'labels.txt', 'README.md']
 
 
-def is_remote(name: object) -> bool:
+def is_remote(name: object) -> TypeGuard[str]:
   """Whether a name is of a model on the Hub."""
   return isinstance(name, str) and name.startswith(PREFIX)
 

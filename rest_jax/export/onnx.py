@@ -52,7 +52,7 @@ def write(function: Partial, path: Path, signature: Signature, told: dict[str, A
     entry = model.metadata_props.add()
     entry.key, entry.value = name, value if isinstance(value, str) else json.dumps(value)
   with files.replacing(path, advice=_ADVICE) as temporary:
-    onnx.save(model, temporary)
+    onnx.save(model, temporary)  # pyright: ignore[reportAttributeAccessIssue]
     session = onnxruntime.InferenceSession(str(temporary), providers=['CPUExecutionProvider'])
     worst = difference(function, session, signature.image_shape)
     if not worst <= TOLERANCE:

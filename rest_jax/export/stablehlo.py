@@ -45,7 +45,7 @@ def program(
     )
   except (
     jax.errors.ConcretizationTypeError,
-    jax_export.shape_poly.InconclusiveDimensionOperation,
+    jax.errors.InconclusiveDimensionOperation,
   ) as error:
     raise UserError(
       f'this model asks how many images there are ({str(error).splitlines()[0]}); an exported '

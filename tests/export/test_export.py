@@ -160,3 +160,11 @@ def test_bad_input_is_one_line(classifier, tmp_path, path, options, message):
 def test_a_function_needs_its_image_shape(tmp_path):
   with pytest.raises(UserError, match='image_shape'):
     export.export(lambda x: x, tmp_path / 'm.stablehlo')
+
+
+def test_a_model_that_asks_how_many_images_there_are_is_refused(tmp_path):
+  def asks(x):
+    return x.mean((1, 2)) if x.shape[0] > 2 else x.sum((1, 2))
+
+  with pytest.raises(UserError, match='takes any number'):
+    export.export(asks, tmp_path / 'm.stablehlo', image_shape=(8, 8, 3))
