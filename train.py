@@ -18,7 +18,8 @@ from rest_jax.errors import run_script
 
 def main() -> int:
   """Parses the command line and trains or evaluates; returns the exit status."""
-  from rest_jax.train import command, distributed
+  from rest_jax.train import command
+  from rest_jax.train import processes
 
   if command.mode(sys.argv) == 'evaluate':
     from rest_jax.train import validation_command
@@ -27,7 +28,7 @@ def main() -> int:
   parsed = command.parse(sys.argv, __doc__ or '')
   if parsed is None:
     return 0
-  distributed.initialize(parsed.coordinator, parsed.num_processes, parsed.process_id)
+  processes.initialize(parsed.coordinator, parsed.num_processes, parsed.process_id)
 
   from rest_jax.train.loop import train
 

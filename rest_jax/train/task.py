@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from rest_jax.models import create_model
 from rest_jax.train import freezing, parallel
 from rest_jax.train.config import Config
-from rest_jax.train.distributed import is_main
+from rest_jax.train.processes import is_main
 from rest_jax.train.initial import load_initial
 from rest_jax.train.layer_decay import depths_of
 from rest_jax.train.optim import make_optimizer, make_schedule

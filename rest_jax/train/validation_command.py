@@ -55,9 +55,9 @@ def main(argv: list[str]) -> int:
       '--mode evaluate needs --model: a work or model directory, a zoo name or a checkpoint'
     )
 
-  from rest_jax.train import distributed
+  from rest_jax.train import processes
 
-  distributed.initialize(*processes(values))
+  processes.initialize(*processes(values))
   _judge(_placed({name: values[name].value for name in values}))
   return 0
 
@@ -79,7 +79,7 @@ def _placed(options: dict[str, Any]) -> dict[str, Any]:
 def _judge(options: dict[str, Any]) -> None:
   from rest_jax.files import make_folder
   from rest_jax.opening import check_data, open_classifier
-  from rest_jax.train.distributed import end_with_the_others, is_main
+  from rest_jax.train.processes import end_with_the_others, is_main
   from rest_jax.train.parallel import check_batch, make_mesh, memory_advice
   from rest_jax.train.validation import validate
   from rest_jax.train.validation_report import write_report
@@ -145,7 +145,7 @@ def _open_data(
   """The classifier with the classes of the data, what is judged, and its batches."""
   from rest_jax import data
   from rest_jax.opening import open_judged
-  from rest_jax.train.distributed import is_main
+  from rest_jax.train.processes import is_main
 
   judged = open_judged(
     options['data'],

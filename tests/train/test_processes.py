@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from rest_jax.errors import UserError
-from rest_jax.train import distributed
+from rest_jax.train import processes
 from rest_jax.train.interrupt import StopRequest
 
 
@@ -23,13 +23,13 @@ from rest_jax.train.interrupt import StopRequest
 )
 def test_flags_that_contradict_each_other(arguments, message):
   with pytest.raises(UserError, match=message):
-    distributed.initialize(*arguments)
+    processes.initialize(*arguments)
 
 
 def test_one_process():
-  distributed.initialize(None, None, None)
-  assert distributed.is_main()
-  assert [distributed.any_process(flag) for flag in (True, False)] == [True, False]
+  processes.initialize(None, None, None)
+  assert processes.is_main()
+  assert [processes.any_process(flag) for flag in (True, False)] == [True, False]
 
 
 def test_too_late_to_join(capfd):
@@ -38,7 +38,7 @@ def test_too_late_to_join(capfd):
 
   jax.devices()
   with pytest.raises(UserError, match=r'cannot join the run at --coordinator'):
-    distributed.initialize('127.0.0.1:1', 1, 0)
+    processes.initialize('127.0.0.1:1', 1, 0)
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
