@@ -18,8 +18,7 @@ from rest_jax.errors import run_script
 
 def main() -> int:
   """Parses the command line and trains or evaluates; returns the exit status."""
-  from rest_jax.train import command
-  from rest_jax.train import processes
+  from rest_jax.train import command, processes
 
   if command.mode(sys.argv) == 'evaluate':
     from rest_jax.train import validation_command

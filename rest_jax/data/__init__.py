@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from rest_jax.data.augment import AugmentConfig, eval_view
-from rest_jax.data.pipeline import TrainIterator, eval_batches, train_iterator
+from rest_jax.data.iterators import TrainIterator, eval_batches, train_iterator
 from rest_jax.data.sources import (
   CachedSource,
   DataSources,

@@ -16,11 +16,11 @@ from jax.sharding import Mesh
 from rest_jax.models import create_model
 from rest_jax.train import freezing, parallel
 from rest_jax.train.config import Config
-from rest_jax.train.processes import is_main
 from rest_jax.train.initial import load_initial
 from rest_jax.train.layer_decay import depths_of
 from rest_jax.train.optim import make_optimizer, make_schedule
 from rest_jax.train.pipeline import Plan
+from rest_jax.train.processes import is_main
 from rest_jax.train.state import TrainState, create_state
 from rest_jax.train.step import AXIS, make_eval_step, make_train_step, seed_keys
 

@@ -79,8 +79,8 @@ def _placed(options: dict[str, Any]) -> dict[str, Any]:
 def _judge(options: dict[str, Any]) -> None:
   from rest_jax.files import make_folder
   from rest_jax.opening import check_data, open_classifier
-  from rest_jax.train.processes import end_with_the_others, is_main
   from rest_jax.train.parallel import check_batch, make_mesh, memory_advice
+  from rest_jax.train.processes import end_with_the_others, is_main
   from rest_jax.train.validation import validate
   from rest_jax.train.validation_report import write_report
 

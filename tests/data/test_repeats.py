@@ -9,7 +9,7 @@ import pytest
 
 from rest_jax.data.augment import AugmentConfig
 from rest_jax.data.batches import TrainBatches
-from rest_jax.data.pipeline import train_iterator
+from rest_jax.data.iterators import train_iterator
 from rest_jax.errors import UserError
 
 RECIPE = AugmentConfig(crop_scale=(0.3, 1.0), rand_augment='rand-m9-mstd0.5-inc1')

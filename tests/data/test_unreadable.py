@@ -9,7 +9,7 @@ from PIL import Image
 from rest_jax.data.augment import AugmentConfig
 from rest_jax.data.folder import FolderSource
 from rest_jax.data.images import ImageError
-from rest_jax.data.pipeline import eval_batches, train_iterator
+from rest_jax.data.iterators import eval_batches, train_iterator
 from rest_jax.data.sources import CachedSource, cached
 from rest_jax.errors import UserError
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rest_jax.data.augment import AugmentConfig, eval_view
 from rest_jax.data.batches import example_rng
-from rest_jax.data.pipeline import eval_batches, train_iterator
+from rest_jax.data.iterators import eval_batches, train_iterator
 from rest_jax.data.sources import CachedSource
 from rest_jax.errors import UserError
 
@@ -205,7 +205,7 @@ def test_ending_with_a_batch_in_hand_is_quiet():
   code = """
 import os
 import numpy as np
-from rest_jax.data.pipeline import train_iterator
+from rest_jax.data.iterators import train_iterator
 from rest_jax.data.sources import CachedSource
 source = CachedSource(np.zeros((64, 8, 8, 3), np.uint8), np.zeros(64, np.int32))
 iterator = train_iterator(source, 8, 8, workers=1)
