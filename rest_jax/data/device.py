@@ -1,4 +1,4 @@
-"""Augmentation on the device: mixup, cutmix, random erasing, for a whole batch under jit.
+"""A batch on the device, under jit: scaling, mixup, cutmix, random erasing, normalisation.
 
 Images are float32 (B, H, W, C) in [0, 1], targets float32 (B, K) with rows that sum to 1. The
 semantics are timm's in its 'batch' mode: one draw of mixing a batch, the partner of an image is
@@ -181,3 +181,24 @@ def _erased_boxes(
   top = jax.random.randint(key_y, (batch,), 0, jnp.maximum(height - h, 0) + 1)
   left = jax.random.randint(key_x, (batch,), 0, jnp.maximum(width - w, 0) + 1)
   return (top, left, top + h, left + w), fits.any(axis=1)
+
+
+def to_unit(images: jax.Array) -> jax.Array:
+  """Scales uint8 images to float32 in [0, 1]."""
+  return images.astype(jnp.float32) / 255.0
+
+
+def normalise(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
+  """Removes the channel means and divides by the channel standard deviations.
+
+  Args:
+    images: float32 (B, H, W, 3) in [0, 1].
+    mean: three channel means.
+    std: three channel standard deviations.
+
+  Returns:
+    float32 (B, H, W, 3).
+  """
+  shape = (1, 1, 1, 3)
+  centred = images - jnp.asarray(mean, jnp.float32).reshape(shape)
+  return centred / jnp.asarray(std, jnp.float32).reshape(shape)

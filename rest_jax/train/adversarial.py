@@ -33,6 +33,7 @@ import jax.numpy as jnp
 from rest_jax.attacks.ball import norm_of, normalize, per_image, random_start
 from rest_jax.attacks.losses import log_odds
 from rest_jax.attacks.projected_gradient import ascent, pgd_delta
+from rest_jax.data.device import normalise
 from rest_jax.train import freezing
 from rest_jax.train.config import Config
 from rest_jax.train.gradients import Aux, GradientFunction, Rows
@@ -43,7 +44,6 @@ from rest_jax.train.losses import (
   soft_cross_entropy,
   trades_loss,
 )
-from rest_jax.train.pixels import normalise
 
 _NOISE = 0.001  # deviation of the start of TRADES and MART
 _BETA = {'trades': 6.0, 'mart': 5.0}

@@ -3,11 +3,19 @@
 Orbax writes a checkpoint under a temporary name and renames it when it is whole, so a kill leaves
 no half checkpoint behind that counts as one. Beside the arrays stands a JSON item `meta` with the
 state of the data iterator and the book-keeping of the loop.
+
+When a write fails, the failure itself is raised to whoever asked for it, who says it in a line.
+What the threads of Orbax and TensorStore have to add, a hundred tracebacks on a full disk, says
+nothing more and would bury that line: `quiet_threads` keeps it from the terminal.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +27,13 @@ from jax.sharding import Mesh
 
 from rest_jax.errors import UserError
 from rest_jax.train.parallel import state_sharding
-from rest_jax.train.quiet import quiet_threads
 from rest_jax.train.state import TrainState
 from rest_jax.train.workdir import writing
 
 _KEPT = 2  # one more than needed, for the case that the newest cannot be read
+_LOGGERS = ('absl', 'orbax', 'tensorstore')
+# What TensorStore's threads find when they come back to a write that was given up.
+_LATE = 'Event loop is closed'
 
 
 class Checkpoints:
@@ -181,3 +191,63 @@ def _shown(shape: tuple[int, ...] | None) -> str:
 def _skip(step: int, error: Exception) -> None:
   reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
   print(f'The checkpoint of step {step} cannot be read ({reason}); it is skipped.')
+
+
+@contextlib.contextmanager
+def quiet_threads() -> Iterator[None]:
+  """While it lasts, the writers' loggers are silent; after a failure, late threads stay so.
+
+  Raises:
+    Exception: what the body raised.
+  """
+  silence, forgotten = _Nothing(), _Forgotten()
+  before = sys.excepthook, threading.excepthook, sys.unraisablehook
+  for name in _LOGGERS:
+    logging.getLogger(name).addFilter(silence)
+  logging.getLogger('asyncio').addFilter(forgotten)
+  _silence_late_threads()
+  try:
+    yield
+    # Not after a failure: late threads come until the process ends.
+    sys.excepthook, threading.excepthook, sys.unraisablehook = before
+    logging.getLogger('asyncio').removeFilter(forgotten)
+  finally:
+    for name in _LOGGERS:
+      logging.getLogger(name).removeFilter(silence)
+
+
+class _Nothing(logging.Filter):
+  """Lets no record through."""
+
+  def filter(self, record: logging.LogRecord) -> bool:
+    return False
+
+
+class _Forgotten(logging.Filter):
+  """Lets through all but errors of writes that nobody waited for, because another had failed."""
+
+  def filter(self, record: logging.LogRecord) -> bool:
+    return 'never retrieved' not in record.getMessage()
+
+
+def _silence_late_threads() -> None:
+  """Drops the tracebacks of late threads, which are about nothing that could be done."""
+  main, threads, ignored = sys.excepthook, threading.excepthook, sys.unraisablehook
+
+  def quiet(kind: Any, error: Any, trace: Any) -> None:
+    if not _is_late(error):
+      main(kind, error, trace)
+
+  def quiet_threads(found: Any) -> None:
+    if not _is_late(found.exc_value):
+      threads(found)
+
+  def quiet_ignored(found: Any) -> None:
+    if not _is_late(found.exc_value):
+      ignored(found)
+
+  sys.excepthook, threading.excepthook, sys.unraisablehook = quiet, quiet_threads, quiet_ignored
+
+
+def _is_late(error: object) -> bool:
+  return isinstance(error, RuntimeError) and _LATE in str(error)

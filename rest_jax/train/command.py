@@ -107,7 +107,7 @@ def parse(argv: list[str], usage: str) -> Command | None:
   given = values['output'].value
   output = Path('work') / safe_name(name, 'run') if given is None else local(given, '--output')
   check_folder(output)
-  return Command(config, output, *processes(values))
+  return Command(config, output, *given_processes(values))
 
 
 def wants_help(argv: list[str]) -> bool:
@@ -123,7 +123,7 @@ def define_processes(values: flags.FlagValues, what: str) -> None:
   flags.DEFINE_integer('process_id', None, 'which of them this is, from 0', **use)
 
 
-def processes(values: flags.FlagValues) -> tuple[str | None, int | None, int | None]:
+def given_processes(values: flags.FlagValues) -> tuple[str | None, int | None, int | None]:
   """The values of these flags, as `distributed.initialize` takes them."""
   return values['coordinator'].value, values['num_processes'].value, values['process_id'].value
 

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 
 from rest_jax.train import freezing
-from rest_jax.train.config import Config
 from rest_jax.train.losses import hit_rate, soft_cross_entropy
 
 Rows = tuple[jax.Array, jax.Array, jax.Array | None]
@@ -48,32 +47,8 @@ class Aux(NamedTuple):
   perturbation: jax.Array | None = None
 
 
-def make_gradients(model: nn.Module, config: Config) -> GradientFunction:
-  """Builds the gradient function of the config's loss, summed over its micro-batches.
-
-  Args:
-    model: Linen module.
-    config: the whole experiment configuration.
-
-  Returns:
-    A gradient function. Its images are normalised, but in [0, 1] for adversarial losses, which
-    perturb pixels. Loss and gradients are means over all rows; the statistics of the micro-batches
-    follow each other.
-  """
-  # Not at the top: these modules build on this one.
-  from rest_jax.train import denoising
-  from rest_jax.train.adversarial import adversarial_gradients
-
-  if config.denoise.noise:
-    gradients = denoising.denoising_gradients(model, config)
-    return _accumulated(gradients, config.train.accumulate, denoising.METRICS)
-  kind = config.adversarial.kind
-  gradients = adversarial_gradients(model, config) if kind else _plain_gradients(model)
-  return _accumulated(gradients, config.train.accumulate, METRICS[kind])
-
-
-def _plain_gradients(model: nn.Module) -> GradientFunction:
-  """The cross entropy of the images as they are."""
+def plain_gradients(model: nn.Module) -> GradientFunction:
+  """The gradient function of the cross entropy of the images as they are."""
 
   def loss_fn(trained, frozen, stats, rows, key):
     images, targets, _ = rows
@@ -90,14 +65,23 @@ def _plain_gradients(model: nn.Module) -> GradientFunction:
   return jax.value_and_grad(loss_fn, has_aux=True)
 
 
-def _accumulated(
+def accumulated(
   gradients: GradientFunction, pieces: int, metrics: tuple[str, ...]
 ) -> GradientFunction:
-  """The gradient function averaged over `pieces` micro-batches, one after the other."""
+  """Averages a gradient function over micro-batches, one after the other.
+
+  Args:
+    gradients: of a micro-batch.
+    pieces: how many there are in a batch.
+    metrics: names of what it measures.
+
+  Returns:
+    A gradient function of whole batches; the statistics of the micro-batches follow each other.
+  """
   if pieces == 1:
     return gradients
 
-  def accumulated(trained, frozen, stats, rows, key):
+  def summed(trained, frozen, stats, rows, key):
     def split(x):
       return x.reshape((pieces, x.shape[0] // pieces) + x.shape[1:])
 
@@ -115,4 +99,4 @@ def _accumulated(
     moved = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), moved)
     return (loss, Aux(stats, measured, moved)), grads
 
-  return accumulated
+  return summed

@@ -9,10 +9,9 @@ from typing import Any
 from rest_jax.models.classifier import check_text
 from rest_jax.train import pipeline
 from rest_jax.train.config import Config, check_config
-from rest_jax.train.interrupt import StopRequest
 from rest_jax.train.metrics import StepMetrics
 from rest_jax.train.parallel import make_mesh, memory_advice, to_global
-from rest_jax.train.processes import any_process, end_with_the_others
+from rest_jax.train.processes import StopRequest, any_process, end_with_the_others
 from rest_jax.train.run import Run
 from rest_jax.train.start import check_start
 from rest_jax.train.task import build_task

@@ -44,7 +44,7 @@ class Results:
   classes: int = 0
 
 
-def release(
+def write_model(
   workdir: Path,
   config: Config,
   variables: Any,

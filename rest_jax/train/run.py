@@ -19,7 +19,7 @@ from rest_jax.train.processes import any_process, is_main
 from rest_jax.train.evaluate import evaluate
 from rest_jax.train.metrics import DIVERGED
 from rest_jax.train.recorder import Recorder
-from rest_jax.train.release import Results, release
+from rest_jax.train.release import Results, write_model
 from rest_jax.train.state import TrainState, not_finite
 from rest_jax.train.task import Task
 from rest_jax.train.totals import NotFiniteError, finite_or
@@ -247,7 +247,7 @@ class Run:
       classes=len(self._sources.class_names),
     )
     variables = state.variables(self._is_average(state))
-    release(self._workdir, self._config, variables, self._sources.class_names, results)
+    write_model(self._workdir, self._config, variables, self._sources.class_names, results)
 
 
 def _check_data(saved: dict[str, Any] | None, sources: data.DataSources, workdir: Path) -> None:

@@ -15,7 +15,7 @@ from rest_jax.models import create_model, model_dir
 from rest_jax.models.model_config import ModelConfig, freeze_overrides
 from rest_jax.train import freezing
 from rest_jax.train.config import Config
-from rest_jax.train.layer_decay import depths_of
+from rest_jax.train.optim import depths_of
 from rest_jax.train.parallel import check_batch
 
 

@@ -18,14 +18,15 @@ import optax
 from jax.tree_util import Partial
 
 from rest_jax.data import device
+from rest_jax.data.device import normalise, to_unit
 from rest_jax.train import freezing
-from rest_jax.train.adversarial import attack_for_evaluation
+from rest_jax.train.adversarial import adversarial_gradients, attack_for_evaluation
 from rest_jax.train.config import Config
-from rest_jax.train.denoising import denoising_sums
-from rest_jax.train.gradients import make_gradients
+from rest_jax.train.denoising import METRICS as DENOISING_METRICS
+from rest_jax.train.denoising import denoising_gradients, denoising_sums
+from rest_jax.train.gradients import METRICS, GradientFunction, accumulated, plain_gradients
 from rest_jax.train.losses import hits_at, smooth_one_hot, soft_cross_entropy
 from rest_jax.train.optim import global_norm
-from rest_jax.train.pixels import normalise, to_unit
 from rest_jax.train.saliency import blur_background
 from rest_jax.train.state import TrainState, update_average
 from rest_jax.train.totals import add, note_outputs
@@ -135,7 +136,7 @@ def _make_update(
   model: nn.Module, optimizer: optax.GradientTransformation, config: Config
 ) -> Callable[..., tuple[TrainState, Metrics]]:
   """Returns f(state, images, targets, key) -> (state, metrics): one update, or several."""
-  gradients = make_gradients(model, config)
+  gradients = _make_gradients(model, config)
 
   def update(state, images, targets, key, perturbation=None):
     trained, frozen = freezing.split(state.params, config.optim.freeze)
@@ -170,6 +171,19 @@ def _make_update(
     return state, jax.tree.map(jnp.mean, metrics)
 
   return replayed if config.adversarial.kind == 'free' else once
+
+
+def _make_gradients(model: nn.Module, config: Config) -> GradientFunction:
+  """Builds the gradient function of the config's loss, averaged over its micro-batches.
+
+  Its images are normalised, but in [0, 1] for adversarial losses, which perturb pixels. Loss and
+  gradients are means over all rows.
+  """
+  kind, pieces = config.adversarial.kind, config.train.accumulate
+  if config.denoise.noise:
+    return accumulated(denoising_gradients(model, config), pieces, DENOISING_METRICS)
+  of_batch = adversarial_gradients(model, config) if kind else plain_gradients(model)
+  return accumulated(of_batch, pieces, METRICS[kind])
 
 
 def _averaged(

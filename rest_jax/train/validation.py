@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from rest_jax.data.device import to_unit
 from rest_jax.errors import UserError
 from rest_jax.train import parallel, totals
 from rest_jax.train.losses import hits_at, predictions, smooth_one_hot, soft_cross_entropy
 from rest_jax.train.metrics import IN_FLIGHT
-from rest_jax.train.step import AXIS, to_unit
+from rest_jax.train.step import AXIS
 
 BINS = 15  # of the calibration error, as in Guo et al.
 _MEASURED = (

@@ -14,7 +14,7 @@ from absl import flags
 from rest_jax.command_line import MODEL_FLAGS
 from rest_jax.errors import UserError
 from rest_jax.paths import check_folder, expanded, local, model_name, safe_name
-from rest_jax.train.command import define_processes, processes, wants_help
+from rest_jax.train.command import define_processes, given_processes, wants_help
 
 USAGE = """Judges a trained model on a data set.
 
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> int:
 
   from rest_jax.train import processes
 
-  processes.initialize(*processes(values))
+  processes.initialize(*given_processes(values))
   _judge(_placed({name: values[name].value for name in values}))
   return 0
 

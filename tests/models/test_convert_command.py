@@ -20,7 +20,7 @@ from rest_jax.models.classifier import Classifier
 from rest_jax.models.resnet import ResNet
 from rest_jax.train import validation_command
 from rest_jax.train.config import default_config
-from rest_jax.train.initial import load_initial
+from rest_jax.train.task import load_initial
 
 
 @pytest.fixture(scope='module')

@@ -1,7 +1,10 @@
 """Checkpoints: to the bit, best and last, half-written ones, those of another model."""
 
 import functools
+import logging
 import shutil
+import sys
+import threading
 
 import jax
 import numpy as np
@@ -10,7 +13,9 @@ import pytest
 
 from rest_jax.errors import UserError
 from rest_jax.train import parallel, state
-from rest_jax.train.checkpoints import Checkpoints
+from rest_jax.train.checkpoints import Checkpoints, quiet_threads
+
+LATE = RuntimeError('Event loop is closed')
 
 
 @functools.cache
@@ -171,3 +176,42 @@ def test_a_place_that_cannot_be_written(tmp_path, mesh, tiny_net):
   (tmp_path / 'checkpoints').write_text('a file')
   with pytest.raises(UserError, match=r'cannot write to the work directory'):
     Checkpoints(tmp_path)
+
+
+@pytest.fixture
+def hooks(monkeypatch):
+  """What reaches the hooks that were there before."""
+  seen = []
+  monkeypatch.setattr(sys, 'excepthook', lambda kind, error, trace: seen.append(str(error)))
+  monkeypatch.setattr(threading, 'excepthook', lambda found: seen.append(str(found.exc_value)))
+  monkeypatch.setattr(sys, 'unraisablehook', lambda found: seen.append(str(found.exc_value)))
+  monkeypatch.setattr(logging.getLogger('asyncio'), 'filters', [])
+  return seen
+
+
+def report(error):
+  sys.excepthook(type(error), error, None)
+  threading.excepthook(threading.ExceptHookArgs((type(error), error, None, None)))
+
+
+def test_a_failed_write_keeps_late_threads_silent(hooks, caplog):
+  with pytest.raises(OSError, match='full'), quiet_threads():
+    logging.getLogger('absl').error('a traceback of a thread')
+    report(LATE)
+    raise OSError('full')
+  report(LATE)
+  report(RuntimeError('another one'))
+  logging.getLogger('asyncio').error('_GatheringFuture exception was never retrieved')
+  logging.getLogger('absl').error('later')
+  assert hooks == ['another one', 'another one']
+  assert [record.getMessage() for record in caplog.records] == ['later']
+
+
+def test_nothing_is_left_of_a_write_that_went_well(hooks):
+  before = sys.excepthook, threading.excepthook, sys.unraisablehook
+  with quiet_threads():
+    report(LATE)
+  assert (sys.excepthook, threading.excepthook, sys.unraisablehook) == before
+  report(LATE)
+  assert hooks == [str(LATE)] * 2
+  assert not logging.getLogger('asyncio').filters

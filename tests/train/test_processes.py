@@ -8,7 +8,7 @@ import pytest
 
 from rest_jax.errors import UserError
 from rest_jax.train import processes
-from rest_jax.train.interrupt import StopRequest
+from rest_jax.train.processes import StopRequest
 
 
 @pytest.mark.parametrize(
