@@ -10,9 +10,9 @@ from rest_jax.evaluation.environment import environment
 from rest_jax.evaluation.progress import Progress
 from rest_jax.train.config import Config
 from rest_jax.train.curves import draw_curves
-from rest_jax.train.processes import is_main
 from rest_jax.train.metrics import MetricsWriter
 from rest_jax.train.pipeline import Plan
+from rest_jax.train.processes import is_main
 from rest_jax.train.workdir import write_json
 
 _CURVES_SECONDS = 60.0

@@ -15,9 +15,9 @@ from rest_jax.evaluation.progress import clock
 from rest_jax.train import pipeline
 from rest_jax.train.checkpoints import Checkpoints
 from rest_jax.train.config import Config, without_effect
-from rest_jax.train.processes import any_process, is_main
 from rest_jax.train.evaluate import evaluate
 from rest_jax.train.metrics import DIVERGED
+from rest_jax.train.processes import any_process, is_main
 from rest_jax.train.recorder import Recorder
 from rest_jax.train.release import Results, write_model
 from rest_jax.train.state import TrainState, not_finite
