@@ -1,14 +1,22 @@
-"""Picture files in folders: found in a defined order, and what is passed over counted."""
+"""Picture files: found in a defined order, what is passed over counted, read as people see them."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
 import functools
+import glob
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 from PIL import Image
+
+from rest_jax.errors import UserError
+from rest_jax.paths import local
+from rest_jax.rgb import upright
 
 # What files of pictures are called. Pillow reads most of them, some only with a plug-in.
 SUFFIXES = frozenset(
@@ -147,3 +155,109 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     return entry.is_dir()
   except OSError:  # a link to itself
     return False
+
+
+# ---- What a user names --------------------------------------------------------------------------
+
+
+def find_pictures(places: Sequence[str], say: Callable[[str], object] | None = None) -> list[Path]:
+  """Turns what the user named into files.
+
+  Args:
+    places: files, folders (their picture files by suffix, hidden ones and sub-folders left out) and
+      glob patterns ('**' goes down). A name that is none of these is kept as a file: reading it
+      says what is wrong, and the other files are still explained.
+    say: told what of a folder is passed over and why; by default that goes to stderr.
+
+  Returns:
+    Every file once, in the order given; folders and patterns sorted by name.
+
+  Raises:
+    UserError: a folder without pictures, or a pattern that nothing matches.
+  """
+  found: dict[Path, None] = {}
+  say = say or functools.partial(print, file=sys.stderr)
+  for place in places:
+    found |= dict.fromkeys(_expand(place, say))
+  return list(found)
+
+
+def _expand(place: str, say: Callable[[str], object]) -> list[Path]:
+  path = local(place, 'a picture')
+  if path.is_dir():
+    there = find(path, deep=False)
+    folders = sub_folders(path)
+    notes = [passed_over(there)]
+    if folders:
+      some = f'{len(folders)} sub-folder{"s" * (len(folders) != 1)}'
+      notes.append(f"{some} left out: '{path}/**' goes down")
+    note = '; '.join(filter(None, notes))
+    if not there.files:
+      suffixes = ', '.join(sorted(readable_suffixes()))
+      raise UserError(
+        f'no pictures in the folder {place}{f" ({note})" * bool(note)}: it takes {suffixes}'
+      )
+    if note:
+      say(f'{place}: {note}')
+    return [Path(file) for file in there.files]
+  if path.exists() or not glob.has_magic(place):
+    return [path]
+  matches = sorted(Path(name) for name in glob.glob(os.fspath(path), recursive=True))
+  # A link to a folder may lead to the same files again, for ever.
+  once = {match.resolve(): match for match in reversed(matches) if match.is_file()}
+  files = [match for match in matches if once.get(match.resolve()) == match]
+  if not files:
+    raise UserError(f'no file matches {place!r}: quote the pattern and check the folder')
+  there = sort_out(map(str, files))
+  if not there.files:
+    return files  # reading them says what they are
+  if note := passed_over(there):
+    say(f'{place}: {note}')
+  return [Path(file) for file in there.files]
+
+
+def read_picture(path: str | os.PathLike[str]) -> Image.Image:
+  """Reads a picture file as a person sees it.
+
+  As training and evaluation read it (`rest_jax.rgb`): the EXIF orientation is applied; grey,
+  palette, CMYK and 16-bit pictures become 8-bit RGB, transparency is dropped; of an animation the
+  first frame is taken.
+
+  Args:
+    path: of the file.
+
+  Returns:
+    A loaded Pillow image in mode RGB.
+
+  Raises:
+    UserError: the file is missing, empty, damaged, no picture, of one pixel, or has more pixels
+      than Pillow decodes (twice `PIL.Image.MAX_IMAGE_PIXELS`, 179 million).
+  """
+  path = Path(path)
+  try:
+    if path.stat().st_size == 0:
+      raise UserError(f'{path} is empty: nothing to explain')
+    with warnings.catch_warnings():
+      # Large pictures are welcome up to Pillow's hard limit; damaged metadata is not our concern.
+      warnings.simplefilter('ignore')
+      with Image.open(path) as file:
+        picture = upright(file)
+  except UserError as error:
+    raise error if str(path) in str(error) else UserError(f'{path}: {error}') from error
+  except Exception as error:
+    # Whatever a decoder makes of damaged bytes: there is no common class for it.
+    raise UserError(f'cannot read {path}: {_reason(error)}') from error
+  if picture.size == (1, 1):
+    raise UserError(f'{path} has a single pixel: there is nothing to locate in it')
+  return picture
+
+
+def _reason(error: Exception) -> str:
+  if isinstance(error, Image.UnidentifiedImageError):
+    return 'it is not a picture, or of a kind that Pillow does not know'
+  if isinstance(error, Image.DecompressionBombError):
+    limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+    return f'it has more than {limit:,} pixels and may be a decompression bomb; scale it down first'
+  if isinstance(error, OSError) and error.strerror:
+    return error.strerror.lower()
+  return f'the file is damaged ({" ".join(str(error).split()) or type(error).__name__})'

@@ -1,4 +1,4 @@
-"""Figures of explanations: comparison of methods, curves, sanity strip, examples.
+"""Figures of explanations: comparison of methods, curves, sanity strip, examples, animation.
 
 Matplotlib figures without pyplot: no global state, no window system.
 """
@@ -13,13 +13,17 @@ import numpy as np
 from PIL import Image
 
 from rest_jax.evaluation import figures as drawing
-from rest_jax.evaluation.figures import literal, new_figure
-from rest_jax.explain.overlay import COLOURS, overlay
+from rest_jax.evaluation.figures import literal, new_figure, quiet_fonts, set_fonts
+from rest_jax.explain.metrics.order import ranks
+from rest_jax.explain.metrics.sanity import SanityCheck
+from rest_jax.explain.pictures import COLOURS, overlay
+from rest_jax.files import replacing
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
 _SMALL, _LARGE = 192, 480  # pixels that a picture in a figure has on its longer side
+_FRAME_MS, _LAST_MS = 120, 1800
 _LINES = ('-', '--', ':', '-.')
 
 TITLES = {
@@ -180,6 +184,21 @@ def sanity_figure(
   return figure
 
 
+def panels(check: SanityCheck, row: int = 0) -> Sequence[Panel]:
+  """The original map and one for each step, with rank correlation and SSIM above.
+
+  Args:
+    check: what `explain.sanity_check` gave.
+    row: which of its images.
+  """
+  made = [Panel(np.asarray(check.original[row]), 'trained')]
+  for step in check.rows:
+    likeness = f'ρ {step.rank_correlation[row]:.2f}, SSIM {step.ssim[row]:.2f}'
+    likeness = 'constant map' if step.constant[row] else likeness
+    made.append(Panel(np.asarray(step.maps[row]), f'{literal(step.layer)}\n{likeness}'))
+  return made
+
+
 def examples_figure(
   pictures: Sequence[Image.Image],
   names: Sequence[str],
@@ -241,3 +260,83 @@ def _legend(axes: Any, count: int) -> None:
     axes.legend(fontsize=8)
   else:
     axes.legend(fontsize=7, loc='center left', bbox_to_anchor=(1.0, 0.5), frameon=False)
+
+
+# ---- The insertion as an animation --------------------------------------------------------------
+
+
+def insertion_frames(
+  pixels: np.ndarray, baseline: np.ndarray, saliency: np.ndarray, step: int
+) -> list[Image.Image]:
+  """The picture at every step of the insertion.
+
+  Args:
+    pixels: (H, W, 3) floats in [0, 1], what the model sees.
+    baseline: the same shape, what the insertion starts from.
+    saliency: (H, W); equal values go in the order of `metrics.order`, as the curve has them.
+    step: pixels a step.
+
+  Returns:
+    ceil(H W / step) + 1 pictures at the model's size, the first the baseline.
+  """
+  rank = ranks(saliency[None])[0][..., None]
+  mixed = [np.where(rank < n * step, pixels, baseline) for n in range(-(-rank.size // step) + 1)]
+  return [Image.fromarray(np.rint(m * 255).clip(0, 255).astype(np.uint8)) for m in mixed]
+
+
+def write_insertion(
+  path: Path,
+  frames: Sequence[Image.Image],
+  share: np.ndarray,
+  curve: np.ndarray,
+  heading: str = '',
+) -> None:
+  """Writes the animation.
+
+  Args:
+    path: of the GIF.
+    frames: the picture at each step, from the baseline to the whole picture.
+    share: (len(frames),) of the pixels inserted at each, as `Curves` has it.
+    curve: (len(frames),) probability of the target at each.
+    heading: which method and class; names went through `rest_jax.evaluation.figures.literal`.
+
+  Raises:
+    UserError: the place cannot be written.
+  """
+  with quiet_fonts():
+    drawn = [drawn.quantize(128) for drawn in _drawings(frames, share, curve, heading)]
+  times = [_FRAME_MS] * (len(drawn) - 1) + [_LAST_MS]
+  with replacing(path) as temporary:
+    drawn[0].save(
+      temporary, save_all=True, append_images=drawn[1:], duration=times, loop=0, optimize=False
+    )
+
+
+def _drawings(
+  frames: Sequence[Image.Image], share: np.ndarray, curve: np.ndarray, heading: str
+) -> list[Image.Image]:
+  figure = new_figure(6.4, 3.0)
+  figure.suptitle(heading, fontsize=11)
+  left, right = figure.subplots(1, 2)
+  shown = left.imshow(np.asarray(frames[0]))
+  left.set(xticks=[], yticks=[])
+  share = 100 * share
+  (line,) = right.plot([], [], linewidth=2)
+  (point,) = right.plot([], [], 'o', color=line.get_color())
+  right.set(xlabel='pixels inserted (%)', ylabel='probability of the class')
+  right.set(xlim=(-3, 103), ylim=(-0.03, 1.03))
+  right.grid(alpha=0.3)
+  set_fonts(figure)
+  drawings = []
+  for number, frame in enumerate(frames):
+    shown.set_data(np.asarray(frame))
+    line.set_data(share[: number + 1], curve[: number + 1])
+    point.set_data(share[number : number + 1], curve[number : number + 1])
+    drawings.append(_rendered(figure))
+  return drawings
+
+
+def _rendered(figure) -> Image.Image:
+  figure.canvas.draw()
+  figure.set_layout_engine('none')  # it holds for all frames, and takes most of the time
+  return Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3].copy())

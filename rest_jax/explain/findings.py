@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
 from rest_jax.evaluation.figures import literal
-from rest_jax.explain import animate, figures
+from rest_jax.explain import figures
 from rest_jax.explain.command import Command
 from rest_jax.explain.method import METHODS
 from rest_jax.explain.metrics import Curves, fill_images
-from rest_jax.explain.overlay import overlay
-from rest_jax.explain.pictures import Placement
+from rest_jax.explain.metrics.sanity import sanity_check
+from rest_jax.explain.pictures import Placement, overlay
 from rest_jax.files import replacing, write_array, write_json
 from rest_jax.models.classifier import Classifier
 
@@ -227,10 +228,43 @@ def _animate(result: PictureResult, finding: Finding, name: str, classifier: Cla
   curve = np.asarray(finding.curves.insertion)
   step = paper_step(result.pixels.shape)
   baseline = np.asarray(fill_images(classifier, jnp.asarray(result.pixels)[None], 'blur'))[0]
-  frames = animate.insertion_frames(result.pixels, baseline, finding.saliency, step)
+  frames = figures.insertion_frames(result.pixels, baseline, finding.saliency, step)
   target = literal(classifier.class_names[finding.target])
   title = f'{literal(figures.title_of(finding.method))}, class {target}'
   auc = float(finding.curves.insertion_auc)
   share = np.asarray(finding.curves.share)
   heading = f'{title}: insertion AUC {auc:.3f}'
-  animate.write_insertion(result.folder / name, frames, share, curve, heading)
+  figures.write_insertion(result.folder / name, frames, share, curve, heading)
+
+
+def draw_strip(
+  result: PictureResult,
+  target: int,
+  options: Mapping[str, Mapping[str, Any]],
+  classifier: Classifier,
+  seed: int,
+) -> None:
+  """Writes sanity.png: cascading re-initialisation, the last layer first (arXiv 1810.03292).
+
+  Args:
+    result: the picture.
+    target: the class that the maps explain.
+    options: what each method is called with.
+    classifier: the model.
+    seed: of the new weights.
+
+  Raises:
+    UserError: the folder cannot be written.
+  """
+  key, targets = jax.random.key(seed), np.array([target], np.int32)
+  strips = {
+    method: figures.panels(
+      sanity_check(classifier, result.pixels[None], method, targets, key=key, **chosen)
+    )
+    for method, chosen in options.items()
+  }
+  heading = (
+    f'{literal(result.file.name)}: layers re-initialised one after the other, the last one first'
+  )
+  figure = figures.sanity_figure(result.picture, strips, result.place, heading)
+  figures.save_figure(result.folder / 'sanity.png', figure)

@@ -1,28 +1,25 @@
-"""Picture files for explain.py: found, read, and where in them the model looked.
+"""Pictures beside their maps: where a model looked, the map laid over them, names of results.
 
-Part of the script, not of the library: it imports `rest_jax.models`.
+Maps are float arrays (h, w) in [0, 1]; pictures Pillow images in mode RGB.
 """
 
 from __future__ import annotations
 
 import collections
 import functools
-import glob
-import os
-import sys
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image
 
-from rest_jax.data import picture_files
-from rest_jax.errors import UserError
-from rest_jax.paths import local, safe_name, safe_names
-from rest_jax.rgb import upright
+from rest_jax.paths import safe_name, safe_names
 
 _NAMELESS = 'picture'  # results of '...' and the like
+_STRIP = 256  # rows at a time, so that a picture of 100 megapixels needs no array of its size
+_KEPT_COLOUR = 0.25
+COLOURS = 'inferno'  # perceptually uniform, and readable in grey and with colour blindness
 
 
 class Placement(NamedTuple):
@@ -35,109 +32,6 @@ class Placement(NamedTuple):
   top: float
   right: float
   bottom: float
-
-
-def find_pictures(places: Sequence[str], say: Callable[[str], object] | None = None) -> list[Path]:
-  """Turns what the user named into files.
-
-  Args:
-    places: files, folders (their picture files by suffix, hidden ones and sub-folders left out) and
-      glob patterns ('**' goes down). A name that is none of these is kept as a file: reading it
-      says what is wrong, and the other files are still explained.
-    say: told what of a folder is passed over and why; by default that goes to stderr.
-
-  Returns:
-    Every file once, in the order given; folders and patterns sorted by name.
-
-  Raises:
-    UserError: a folder without pictures, or a pattern that nothing matches.
-  """
-  found: dict[Path, None] = {}
-  say = say or functools.partial(print, file=sys.stderr)
-  for place in places:
-    found |= dict.fromkeys(_expand(place, say))
-  return list(found)
-
-
-def _expand(place: str, say: Callable[[str], object]) -> list[Path]:
-  path = local(place, 'a picture')
-  if path.is_dir():
-    there = picture_files.find(path, deep=False)
-    folders = picture_files.sub_folders(path)
-    notes = [picture_files.passed_over(there)]
-    if folders:
-      some = f'{len(folders)} sub-folder{"s" * (len(folders) != 1)}'
-      notes.append(f"{some} left out: '{path}/**' goes down")
-    note = '; '.join(filter(None, notes))
-    if not there.files:
-      suffixes = ', '.join(sorted(picture_files.readable_suffixes()))
-      raise UserError(
-        f'no pictures in the folder {place}{f" ({note})" * bool(note)}: it takes {suffixes}'
-      )
-    if note:
-      say(f'{place}: {note}')
-    return [Path(file) for file in there.files]
-  if path.exists() or not glob.has_magic(place):
-    return [path]
-  matches = sorted(Path(name) for name in glob.glob(os.fspath(path), recursive=True))
-  # A link to a folder may lead to the same files again, for ever.
-  once = {match.resolve(): match for match in reversed(matches) if match.is_file()}
-  files = [match for match in matches if once.get(match.resolve()) == match]
-  if not files:
-    raise UserError(f'no file matches {place!r}: quote the pattern and check the folder')
-  there = picture_files.sort_out(map(str, files))
-  if not there.files:
-    return files  # reading them says what they are
-  if note := picture_files.passed_over(there):
-    say(f'{place}: {note}')
-  return [Path(file) for file in there.files]
-
-
-def read_picture(path: str | os.PathLike[str]) -> Image.Image:
-  """Reads a picture file as a person sees it.
-
-  As training and evaluation read it (`rest_jax.rgb`): the EXIF orientation is applied; grey,
-  palette, CMYK and 16-bit pictures become 8-bit RGB, transparency is dropped; of an animation the
-  first frame is taken.
-
-  Args:
-    path: of the file.
-
-  Returns:
-    A loaded Pillow image in mode RGB.
-
-  Raises:
-    UserError: the file is missing, empty, damaged, no picture, of one pixel, or has more pixels
-      than Pillow decodes (twice `PIL.Image.MAX_IMAGE_PIXELS`, 179 million).
-  """
-  path = Path(path)
-  try:
-    if path.stat().st_size == 0:
-      raise UserError(f'{path} is empty: nothing to explain')
-    with warnings.catch_warnings():
-      # Large pictures are welcome up to Pillow's hard limit; damaged metadata is not our concern.
-      warnings.simplefilter('ignore')
-      with Image.open(path) as file:
-        picture = upright(file)
-  except UserError as error:
-    raise error if str(path) in str(error) else UserError(f'{path}: {error}') from error
-  except Exception as error:
-    # Whatever a decoder makes of damaged bytes: there is no common class for it.
-    raise UserError(f'cannot read {path}: {_reason(error)}') from error
-  if picture.size == (1, 1):
-    raise UserError(f'{path} has a single pixel: there is nothing to locate in it')
-  return picture
-
-
-def _reason(error: Exception) -> str:
-  if isinstance(error, Image.UnidentifiedImageError):
-    return 'it is not a picture, or of a kind that Pillow does not know'
-  if isinstance(error, Image.DecompressionBombError):
-    limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
-    return f'it has more than {limit:,} pixels and may be a decompression bomb; scale it down first'
-  if isinstance(error, OSError) and error.strerror:
-    return error.strerror.lower()
-  return f'the file is damaged ({" ".join(str(error).split()) or type(error).__name__})'
 
 
 def placement(
@@ -177,3 +71,130 @@ def output_names(files: Sequence[Path]) -> list[str]:
 
 def _stem(file: Path) -> str:
   return safe_name(file.stem, _NAMELESS).casefold()
+
+
+# ---- Overlays -----------------------------------------------------------------------------------
+
+
+class Region(NamedTuple):
+  """Whole pixels of a picture, ends excluded."""
+
+  left: int
+  top: int
+  right: int
+  bottom: int
+
+
+def colourize(values: np.ndarray, colours: str = COLOURS) -> np.ndarray:
+  """Colours of values in [0, 1].
+
+  Args:
+    values: floats of any shape; what lies outside [0, 1] is clipped.
+    colours: a colour map of Matplotlib.
+
+  Returns:
+    uint8 RGB, one axis more than `values`.
+  """
+  index = np.clip(np.rint(values * 255), 0, 255).astype(np.uint8)
+  return _table(colours)[index]
+
+
+@functools.lru_cache(maxsize=8)
+def _table(colours: str) -> np.ndarray:
+  import matplotlib
+
+  return np.rint(matplotlib.colormaps[colours](np.arange(256))[:, :3] * 255).astype(np.uint8)
+
+
+def region(place: tuple[float, float, float, float], size: tuple[int, int]) -> Region:
+  """The pixels of a picture whose centres lie inside a rectangle.
+
+  Args:
+    place: (left, top, right, bottom) in pixels, may be fractional.
+    size: (width, height) of the picture.
+
+  Returns:
+    The region, cut to the picture.
+  """
+  left, top, right, bottom = (int(np.ceil(edge - 0.5)) for edge in place)
+  return Region(max(left, 0), max(top, 0), min(right, size[0]), min(bottom, size[1]))
+
+
+def lay_back(
+  saliency: np.ndarray, place: tuple[float, float, float, float], size: tuple[int, int]
+) -> Iterator[tuple[int, np.ndarray]]:
+  """Resamples a map to the pixels of the picture, strip after strip.
+
+  Bilinear with half-pixel centres (PyTorch's align_corners=False); smaller pictures are averaged.
+
+  Args:
+    saliency: (h, w) floats in [0, 1].
+    place: the rectangle of the picture that the map covers.
+    size: (width, height) of the picture.
+
+  Returns:
+    An iterator over (first row, (rows, columns) float32 in [0, 1]) that covers `region`.
+  """
+  inside = region(place, size)
+  height, width = saliency.shape
+  rows = _weights(inside.top, inside.bottom, place[1], place[3], height)
+  columns = _weights(inside.left, inside.right, place[0], place[2], width)
+  across = np.asarray(saliency, np.float32) @ columns.T
+  for start in range(0, len(rows), _STRIP):
+    yield inside.top + start, (rows[start : start + _STRIP] @ across).clip(0, 1)
+
+
+def _weights(first: int, end: int, low: float, high: float, cells: int) -> np.ndarray:
+  """What each of `cells` cells between two edges gives to the pixels from `first` on.
+
+  Pillow's resize has boxes too, but none that reaches beyond the map by a part of a cell.
+  """
+  scale = cells / (high - low)
+  centres = (np.arange(first, end) + 0.5 - low) * scale - 0.5
+  distances = np.abs(centres[:, None] - np.arange(cells))
+  weights = np.maximum(0, 1 - distances / max(1.0, scale))
+  return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+
+
+def overlay(
+  picture: Image.Image,
+  saliency: np.ndarray,
+  place: tuple[float, float, float, float] | None = None,
+  *,
+  colours: str = COLOURS,
+  strength: float = 0.75,
+) -> Image.Image:
+  """Lays a map over a picture: the more salient, the more of the colour.
+
+  Args:
+    picture: mode RGB.
+    saliency: (h, w) floats in [0, 1].
+    place: the rectangle of the picture that the map covers, all of it by default; the rest stays
+      as it is.
+    colours: a colour map of Matplotlib.
+    strength: opacity of the most salient pixel, in [0, 1].
+
+  Returns:
+    A picture of the same size, mode RGB.
+  """
+  place = place or (0.0, 0.0, float(picture.width), float(picture.height))
+  inside = region(place, picture.size)
+  marked = picture.copy()
+  marked.info = {}  # a profile or a transparent colour was of the file that this came from
+  for top, values in lay_back(saliency, place, picture.size):
+    box = (inside.left, top, inside.right, top + values.shape[0])
+    below = _faded(np.asarray(picture.crop(box), np.float32))
+    share = _opacity(values, strength)[..., None]
+    mixed = below + share * (colourize(values, colours).astype(np.float32) - below)
+    marked.paste(Image.fromarray(np.rint(mixed).astype(np.uint8)), box[:2])
+  return marked
+
+
+def _faded(pixels: np.ndarray) -> np.ndarray:
+  """Takes most of the colour out: what is coloured then is the map."""
+  grey = pixels @ np.array([0.299, 0.587, 0.114], np.float32)
+  return grey[..., None] + np.float32(_KEPT_COLOUR) * (pixels - grey[..., None])
+
+
+def _opacity(values: np.ndarray, strength: float) -> np.ndarray:
+  return np.float32(strength) * np.sqrt(values)

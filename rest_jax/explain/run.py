@@ -15,19 +15,17 @@ from PIL import Image
 from tqdm import tqdm
 
 from rest_jax import explain
+from rest_jax.data.picture_files import find_pictures, read_picture
 from rest_jax.errors import UserError, as_line
 from rest_jax.explain import choices
 from rest_jax.explain.command import Command
-from rest_jax.explain.findings import Finding, PictureResult, paper_step, write_result
+from rest_jax.explain.findings import Finding, PictureResult, draw_strip, paper_step, write_result
 from rest_jax.explain.metrics import Curves, insertion_deletion
 from rest_jax.explain.pictures import (
   Placement,
-  find_pictures,
   output_names,
   placement,
-  read_picture,
 )
-from rest_jax.explain.strip import draw_strip
 from rest_jax.files import WriteError, make_folder
 from rest_jax.models.classifier import Classifier
 from rest_jax.text import legible, plural

@@ -132,7 +132,7 @@ def expand(pictures: Any) -> list[Any]:
 def _files(place: str | os.PathLike[str]) -> list[Path]:
   """The picture files that a word stands for."""
   # What the scripts take, too.
-  from rest_jax.explain.pictures import find_pictures
+  from rest_jax.data.picture_files import find_pictures
 
   path = local(place, 'a picture')
   word = str(place) if glob.has_magic(str(place)) and not path.exists() else str(path)
@@ -141,7 +141,7 @@ def _files(place: str | os.PathLike[str]) -> list[Path]:
 
 def _read(classifier: Any, picture: Any) -> tuple[np.ndarray | None, UserError | None]:
   """(H, W, 3) as the classifier takes it, or the error."""
-  from rest_jax.explain.pictures import read_picture
+  from rest_jax.data.picture_files import read_picture
 
   try:
     image = read_picture(picture) if isinstance(picture, Path) else picture

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rest_jax import UserError
-from rest_jax.explain.animate import insertion_frames
+from rest_jax.explain.figures import insertion_frames
 from rest_jax.explain.metrics import pointing_game
 from rest_jax.explain.metrics.order import mixed_pixels, ranks
 

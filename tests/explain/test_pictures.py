@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rest_jax.data.picture_files import find_pictures, read_picture
 from rest_jax.errors import UserError
-from rest_jax.explain.pictures import find_pictures, output_names, placement, read_picture
+from rest_jax.explain.pictures import output_names, placement
 from rest_jax.models.preprocess import preprocess
 
 

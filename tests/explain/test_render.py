@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from rest_jax.errors import UserError
-from rest_jax.explain import animate, figures, overlay
+from rest_jax.explain import figures, pictures
 from rest_jax.files import replacing, write_json
 
 
@@ -16,8 +16,8 @@ def random_map(side=16, seed=0):
 def laid_back(saliency, place, size):
   """The strips put together, NaN where there is none."""
   whole = np.full((size[1], size[0]), np.nan, np.float32)
-  inside = overlay.region(place, size)
-  for top, values in overlay.lay_back(saliency, place, size):
+  inside = pictures.region(place, size)
+  for top, values in pictures.lay_back(saliency, place, size):
     whole[top : top + len(values), inside.left : inside.right] = values
   return whole
 
@@ -55,7 +55,7 @@ def test_map_is_laid_back_by_its_definition(place, size):
 def test_strips_are_seamless(monkeypatch):
   saliency, place, size = random_map(), (1.5, 2.5, 50.5, 71.5), (52, 73)
   whole = laid_back(saliency, place, size)
-  monkeypatch.setattr(overlay, '_STRIP', 7)
+  monkeypatch.setattr(pictures, '_STRIP', 7)
   np.testing.assert_allclose(laid_back(saliency, place, size), whole, rtol=0, atol=1e-6)
 
 
@@ -69,7 +69,7 @@ def test_overlay_leaves_the_rest_of_the_picture_alone():
   pixels = np.random.default_rng(1).integers(0, 255, (30, 50, 3), dtype=np.uint8)
   saliency = np.zeros((8, 8), np.float32)
   saliency[4, 4] = 1
-  marked = np.asarray(overlay.overlay(Image.fromarray(pixels), saliency, (10, 0, 40, 30)))
+  marked = np.asarray(pictures.overlay(Image.fromarray(pixels), saliency, (10, 0, 40, 30)))
   np.testing.assert_array_equal(marked[:, :10], pixels[:, :10])
   np.testing.assert_array_equal(marked[:, 40:], pixels[:, 40:])
   assert not np.array_equal(marked[:, 10:40], pixels[:, 10:40])
@@ -79,14 +79,14 @@ def test_the_most_salient_pixel_has_most_of_the_colour():
   grey = Image.new('RGB', (8, 8), (100, 100, 100))
   saliency = np.zeros((8, 8), np.float32)
   saliency[2, 5] = 1
-  marked = np.asarray(overlay.overlay(grey, saliency)).astype(int)
-  colour = overlay.colourize(np.ones(1, np.float32))[0].astype(int)
+  marked = np.asarray(pictures.overlay(grey, saliency)).astype(int)
+  colour = pictures.colourize(np.ones(1, np.float32))[0].astype(int)
   np.testing.assert_allclose(marked[2, 5], 25 + 0.75 * colour, atol=1)
   np.testing.assert_array_equal(marked[7, 0], [100, 100, 100])  # nothing salient, nothing added
 
 
 def test_elongated_and_large_pictures(tmp_path):
-  long = overlay.overlay(Image.new('RGB', (4000, 3)), random_map(), (1998.5, 0, 2001.5, 3))
+  long = pictures.overlay(Image.new('RGB', (4000, 3)), random_map(), (1998.5, 0, 2001.5, 3))
   assert long.size == (4000, 3)
   thumbnail = figures.thumbnail(Image.new('RGB', (5000, 20)), random_map(), (2490, 0, 2510, 20))
   assert thumbnail.size == (480, 2)
@@ -124,7 +124,7 @@ def test_figures_are_written_whole(tmp_path):
 def test_insertion_frames_go_from_the_baseline_to_the_picture():
   pixels = np.random.default_rng(3).random((6, 5, 3), np.float32)
   saliency = np.random.default_rng(4).random((6, 5), np.float32)
-  frames = animate.insertion_frames(pixels, np.zeros_like(pixels), saliency, 4)
+  frames = figures.insertion_frames(pixels, np.zeros_like(pixels), saliency, 4)
   arrays = [np.asarray(frame) for frame in frames]
   assert len(arrays) == 9  # ceil(30 / 4) steps and the start
   assert not arrays[0].any()
@@ -135,7 +135,7 @@ def test_insertion_frames_go_from_the_baseline_to_the_picture():
 
 def test_animation_has_a_frame_a_step(tmp_path):
   frames = [Image.new('RGB', (8, 8), (n * 60, 0, 0)) for n in range(3)]
-  animate.write_insertion(
+  figures.write_insertion(
     tmp_path / 'a.gif', frames, np.array([0, 0.6, 1]), np.array([0.1, 0.5, 0.9]), 'heading'
   )
   with Image.open(tmp_path / 'a.gif') as gif:
