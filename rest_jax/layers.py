@@ -1,8 +1,8 @@
-"""A Linen module's layers: their names and shapes, what they give, and a pass with one changed.
+"""A model's layers: their names and shapes, what they give, and a pass with one changed.
 
 `explain` taps a layer, `defend` denoises and measures at one; here is what they share. A layer is
 named by the path of its module ('stage4/block1'), and `flax.linen.intercept_methods` sees it run,
-so no model is written for this.
+so no model is written for this. Modules of NNX and Equinox are seen too (`foreign_layers.py`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from flax import linen as nn
 from jax.extend.core import get_opaque_trace_state
 from jax.tree_util import Partial
 
+from rest_jax import foreign_layers
 from rest_jax.errors import UserError, did_you_mean
 
 _NORM = re.compile(r'(norm[^/]*|(^|[/_])ln(_?\d+)?(_[^/]*)?)$')
@@ -71,12 +72,12 @@ class Call(NamedTuple):
   Attributes:
     path: 'stage4/block1'.
     module: what ran.
-    inputs: its positional arguments.
+    inputs: its positional arguments; () of an Equinox module under `jax.vmap`.
     output: what it returned.
   """
 
   path: str
-  module: nn.Module
+  module: Any
   inputs: tuple[Any, ...]
   output: Any
 
@@ -101,7 +102,10 @@ def run_through(model: Callable[[Any], Any], change: Callable[[Call], Any], imag
       return output
     return change(Call(path, context.module, args, output))
 
-  with nn.intercept_methods(intercept):
+  def foreign(path, module, args, output):
+    return change(Call(path, module, args, output))
+
+  with nn.intercept_methods(intercept), foreign_layers.watching(foreign, tuple(images.shape)):
     return model(images)
 
 
@@ -152,7 +156,7 @@ def _missing(layer: str, seen: dict[str, tuple[int, ...]]) -> str:
   maps = list(_planes(seen))
   if not maps:
     return (
-      f'no Linen module was seen running in this model, so there is no layer {layer!r} to denoise; '
+      f'no module was seen running in this model, so there is no layer {layer!r} to denoise; '
       'a function that is jitted itself is not looked into'
     )
   outer = [name for name in maps if '/' not in name]
@@ -171,7 +175,8 @@ def survey(function: Partial, image_shape: tuple[int, ...]) -> Survey:
     What it ran; the same call again costs nothing.
   """
   leaves, tree = jax.tree.flatten(function)
-  shapes = tuple((tuple(leaf.shape), jnp.dtype(leaf.dtype)) for leaf in leaves)
+  # The dtype of a random key, which NNX's modules keep, is none of NumPy's.
+  shapes = tuple((tuple(leaf.shape), leaf.dtype) for leaf in leaves)
   return _survey(tree, shapes, tuple(image_shape))
 
 
@@ -242,7 +247,8 @@ def check_layer(name: str, seen: Survey) -> None:
     )
   if not seen.layers:
     raise UserError(
-      'no Linen module was seen running in this model (one that is jitted inside is not seen); '
+      'no module of Linen, NNX or Equinox was seen running in this model (one that is jitted '
+      'inside is not seen); '
       'give it as a pair (features_fn, head_fn) with head_fn(features_fn(images)) = logits'
     )
   hint = did_you_mean(name, seen.layers, list(_planes(seen.layers))[:8], cutoff=0.4)

@@ -2,8 +2,8 @@
 
 `flax.linen.intercept_methods` records the output of the module at a path ('stage4/block1') and
 adds a perturbation there; the derivative with respect to that perturbation, at zero, is the
-gradient at the layer. For whatever has no Linen module at the place, a pair
-`(features_fn, head_fn)` does the same.
+gradient at the layer. Modules of NNX and Equinox are seen likewise (`rest_jax.foreign_layers`);
+for whatever has no module at the place, a pair `(features_fn, head_fn)` does the same.
 """
 
 from __future__ import annotations
@@ -240,10 +240,11 @@ def tap(
   """Looks into a model at a layer.
 
   Args:
-    model: a `Classifier`; any function of images that runs a Linen module inside; a pair
-      `(features_fn, head_fn)`, `head_fn(features_fn(images))` being the logits; or a tap.
-    layer: path of a Linen module, such as 'stage4/block1'; `list_layers` names them. By default
-      the smallest map of 7 x 7 or more among the model's stages (`layers.default_layer`).
+    model: a `Classifier`; any function of images that runs a module of Linen, NNX or
+      Equinox inside; a pair `(features_fn, head_fn)`, `head_fn(features_fn(images))` being the
+      logits; or a tap.
+    layer: path of a module, such as 'stage4/block1'; `list_layers` names them. By default the
+      smallest map of 7 x 7 or more among the model's stages (`layers.default_layer`).
     grid: (rows, columns) of a layer that gives tokens (B, N, C) instead of a map; inferred where
       it can be (`infer_grid`).
     output: what makes probabilities of logits: 'softmax', or 'sigmoid' for each by itself
@@ -292,7 +293,7 @@ def list_layers(model: Any, image_shape: tuple[int, ...] | None = None) -> dict[
     the order in which the model runs them.
 
   Raises:
-    UserError: no image shape, or no Linen module in the model.
+    UserError: no image shape, or no module of Linen, NNX or Equinox in the model.
   """
   size = getattr(model, 'input_size', None)
   if image_shape is None:
