@@ -8,8 +8,9 @@ the place of a finished one without compiling anew, and no result depends on its
 
 from __future__ import annotations
 
+import abc
 import functools
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -44,16 +45,25 @@ class State(Protocol):
   success: jax.Array
 
 
-class Algorithm(Protocol):
-  """An iterative attack.
+class Algorithm(abc.ABC):
+  """An iterative attack: a frozen dataclass, whose fields are its settings.
 
   Attributes:
+    gradients: whether a step asks for gradients of the model.
+    queries_per_step: forward passes of a step.
     steps: how many steps a run takes at most.
+    targeted: whether success is to reach the target; any wrong class is one otherwise.
   """
 
+  gradients: ClassVar[bool] = True
+  queries_per_step: ClassVar[int] = 1
+  targeted: bool
+
   @property
+  @abc.abstractmethod
   def steps(self) -> int: ...
 
+  @abc.abstractmethod
   def init(
     self,
     model: Partial,
@@ -64,11 +74,17 @@ class Algorithm(Protocol):
     targets: jax.Array | None = None,
   ) -> Any:
     """The state before the first step; asks the model nothing."""
-    ...
 
+  @abc.abstractmethod
   def step(self, model: Partial, state: Any) -> Any:
     """The state after one more step; raises each iteration by 1 (or to a later one)."""
-    ...
+
+  def outcome(self, state: Any) -> tuple[jax.Array, jax.Array]:
+    """The image to return (B, H, W, C) and how good it is (B,), higher is better.
+
+    By default the adversarial image, the original where there is none, and all alike.
+    """
+    return state.adv, jnp.zeros(state.success.shape)
 
 
 def register_state(cls: type[S]) -> type[S]:

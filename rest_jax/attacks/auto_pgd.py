@@ -21,7 +21,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from rest_jax.attacks import losses
-from rest_jax.attacks.algorithm import in_chunks, register_state, select
+from rest_jax.attacks.algorithm import Algorithm, in_chunks, register_state, select
 from rest_jax.attacks.ball import (
   draw_normal,
   draw_uniform,
@@ -158,7 +158,7 @@ class APGDState:
 
 
 @dataclasses.dataclass(frozen=True)
-class APGD:
+class APGD(Algorithm):
   """Auto-PGD.
 
   Attributes:

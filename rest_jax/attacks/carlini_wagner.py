@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from rest_jax.attacks import losses
-from rest_jax.attacks.algorithm import register_state, select
+from rest_jax.attacks.algorithm import Algorithm, register_state, select
 from rest_jax.attacks.ball import norm_of, per_image, usable
 from rest_jax.attacks.driver import attack_minimum, keep_nearest
 from rest_jax.attacks.queries import ask, fold_each
@@ -62,7 +62,7 @@ class CWState:
 
 
 @dataclasses.dataclass(frozen=True)
-class CW:
+class CW(Algorithm):
   """The attack.
 
   Attributes:

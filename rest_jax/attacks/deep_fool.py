@@ -16,7 +16,7 @@ from jax import lax
 from jax.tree_util import Partial
 
 from rest_jax.attacks import losses
-from rest_jax.attacks.algorithm import register_state, select
+from rest_jax.attacks.algorithm import Algorithm, register_state, select
 from rest_jax.attacks.ball import length_of, normalize, per_image, usable
 from rest_jax.attacks.driver import attack_minimum, keep_nearest
 from rest_jax.attacks.queries import fold_each, logits_of
@@ -49,7 +49,7 @@ class DeepFoolState:
 
 
 @dataclasses.dataclass(frozen=True)
-class DeepFool:
+class DeepFool(Algorithm):
   """The attack.
 
   Attributes:

@@ -52,6 +52,12 @@ def shared_batch(size: int) -> int:
   return -(-size // count) * count
 
 
+def grain_of(model: Partial, size: int) -> int:
+  """The least batch from `size` images on that divides over the devices of a shared model."""
+  mesh = getattr(model.func, 'mesh', None)
+  return size if mesh is None else -(-size // mesh.size) * mesh.size
+
+
 def lay_out(model: Partial, tree: Any) -> Any:
   """Puts rows where a shared model evaluates them, so that a loop on the host compiles once.
 

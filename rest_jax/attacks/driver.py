@@ -1,12 +1,15 @@
-"""Drives algorithms over images: on the host through slots, image by image, attack after attack;
-or as one loop, which may stand inside another compiled function."""
+"""Drives algorithms over images: through slots, one attack after another, or as one loop.
+
+Outside of a trace a batch of slots runs them (`slots.py`). Inside another compiled function, where
+nothing can be looked at, the same algorithm is one loop over the whole batch.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,20 +20,27 @@ from jax.tree_util import Partial
 from rest_jax.attacks import losses
 from rest_jax.attacks.algorithm import Algorithm, in_chunks, run_from, select
 from rest_jax.attacks.ball import distances
+from rest_jax.attacks.devices import grain_of
 from rest_jax.attacks.judge import check_defined, undefined_logits
 from rest_jax.attacks.losses import fooled, undefined_count
-from rest_jax.attacks.queries import count_queries, fold_each, image_keys, logits_of, outputs_of
-from rest_jax.attacks.slots import Found, Jobs, Keys, Progress, run_jobs
-from rest_jax.attacks.threat import Inputs, Norm, check_count, check_host, check_key
-from rest_jax.inputs import is_known
+from rest_jax.attacks.queries import (
+  count_queries,
+  fold_each,
+  image_keys,
+  logits_of,
+  operations,
+  outputs_of,
+)
+from rest_jax.attacks.slots import GRAIN, Found, Jobs, Keys, Progress, Sizes, run_jobs
+from rest_jax.attacks.threat import Inputs, Norm, check_count, check_host, check_key, is_traced
 
 # Images in a batch where the caller does not say: small ones waste less at the end of an attack,
 # and a CPU is no quicker with more.
 SLOTS = {'cpu': 64}
 ACCELERATOR_SLOTS = 256
 # Folded into the keys of the questions that belong to no attack.
-_ASKING = 0x7FFFFFFF
-# Numbers that each attack has for its runs on an image.
+_ASKING = _CLEAN = 0x7FFFFFFF
+# Numbers that each attack of a cascade has for its runs on an image.
 _RUNS = 1 << 20
 
 
@@ -50,8 +60,9 @@ class Runs(NamedTuple):
   number: int = 0
 
 
-class Target(NamedTuple):
-  """What is attacked, on the host.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Target:
+  """What a cascade attacks, on the host.
 
   Attributes:
     model: a `Partial` of images to logits.
@@ -62,7 +73,7 @@ class Target(NamedTuple):
     keys: PRNG keys of the images.
     num_classes: of the model.
     targeted: whether the targets are wanted.
-    slots: images in a batch.
+    slots: images in a batch, at most.
   """
 
   model: Partial
@@ -74,6 +85,55 @@ class Target(NamedTuple):
   num_classes: int
   targeted: bool
   slots: int
+  _sizes: dict[Any, Sizes] = dataclasses.field(default_factory=dict)
+
+  def sizes(self, algorithm: Algorithm) -> Sizes:
+    """The sizes of batch of an algorithm, which its later runs take over."""
+    if algorithm not in self._sizes:
+      row = functools.partial(_row_cost, algorithm, self.model, self.images, self.keys)
+      self._sizes[algorithm] = Sizes(self.slots, row, grain_of(self.model, GRAIN))
+    return self._sizes[algorithm]
+
+  def wrong_already(self) -> np.ndarray:
+    """Which of the images are fooled as they are, bool (N,).
+
+    Raises:
+      UserError: the model's logits of some are not numbers.
+    """
+    check_defined(self._clean[:, 1], self.num_classes)
+    return self._clean[:, 0] > 0
+
+  def still_right(self) -> np.ndarray:
+    """Numbers of the images that there is something to attack in: not fooled, a radius over 0.
+
+    Raises:
+      UserError: the model's logits of some are not numbers.
+    """
+    return np.flatnonzero(~self.wrong_already() & (self.eps > 0))
+
+  def ranking(self, which: np.ndarray) -> np.ndarray:
+    """The classes of images by falling logit, the label before all others: (n, K)."""
+    return self._clean[which, 2:]
+
+  def is_fooled(self, images: np.ndarray, which: np.ndarray) -> np.ndarray:
+    """Which images (n, H, W, C) fool the model; they are versions of the `which`-th (n,)."""
+    return self._ask(images, which)[:, 0] > 0
+
+  @functools.cached_property
+  def _clean(self) -> np.ndarray:
+    """What the model says of the images as they are."""
+    return self._ask(self.images, np.arange(len(self.labels)))
+
+  def _ask(self, images: np.ndarray, which: np.ndarray) -> np.ndarray:
+    """For each image (n, 2 + K): whether it fools, how many logits are no numbers, the ranking."""
+
+    def chunk(rows):
+      image = which[rows]
+      arrays = (images[rows], self.labels[image], self.targets[image], self.keys.take(image))
+      return _answers(self.model, *arrays, self.targeted)
+
+    none = np.zeros((0, 2 + self.num_classes), np.int32)
+    return in_batches(chunk, len(which), self.slots, none)
 
 
 def make_target(name: str, inputs: Inputs, key: jax.Array, query_batch: int | None) -> Target:
@@ -86,81 +146,35 @@ def make_target(name: str, inputs: Inputs, key: jax.Array, query_batch: int | No
   if query_batch is not None:
     check_count('query_batch', query_batch)
   labels = np.asarray(inputs.labels)
-  keys = image_keys(check_key(key), len(labels))
   return Target(
     model=inputs.model,
     images=np.asarray(inputs.images),
     labels=labels,
     targets=labels if inputs.targets is None else np.asarray(inputs.targets),
     eps=np.asarray(inputs.eps),
-    keys=Keys(np.asarray(jax.random.key_data(keys)), jax.random.key_impl(keys)),
+    keys=Keys.of(image_keys(check_key(key), len(labels))),
     num_classes=inputs.num_classes,
     targeted=inputs.targets is not None,
     slots=query_batch or SLOTS.get(jax.default_backend(), ACCELERATOR_SLOTS),
   )
 
 
-def is_fooled(target: Target, images: np.ndarray, which: np.ndarray) -> np.ndarray:
-  """Which of the images (n, H, W, C) fool the model; they are versions of the `which`-th (n,)."""
-
-  return _judged(target, images, which)[:, 0] > 0
-
-
-def wrong_already(target: Target) -> np.ndarray:
-  """Which of the images are fooled as they are, bool (N,).
-
-  Raises:
-    UserError: the model's logits of some are not numbers.
-  """
-  judged = _judged(target, target.images, np.arange(len(target.labels)))
-  check_defined(judged[:, 1], target.num_classes)
-  return judged[:, 0] > 0
-
-
-def still_right(target: Target) -> np.ndarray:
-  """Numbers of the images that there is something to attack in: not fooled, a radius over 0.
-
-  Raises:
-    UserError: the model's logits of some are not numbers.
-  """
-  return np.flatnonzero(~wrong_already(target) & (target.eps > 0))
-
-
-def _judged(target: Target, images: np.ndarray, which: np.ndarray) -> np.ndarray:
-  """For each image (n, 2): whether it fools the model, and how many logits are not numbers."""
-
-  def chunk(rows):
-    image = which[rows]
-    arrays = (images[rows], target.labels[image], target.targets[image], target.keys.take(image))
-    return _fooled(target.model, *arrays, target.targeted)
-
-  return in_batches(chunk, len(which), target.slots, np.zeros((0, 2), np.int32))
-
-
-def ranking(target: Target, which: np.ndarray) -> np.ndarray:
-  """The classes of images by falling logit, the label before all others: (n, K)."""
-
-  def chunk(rows):
-    image = which[rows]
-    arrays = (target.images[image], target.labels[image], target.keys.take(image))
-    return _ranking(target.model, *arrays)
-
-  return in_batches(chunk, len(which), target.slots, np.zeros((0, target.num_classes), int))
-
-
 @functools.partial(jax.jit, static_argnames='targeted')
-def _fooled(model, images, labels, targets, keys, targeted: bool):
+def _answers(model, images, labels, targets, keys, targeted: bool):
+  """One program for all that a cascade asks beside its steps: compiling another takes longer."""
   logits = logits_of(model, images, fold_each(keys, _ASKING))
   lost = fooled(logits, labels, targets, targeted)
-  return jnp.stack([lost.astype(jnp.int32), undefined_count(logits)], axis=1)
-
-
-@jax.jit
-def _ranking(model, images, labels, keys):
-  logits = logits_of(model, images, fold_each(keys, _ASKING))
   own = jnp.arange(logits.shape[1], dtype=labels.dtype)[None] == labels[:, None]
-  logits = jnp.where(own, jnp.inf, logits)
-  return jnp.argsort(logits, axis=1, descending=True, stable=True).astype(jnp.int32)
+  order = jnp.argsort(jnp.where(own, jnp.inf, logits), axis=1, descending=True, stable=True)
+  columns = (lost[:, None], undefined_count(logits)[:, None], order)
+  return jnp.concatenate([column.astype(jnp.int32) for column in columns], axis=1)
+
+
+def _row_cost(algorithm: Algorithm, model: Partial, images: np.ndarray, keys: Keys) -> float:
+  """Floating-point operations of a step on one image; a gradient's are twice a forward pass's."""
+  rows = np.arange(GRAIN) % len(images)
+  forward = operations(model, images[rows], keys.take(rows)) / GRAIN
+  return forward * (algorithm.queries_per_step + (2 if algorithm.gradients else 0))
 
 
 def in_batches(
@@ -180,7 +194,6 @@ def attack_images(
   which: np.ndarray,
   *,
   stop_early: bool = True,
-  distance: Callable[[np.ndarray], float] | None = None,
   progress: Progress | None = None,
 ) -> Found:
   """Attacks some of the images with some runs, and confirms what they found.
@@ -190,14 +203,12 @@ def attack_images(
     runs: one after another.
     which: int (n,), the images.
     stop_early: leave an image alone after its first success.
-    distance: of a perturbation; the least is kept. Without it, the first success.
     progress: called with finished and all jobs of the runs at work.
 
   Returns:
     What was found, for (n,) images; a success is one that the model confirms.
   """
-  total = Found(target.images[which], np.zeros(len(which), bool), np.zeros(len(which), np.int64))
-  least = np.full(len(which), np.inf)
+  total = Found.nothing(target.images[which])
   for run in runs:
     left = np.flatnonzero(~total.success) if stop_early else np.arange(len(which))
     if not len(left):
@@ -206,32 +217,30 @@ def attack_images(
       run.algorithm,
       target.model,
       _jobs(target, run, which[left]),
-      slots=target.slots,
+      sizes=target.sizes(run.algorithm),
       stop_early=stop_early,
-      distance=distance,
       progress=progress,
     )
-    total.steps[left] += found.steps
-    count_queries(found.steps * getattr(run.algorithm, 'queries_per_step', 1), which[left])
-    found = found._replace(success=_confirmed(target, found, which[left]))
-    _merge(total, least, found, left, target.images[which], distance)
+    count_queries(found.steps * run.algorithm.queries_per_step, which[left])
+    total = _merged(total, _confirmed(target, found, which[left]), left)
   return total
 
 
-def _confirmed(target: Target, found: Found, which: np.ndarray) -> np.ndarray:
-  """The successes that a second evaluation finds too."""
-  success = found.success.copy()
-  rows = np.flatnonzero(success)
-  success[rows] = is_fooled(target, found.adv[rows], which[rows])
-  return success
+def _confirmed(target: Target, found: Found, which: np.ndarray) -> Found:
+  """What was found, but for the successes that a second evaluation does not find."""
+  rows = np.flatnonzero(found.success)
+  lost = rows[~target.is_fooled(found.adv[rows], which[rows])]
+  found.adv[lost], found.success[lost] = target.images[which[lost]], False
+  found.score[lost] = -np.inf
+  return found
 
 
-def _merge(total: Found, least: np.ndarray, found: Found, rows: np.ndarray, images, distance):
-  """Takes over the successes of `rows` that are nearer than what there was."""
-  for adv, image in zip(found.adv[found.success], rows[found.success], strict=True):
-    far = distance(adv - images[image]) if distance else 0.0
-    if far < least[image]:
-      total.adv[image], least[image], total.success[image] = adv, far, True
+def _merged(total: Found, found: Found, rows: np.ndarray) -> Found:
+  """Takes over of `rows` what is better than what there was."""
+  for row, adv, success, score in zip(rows, found.adv, found.success, found.score, strict=True):
+    total.offer(row, adv, success, score)
+  total.steps[rows] += found.steps
+  return total._replace(rows=total.rows + found.rows)
 
 
 def _jobs(target: Target, run: Runs, which: np.ndarray) -> Jobs:
@@ -239,7 +248,7 @@ def _jobs(target: Target, run: Runs, which: np.ndarray) -> Jobs:
   count = len(which)
   targets = target.targets[which][:, None]
   if run.num_targets:
-    targets = ranking(target, which)[:, 1 : run.num_targets + 1]
+    targets = target.ranking(which)[:, 1 : run.num_targets + 1]
   order = np.repeat(np.arange(targets.shape[1]), run.restarts)
   turns = np.repeat(np.arange(len(order)), count)
   return Jobs(
@@ -253,26 +262,8 @@ def _jobs(target: Target, run: Runs, which: np.ndarray) -> Jobs:
   )
 
 
-_CLEAN = 0x7FFFFFFF  # folded into the keys for the first question, beside restarts 0, 1, ...
-
-
-class Ranked(Algorithm, Protocol):
-  """An algorithm that also gives something for images on which it did not succeed.
-
-  Attributes:
-    targeted: whether success is to reach the target.
-  """
-
-  @property
-  def targeted(self) -> bool: ...
-
-  def outcome(self, state: Any) -> tuple[jax.Array, jax.Array]:
-    """The image to return (B, H, W, C) and how good it is (B,), higher is better."""
-    ...
-
-
 def attack(
-  algorithm: Ranked,
+  algorithm: Algorithm,
   inputs: Inputs,
   key: Any,
   *,
@@ -281,13 +272,13 @@ def attack(
   keep_clean: bool | None = None,
   query_batch: int | None = None,
 ) -> jax.Array:
-  """Attacks every image.
+  """Attacks every image; under a trace too.
 
   Args:
     algorithm: what to run.
     inputs: from `check_inputs`.
-    key: PRNG key; image i gets `fold_in(key, i)`, whatever the chunks.
-    restarts: runs; the best outcome is kept, a success before any other.
+    key: PRNG key; image i gets `fold_in(key, i)`, whatever the batches.
+    restarts: runs, one after another; the best outcome is kept, a success before any other.
     stop_early: leave an image alone once it is adversarial.
     keep_clean: return an image that is misclassified from the start as it is; by default with
       `stop_early`.
@@ -305,29 +296,89 @@ def attack(
     check_count('query_batch', query_batch)
   if not len(inputs.images):
     return inputs.images
-  loss = cast(losses.LossName, getattr(algorithm, 'loss', 'margin'))
-  if callable(loss):  # it knows no success
+  if callable(getattr(algorithm, 'loss', None)):  # a loss of one's own knows no success
     stop_early = keep_clean = False
-  keep_clean = stop_early if keep_clean is None else keep_clean
   keys = image_keys(check_key(key), inputs.images.shape[0])
+  keep_clean = stop_early if keep_clean is None else keep_clean
+  run = _looped if is_traced(inputs, keys) else _queued
+  return run(algorithm, inputs, keys, restarts, stop_early, keep_clean, query_batch)
+
+
+def _queued(algorithm, inputs: Inputs, keys, restarts, stop_early, keep_clean, query_batch):
+  """The attack on the host, through slots."""
+  given = (inputs.images, inputs.labels, inputs.eps, inputs.targets)
+  images, labels, eps, targets = jax.tree.map(np.asarray, given)
+  found, count = Found.nothing(images), len(images)
+  if keep_clean:
+    done = _done_already(algorithm, inputs, keys, query_batch)
+    # Nothing is better than an image that fools by itself.
+    found.score[done], found.success[done] = np.inf, True
+  data = Keys.of(keys)
+  row = functools.partial(_row_cost, algorithm, inputs.model, images, data)
+  sizes = Sizes(min(query_batch or count, count), row, grain_of(inputs.model, GRAIN))
+  for index in range(restarts):
+    left = np.flatnonzero(~found.success if stop_early else found.score < np.inf)
+    if not len(left):
+      break
+    jobs = _restart(images, labels, eps, targets, data, left, index)
+    part = run_jobs(algorithm, inputs.model, jobs, sizes=sizes, stop_early=stop_early)
+    found = _merged(found, part, left)
+  count_queries(found.steps * algorithm.queries_per_step)
+  return jnp.asarray(found.adv)
+
+
+def _restart(images, labels, eps, targets, keys: Keys, left: np.ndarray, index: int) -> Jobs:
+  """One run of each of the images that are left, whose numbers are `left`."""
+  if targets is not None:
+    targets = (targets if targets.ndim == 1 else targets[:, index % targets.shape[1]])[left]
+  return Jobs(
+    images=images[left],
+    labels=jax.tree.map(lambda labels: labels[left], labels),
+    eps=eps[left],
+    image=np.arange(len(left)),
+    targets=targets,
+    number=np.full(len(left), index, np.int32),
+    keys=Keys(keys.data[left], keys.impl),
+  )
+
+
+def _done_already(algorithm: Algorithm, inputs: Inputs, keys, query_batch) -> np.ndarray:
+  """Which of the images fool as they are, bool (B,).
+
+  Raises:
+    UserError: the model's logits of some are not numbers.
+  """
 
   def chunk(arrays):
-    (images, labels, _, chunk_keys, targets), numbers = arrays
+    images, labels, targets, chunk_keys = arrays
+    return _clean_success(algorithm, inputs.model, images, labels, targets, chunk_keys)
+
+  arrays = (inputs.images, inputs.labels, _of_restart(inputs.targets, 0), keys)
+  logits, done = in_chunks(chunk, arrays, query_batch)
+  check_defined(undefined_logits(np.asarray(logits)), logits.shape[1])
+  return np.asarray(done)
+
+
+def _clean_success(algorithm, model, images, labels, targets, keys):
+  loss = cast(losses.LossName, getattr(algorithm, 'loss', 'margin'))
+  logits = clean_logits(model, images, keys, losses.takes_outputs(loss))
+  return logits, _success(loss, logits, labels, targets, algorithm.targeted)
+
+
+def _looped(algorithm, inputs: Inputs, keys, restarts, stop_early, keep_clean, query_batch):
+  """The attack as one loop, for use inside another compiled function."""
+
+  def chunk(arrays):
+    images, labels, eps, chunk_keys, targets = arrays
     done = jnp.zeros(images.shape[:1], bool)
     if keep_clean:
-      logits = clean_logits(inputs.model, images, chunk_keys, losses.takes_outputs(loss))
-      if is_known(logits):
-        check_defined(undefined_logits(np.asarray(logits)), logits.shape[1], numbers)
-      done = _success(loss, logits, labels, _of_restart(targets, 0), algorithm.targeted)
-      if is_known(done) and done.all():
-        return images, jnp.zeros(images.shape[:1], jnp.int32)
-    return _restarts(algorithm, inputs.model, *arrays[0], done, restarts, stop_early)
+      first = _of_restart(targets, 0)
+      _, done = _clean_success(algorithm, inputs.model, images, labels, first, chunk_keys)
+    run = (algorithm, inputs.model, images, labels, eps, chunk_keys, targets)
+    return _restarts(*run, done, restarts, stop_early)
 
   arrays = (inputs.images, inputs.labels, inputs.eps, keys, inputs.targets)
-  numbers = np.arange(inputs.images.shape[0])
-  adv, queries = in_chunks(chunk, (arrays, numbers), query_batch)
-  count_queries(queries)
-  return adv
+  return in_chunks(chunk, arrays, query_batch)
 
 
 @functools.partial(jax.jit, static_argnames='outputs')
@@ -348,7 +399,7 @@ def clean_logits(
 
 @functools.partial(jax.jit, static_argnames=('algorithm', 'restarts', 'stop_early'))
 def _restarts(
-  algorithm: Ranked,
+  algorithm: Algorithm,
   model: Partial,
   images: jax.Array,
   labels: jax.Array,
@@ -368,13 +419,12 @@ def _restarts(
     state = run_from(algorithm, model, state, stop_early)
     image, new = algorithm.outcome(state)
     better = jnp.where(state.success == success, new > score, state.success) & ~settled
-    asked = jnp.where(settled, 0, state.iteration)
-    return select(better, (image, new, state.success), kept), asked
+    return select(better, (image, new, state.success), kept), None
 
   # Nothing is better than an image that fools by itself.
   score = jnp.where(done, jnp.inf, -jnp.inf)
-  (best, _, _), asked = lax.scan(once, (images, score, done), jnp.arange(restarts))
-  return best, jnp.sum(asked, axis=0)
+  (best, _, _), _ = lax.scan(once, (images, score, done), jnp.arange(restarts))
+  return best
 
 
 _success = jax.jit(losses.success_of, static_argnums=(0, 4))
@@ -418,7 +468,7 @@ def keep_nearest(
 
 
 def attack_minimum(
-  algorithm: Ranked, inputs: Inputs, key: Any, query_batch: int | None, stop_early: bool = False
+  algorithm: Algorithm, inputs: Inputs, key: Any, query_batch: int | None, stop_early: bool = False
 ) -> jax.Array:
   """Runs an attack of minimum norm; an image that is misclassified already stays as it is.
 

@@ -19,7 +19,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from rest_jax.attacks.auto_pgd import APGD
-from rest_jax.attacks.driver import Runs, Target, attack_images, make_target, wrong_already
+from rest_jax.attacks.driver import Runs, Target, attack_images, make_target
 from rest_jax.attacks.fast_adaptive_boundary import FAB
 from rest_jax.attacks.queries import is_random
 from rest_jax.attacks.square_attack import Square
@@ -48,6 +48,7 @@ class Record(NamedTuple):
     fooled: how many of them it fooled.
     robust_accuracy: share of all images that are correct after it.
     steps: steps taken, over all images.
+    rows: that were stepped for it, those of idle slots too; `steps / rows` is the useful share.
     seconds: time it took, compilation included.
   """
 
@@ -56,6 +57,7 @@ class Record(NamedTuple):
   fooled: int
   robust_accuracy: float
   steps: int
+  rows: int
   seconds: float
 
 
@@ -186,7 +188,7 @@ def _cascade(
   target: Target, names: tuple[str, ...], norm: Norm, version: str, progress: Progress | None
 ) -> Report:
   begin = time.perf_counter()
-  correct = ~wrong_already(target)
+  correct = ~target.wrong_already()
   robust, adv = correct.copy(), target.images.copy()
   fooled_by, records = [''] * len(robust), []
   for name in names:
@@ -206,7 +208,8 @@ def _cascade(
       fooled_by[image] = name
     seconds = time.perf_counter() - start
     steps = int(found.steps.sum())
-    records.append(Record(name, len(which), len(hit), _mean(robust), steps, seconds))
+    counts = (len(which), len(hit), _mean(robust), steps, found.rows)
+    records.append(Record(name, *counts, seconds))
   return Report(
     images=jnp.asarray(adv),
     clean_accuracy=_mean(correct),

@@ -20,7 +20,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from rest_jax.attacks import losses
-from rest_jax.attacks.algorithm import register_state, select
+from rest_jax.attacks.algorithm import Algorithm, register_state, select
 from rest_jax.attacks.ball import (
   draw_normal,
   draw_uniform,
@@ -36,7 +36,6 @@ from rest_jax.attacks.driver import (
   attack_images,
   in_batches,
   make_target,
-  still_right,
 )
 from rest_jax.attacks.losses import fooled, margin, pick
 from rest_jax.attacks.queries import ask, fold_each, logits_of
@@ -187,7 +186,7 @@ class FABState:
 
 
 @dataclasses.dataclass(frozen=True)
-class FAB:
+class FAB(Algorithm):
   """The algorithm and its settings, in the protocol `algorithm.Algorithm`.
 
   Attributes:
@@ -247,6 +246,10 @@ class FAB:
       point=select(wins, state.images + self.beta * (point - state.images), point),
       distance=jnp.where(better, distance, state.distance),
     )
+
+  def outcome(self, state: FABState) -> tuple[jax.Array, jax.Array]:
+    """The nearest adversarial image, the original where there is none."""
+    return state.adv, -state.distance
 
 
 def _distance(delta, norm: Norm) -> tuple[jax.Array, float]:
@@ -404,9 +407,6 @@ def final_search(
   return lax.fori_loop(0, steps, narrow, start)[4]
 
 
-_ORDERS = {'linf': np.inf, 'l2': 2, 'l1': 1}
-
-
 def fab(
   logits_fn: Any,
   images: Any,
@@ -459,14 +459,8 @@ def fab(
   inputs = check_inputs(logits_fn, images, labels, norm=norm, eps=eps, targets=targets)
   target = make_target('fab', inputs, key, query_batch)
   runs = _runs(target, norm, int(steps), int(restarts), int(num_targets))
-  which = still_right(target)
-  found = attack_images(
-    target,
-    runs,
-    which,
-    stop_early=False,
-    distance=lambda delta: float(np.linalg.norm(delta.ravel(), _ORDERS[norm])),
-  )
+  which = target.still_right()
+  found = attack_images(target, runs, which, stop_early=False)
   adv = target.images.copy()
   adv[which] = found.adv
   which = which[found.success]

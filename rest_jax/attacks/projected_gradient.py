@@ -16,7 +16,7 @@ from jax import lax
 from jax.tree_util import Partial
 
 from rest_jax.attacks import ball, losses
-from rest_jax.attacks.algorithm import in_chunks, register_state, select
+from rest_jax.attacks.algorithm import Algorithm, in_chunks, register_state, select
 from rest_jax.attacks.ball import ascent, finish, furthest, normalize, project, random_start, usable
 from rest_jax.attacks.driver import attack
 from rest_jax.attacks.losses import LossName, loss_inputs, loss_name
@@ -48,7 +48,7 @@ class PGDState:
 
 
 @dataclasses.dataclass(frozen=True)
-class PGD:
+class PGD(Algorithm):
   """Projected gradient ascent, with momentum on request.
 
   Attributes:

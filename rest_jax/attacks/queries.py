@@ -104,6 +104,20 @@ def logits_of(model: Partial, images: jax.Array, keys: jax.Array | None = None) 
   return as_classes(outputs_of(model, images, keys))
 
 
+def operations(model: Partial, images: jax.Array | np.ndarray, keys: jax.Array) -> float:
+  """Floating-point operations of asking for a batch, by XLA's count; 0 where it does not count.
+
+  The program is traced, not compiled.
+  """
+  found = _outputs.lower(model, images, keys).cost_analysis()
+  return float(found.get('flops', 0.0)) if isinstance(found, dict) else 0.0
+
+
+@jax.jit
+def _outputs(model: Partial, images: jax.Array, keys: jax.Array) -> Any:
+  return outputs_of(model, images, keys)
+
+
 @jax.jit
 def logits_once(model: Partial, images: jax.Array, keys: jax.Array) -> jax.Array:
   """Logits (B, K) in float32; of a random model, those that the keys (B,) give."""

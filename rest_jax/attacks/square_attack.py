@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,9 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from rest_jax.attacks import losses
-from rest_jax.attacks.algorithm import register_state, select
+from rest_jax.attacks.algorithm import Algorithm, register_state, select
 from rest_jax.attacks.ball import draw_uniform, finish, normalize, per_image, project
-from rest_jax.attacks.driver import Runs, attack_images, make_target, still_right
+from rest_jax.attacks.driver import Runs, attack_images, make_target
 from rest_jax.attacks.losses import fooled
 from rest_jax.attacks.queries import fold_each, logits_of
 from rest_jax.attacks.threat import Norm, check_choice, check_count, check_inputs
@@ -238,7 +238,7 @@ class SquareState:
 
 
 @dataclasses.dataclass(frozen=True)
-class Square:
+class Square(Algorithm):
   """The algorithm and its settings, in the protocol `algorithm.Algorithm`.
 
   Attributes:
@@ -256,6 +256,8 @@ class Square:
   p_init: float = 0.8
   loss: str = 'margin'
   rescale: bool = True
+
+  gradients: ClassVar[bool] = False
 
   @property
   def steps(self) -> int:
@@ -295,6 +297,10 @@ class Square:
       best=select(improved | (margin <= 0), candidate, state.best),
       loss=jnp.where(improved, loss, state.loss),
     )
+
+  def outcome(self, state: SquareState) -> tuple[jax.Array, jax.Array]:
+    """The adversarial image, the original where there is none."""
+    return state.adv, -state.loss
 
   def _tables(self, shape: tuple[int, ...]) -> Windows:
     return _cached_windows(shape[1], shape[2], self.norm, self.n_queries, self.p_init, self.rescale)
@@ -445,7 +451,7 @@ def square(
   algorithm = Square(
     norm, target.targeted, int(n_queries), float(p_init), loss, rescale=bool(rescale)
   )
-  which = still_right(target)
+  which = target.still_right()
   adv = target.images.copy()
   adv[which] = attack_images(target, (Runs(algorithm, int(restarts)),), which).adv
   return jnp.asarray(adv)

@@ -172,6 +172,11 @@ def _logits_shape(logits: Any) -> tuple[int, ...]:
   return tuple(logits.shape)
 
 
+def is_traced(*values: Any) -> bool:
+  """Whether any array of some pytrees is not known yet: under jit, vmap or grad."""
+  return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(values))
+
+
 def check_host(name: str, *values: Any) -> None:
   """Raises `UserError` where an attack that works on the host is called inside jit.
 
@@ -179,7 +184,7 @@ def check_host(name: str, *values: Any) -> None:
     name: of the attack.
     *values: its arguments, pytrees.
   """
-  if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(values)):
+  if is_traced(values):
     raise UserError(
       f'{name} works on the host and cannot be traced; call it outside of jit, vmap and grad, or '
       'take fgsm, pgd, mi_fgsm, apgd, cw or deepfool there'

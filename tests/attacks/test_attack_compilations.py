@@ -66,7 +66,7 @@ RUNS = {
 def test_other_weights_images_radii_and_keys_compile_nothing(name):
   with compilations() as first:
     RUNS[name](case(0), jax.random.key(0), 0.1)
-  assert any('restarts' in n or 'fgsm' in n for n in first)  # the counter counts
+  assert any('segment' in n or 'fgsm' in n for n in first)  # the counter counts
   cases = [case(seed) for seed in (1, 2)]
   keys = [jax.random.key(seed) for seed in (1, 2)]
   with compilations() as again:
@@ -82,7 +82,7 @@ def test_a_batch_in_chunks_compiles_once():
   other = case(1, 8)
   with compilations() as names:
     attacks.pgd(*other, **options)
-  assert not [n for n in names if 'restarts' in n]
+  assert not [n for n in names if 'segment' in n]
 
 
 def test_a_batch_in_which_nothing_is_correct_asks_once():
