@@ -5,6 +5,9 @@ others into that layout. The pass looks at a program's entry computation alone: 
 `lax.fori_loop`, `while_loop` or `scan` the gradient of a plain 3x3 convolution, whose kernel has I
 and O exchanged, falls back on a routine that is 4 to 12 times slower. Here every convolution,
 those of the gradients too, is written with the transposes that the pass would have made.
+
+Of few channels that routine spends most of its time on fetching patches. There some neighbouring
+outputs are computed as channels of one larger window (`_in_blocks`).
 """
 
 from __future__ import annotations
@@ -50,6 +53,11 @@ def _conv(x, kernel, window: Window) -> Any:
 
 
 def _lax_conv(x, kernel, window: Window):
+  block = _block(x, kernel, window)
+  return _plain(x, kernel, window) if block == (1, 1) else _in_blocks(x, kernel, window, block)
+
+
+def _plain(x, kernel, window: Window):
   spatial = 'HWD'[: x.ndim - 2]
   names = (f'N{spatial}C', f'{spatial}IO', f'N{spatial}C')
   return lax.conv_general_dilated(
@@ -63,6 +71,43 @@ def _lax_conv(x, kernel, window: Window):
     precision=window.precision,
     preferred_element_type=window.preferred_element_type,
   )
+
+
+def _block(x, kernel, window: Window) -> tuple[int, int]:
+  """How many neighbouring outputs to compute at once, down and across.
+
+  Measured on a core of a Xeon with AVX-512, 3x3, 32 images of 32 px, times of 1x1 over those of
+  the block: 3 to 16 channels 5.1 (2x2), 16 to 3 channels 2.1 (2x2), 8 to 8 3.2 (2x2), 16 to 16 1.7
+  (1x2) and 1.3 (2x2). From 32 channels on, on either side, no block is quicker.
+  """
+  sizes, channels = kernel.shape[:-2], kernel.shape[-2:]
+  if x.ndim != 4 or x.dtype != jnp.float32 or max(channels) > 16 or 0 in x.shape:
+    return 1, 1
+  steps = {*window.strides, *window.lhs_dilation, *window.rhs_dilation}
+  if steps != {1} or min(sizes) < 2 or max(sizes) > 7:
+    return 1, 1
+  out = [
+    n + lo + hi - k + 1 for n, k, (lo, hi) in zip(x.shape[1:3], sizes, window.padding, strict=True)
+  ]
+  block = (2, 2) if channels[0] * channels[1] <= 128 else (1, 2)
+  return block if all(n % b == 0 for n, b in zip(out, block, strict=True)) else (1, 1)
+
+
+def _in_blocks(x, kernel, window: Window, block: tuple[int, int]):
+  """The same, a block of outputs as the channels of one output of a window that holds them all.
+
+  What is not of an output's own window is multiplied by 0: what is not finite spreads there.
+  """
+  rows, columns = block
+  shifted = [
+    jnp.pad(kernel, ((i, rows - 1 - i), (j, columns - 1 - j), (0, 0), (0, 0)))
+    for i in range(rows)
+    for j in range(columns)
+  ]
+  out = _plain(x, jnp.concatenate(shifted, -1), window._replace(strides=block))
+  count, down, across, _ = out.shape
+  out = jnp.moveaxis(out.reshape(count, down, across, rows, columns, -1), 3, 2)
+  return out.reshape(count, down * rows, across * columns, -1)
 
 
 def _conv_fwd(x, kernel, window: Window):

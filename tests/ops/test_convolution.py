@@ -6,10 +6,12 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rest_jax import ops
+from rest_jax.ops import canonical
 from rest_jax.ops.canonical import Window, canonical_conv
 
 
@@ -92,6 +94,38 @@ def test_canonical_is_laxs_for_any_window(dims, strides, padding, lhs_dilation, 
     out, vjp = jax.vjp(conv, x, kernel)
     results.append((out, *vjp(jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape))))
   chex.assert_trees_all_equal_shapes_and_dtypes(*results)
+  chex.assert_trees_all_close(*results, atol=3e-5, rtol=3e-5)
+
+
+@pytest.mark.parametrize(
+  ('channels', 'kernel_size', 'padding', 'block'),
+  [
+    ((3, 16), (3, 3), ((1, 1), (1, 1)), (2, 2)),
+    ((16, 16), (3, 2), ((1, 1), (0, 1)), (1, 2)),
+    ((16, 3), (2, 5), ((0, 1), (3, 1)), (2, 2)),
+    ((4, 4), (3, 3), ((0, 0), (1, 1)), (2, 2)),
+    ((4, 4), (3, 3), ((1, 1), (1, 0)), (1, 1)),  # an odd number of outputs
+    ((32, 3), (3, 3), ((1, 1), (1, 1)), (1, 1)),
+    ((4, 4), (1, 1), ((0, 0), (0, 0)), (1, 1)),
+  ],
+)
+def test_of_few_channels_several_outputs_are_computed_at_once(
+  channels, kernel_size, padding, block
+):
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(size=(2, 6, 8, channels[0])), jnp.float32)
+  kernel = jnp.asarray(rng.normal(size=(*kernel_size, *channels)), jnp.float32)
+  window = Window((1, 1), padding, (1, 1), (1, 1))
+  assert canonical._block(x, kernel, window) == block
+  results = []
+  for conv in (canonical_conv, canonical._plain):
+
+    @jax.jit
+    def everything(x, kernel, conv=conv):
+      out, vjp = jax.vjp(lambda x, k: conv(x, k, window), x, kernel)
+      return (out, *vjp(jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape)))
+
+    results.append(everything(x, kernel))
   chex.assert_trees_all_close(*results, atol=3e-5, rtol=3e-5)
 
 
