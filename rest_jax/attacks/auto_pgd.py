@@ -287,7 +287,7 @@ class APGD(Algorithm):
     hit &= table.radius == 1
     best_loss = jnp.where(higher, answer.losses, state.best_loss)
     # The published count compares the first move's loss with a 0, not with the start's.
-    zero = losses.zero_of(self.loss)
+    zero = losses.zero_of(self.loss, state.labels, state.targets)
     rises = state.rises + (answer.losses > state.last_loss).astype(jnp.float32)
     return dataclasses.replace(
       state,

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from rest_jax.attacks import losses
 from rest_jax.attacks.auto_pgd import APGD
 from rest_jax.attacks.driver import Runs, Target, attack_images, make_target
 from rest_jax.attacks.fast_adaptive_boundary import FAB
@@ -198,7 +199,7 @@ def _cascade(
     start = time.perf_counter()
     found = attack_images(
       target,
-      member(name, norm, version, target.num_classes),
+      member(name, norm, version, target.num_classes, is_random(target.model)),
       which,
       progress=_named(progress, name),
     )
@@ -222,18 +223,21 @@ def _cascade(
   )
 
 
-def member(name: str, norm: Norm, version: str, num_classes: int) -> tuple[Runs, ...]:
-  """The runs of one of `MEMBERS`, with a version's settings."""
+def member(
+  name: str, norm: Norm, version: str, num_classes: int, random: bool = False
+) -> tuple[Runs, ...]:
+  """The runs of one of `MEMBERS`, with a version's settings, on a model that may be random."""
   number, plus = MEMBERS.index(name), version == 'plus'
   # In L1 the standard version begins with larger radii, restarts and takes fewer targets.
   l1 = norm == 'l1' and version == 'standard'
   others = num_classes - 1
   if name == 'apgd_t':
-    loss = 'dlr_targeted' if num_classes > 3 else 'margin_targeted'
+    loss = _first_loss(num_classes, random, 'dlr_targeted') if others > 2 else 'margin_targeted'
     attack = APGD(norm, loss=loss, large_radii=l1)
     return (Runs(attack, num_targets=min(5 if l1 else 9, others), number=number),)
   if name.startswith('apgd'):
-    loss = 'ce' if name == 'apgd_ce' else 'dlr' if num_classes > 2 else 'margin'
+    first = _first_loss(num_classes, random, 'ce')
+    loss = first if name == 'apgd_ce' else 'dlr' if num_classes > 2 else 'margin'
     return (Runs(APGD(norm, loss=loss, large_radii=l1), 5 if plus or l1 else 1, number=number),)
   if name == 'fab_t':
     return (Runs(FAB(norm, to_target=True), num_targets=min(9, others), number=number),)
@@ -241,6 +245,14 @@ def member(name: str, norm: Norm, version: str, num_classes: int) -> tuple[Runs,
     again = Runs(FAB(norm, random_start=True), 4, number=number)
     return (Runs(FAB(norm), number=number), again) if plus else (Runs(FAB(norm), number=number),)
   return (Runs(Square(norm, rescale=False), number=number),)
+
+
+def _first_loss(num_classes: int, random: bool, alone: str) -> str:
+  """That of APGD on cross-entropy and on targeted DLR, as one where they can be one program.
+
+  A random model's gradients of the two are averaged over its draws in different ways.
+  """
+  return alone if random or num_classes < 4 else losses.CE_OR_DLR
 
 
 def _named(progress: Progress | None, name: str):

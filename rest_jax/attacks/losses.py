@@ -43,6 +43,9 @@ MIN_CLASSES = {
 }
 # Of models whose outputs are decisions, each by itself, which a sigmoid turns into probabilities.
 SIGMOID = {'ce': 'sigmoid_ce', 'margin': 'sigmoid_margin'}
+# The cross-entropy of images whose target is their label, which stands for none, and the targeted
+# DLR of others: with it two attacks of AutoAttack are one program, of which compiling takes long.
+CE_OR_DLR = 'ce or dlr_targeted'
 _SMALL = 0.5  # spread of logits below which the mean of their exponentials is taken less 1
 
 
@@ -135,6 +138,16 @@ def dlr_reaching(logits: jax.Array, targets: jax.Array) -> jax.Array:
   return _ratio(-margin(logits, targets), first - 0.5 * (third + fourth))
 
 
+def ce_or_dlr(logits: jax.Array, labels: jax.Array, targets: jax.Array) -> jax.Array:
+  """`log_odds` of the images whose target is their label, `dlr_targeted` of the others."""
+  plain = targets == labels
+  # Each is given logits that it is harmless on where it is not meant: 0 times its gradient is 0.
+  harmless = jnp.broadcast_to(jnp.arange(logits.shape[1], dtype=logits.dtype), logits.shape)
+  entropy = log_odds(jnp.where(plain[:, None], logits, harmless), labels)
+  ratio = dlr_targeted(jnp.where(plain[:, None], harmless, logits), labels, targets)
+  return jnp.where(plain, entropy, ratio)
+
+
 def sigmoid_margin(logits: jax.Array, labels: jax.Array) -> jax.Array:
   """Of K decisions by the sign of their logits, labels (B, K) of 0 and 1: the worst one's."""
   return jnp.max(_against(logits, labels), axis=1)
@@ -189,8 +202,10 @@ class Loss:
     return loss_of(self.name, logits, self.labels, self.targets, self.targeted)
 
 
-def zero_of(name: LossName) -> float:
-  """What stands for a published loss of 0 among the values of `loss_of`."""
+def zero_of(name: LossName, labels: Any, targets: Any) -> jax.Array | float:
+  """What stands for a published loss of 0 among the values of `loss_of`, one or (B,)."""
+  if name == CE_OR_DLR:
+    return jnp.where(targets == labels, -jnp.inf, 0.0)
   return {'ce': -math.inf, 'ce_targeted': math.inf}.get(name, 0.0) if isinstance(name, str) else 0.0
 
 
@@ -228,10 +243,12 @@ def loss_of(
   }
   if name in plain:
     return plain[name](logits, labels)
-  if name not in MIN_CLASSES:
+  if name not in (*MIN_CLASSES, CE_OR_DLR):
     raise UserError(f'unknown loss {name!r}; there are {", ".join(MIN_CLASSES)}')
   if targets is None:
     raise UserError(f'the loss {name!r} needs targets, one class an image')
+  if name == CE_OR_DLR:
+    return ce_or_dlr(logits, labels, targets)
   if name == 'ce_targeted':
     return -log_odds(logits, targets)
   if name == 'margin_targeted':

@@ -141,6 +141,10 @@ def test_settings_of_the_versions():
   assert settings('apgd_t', classes=4) == [('linf', 1, 3)]
   assert member('apgd_t', 'l1', 'standard', 10)[0].algorithm.large_radii
   assert not member('apgd_t', 'l1', 'plus', 10)[0].algorithm.large_radii
+  joined = [member(name, 'l2', 'standard', 10)[0].algorithm for name in ('apgd_ce', 'apgd_t')]
+  assert joined[0] == joined[1]  # one program
+  alone = [member(n, 'l2', 'plus', 10, random=True)[0].algorithm.loss for n in MEMBERS[:3]]
+  assert alone == ['ce', 'dlr', 'dlr_targeted']
   assert member('apgd_t', 'l2', 'standard', 3)[0].algorithm.loss == 'margin_targeted'
   assert member('apgd_dlr', 'l2', 'rand', 2)[0].algorithm.loss == 'margin'
   assert not member('square', 'l2', 'standard', 10)[0].algorithm.rescale

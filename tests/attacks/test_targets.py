@@ -131,3 +131,26 @@ def test_two_and_three_classes_take_the_margin():
     for loss in ('dlr_targeted', 'dlr'):
       adv = attacks.apgd(model, images, labels, key=KEY, eps=0.4, steps=10, loss=loss)
       assert (np.asarray(model(adv)).argmax(axis=1) != labels).all()
+
+
+def test_two_losses_as_one_are_each_of_them():
+  """Values and gradients, of logits too that are infinite or equal for the other loss."""
+  logits = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
+  logits[0, 1] = logits[3, 1] = -np.inf
+  logits[1], logits[4] = 2.0, 300 * logits[4]
+  labels = jnp.asarray([0, 1, 2, 0, 1, 2])
+  targets = jnp.asarray([0, 1, 2, 3, 4, 0])
+
+  def gradient(loss):
+    return jax.jit(jax.value_and_grad(lambda z: jnp.sum(jnp.where(mask, loss(z), 0.0))))(logits)
+
+  for plain, name in ((True, 'ce'), (False, 'dlr_targeted')):
+    mask = (targets == labels) == plain
+    both = gradient(lambda z: losses.loss_of(losses.CE_OR_DLR, z, labels, targets))
+    alone = gradient(lambda z, name=name: losses.loss_of(name, z, labels, targets, targeted=False))
+    np.testing.assert_allclose(both[0], alone[0], rtol=1e-6)
+    np.testing.assert_allclose(both[1][mask], alone[1][mask], rtol=1e-5)
+    assert np.isfinite(both[1][:3]).all() and not np.asarray(both[1][~mask]).any()
+  np.testing.assert_array_equal(
+    losses.zero_of(losses.CE_OR_DLR, labels, targets), [-np.inf] * 3 + [0] * 3
+  )
