@@ -25,7 +25,7 @@ def main() -> int:
     return 0
   try:
     if parsed.evaluate:
-      from rest_jax.explain.evaluation import evaluate
+      from rest_jax.explain.evaluate import evaluate
 
       return evaluate(parsed)
     from rest_jax.explain.run import explain_pictures

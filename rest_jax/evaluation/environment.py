@@ -39,6 +39,19 @@ def describe_devices() -> str:
   return f'{len(devices)} x {kind}'
 
 
+def devices_used(most: int) -> str:
+  """Returns the devices of this process that `most` pieces of work can be shared over.
+
+  Args:
+    most: pieces that one device takes at a time.
+
+  Returns:
+    For example '4 x NVIDIA H200'.
+  """
+  devices = jax.local_devices()
+  return f'{min(len(devices), most)} x {devices[0].device_kind}'
+
+
 def environment() -> dict[str, Any]:
   """Returns what `environment.json` holds; all values are JSON."""
   return {

@@ -19,13 +19,13 @@ class Interval(NamedTuple):
 
   Attributes:
     value: the share or the mean; a float, or an array (columns,) of several.
-    low: end of the interval.
-    high: end of the interval.
+    low: end of the interval; NaN where there is none.
+    high: likewise.
   """
 
   value: Any
-  low: Any
-  high: Any
+  low: Any = math.nan
+  high: Any = math.nan
 
   @property
   def mean(self) -> Any:

@@ -1,11 +1,11 @@
-"""What an evaluation is about: model, methods, data, records. Part of the script explain.py."""
+"""What `explain.py --evaluate` is about: model, methods, images, records. Part of the script."""
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,42 +14,26 @@ import numpy as np
 from rest_jax.data.source import ImageSource
 from rest_jax.data.sources import JudgedData
 from rest_jax.errors import UserError
+from rest_jax.evaluation.batches import Images
+from rest_jax.evaluation.fingerprint import pin
+from rest_jax.evaluation.records import RESULTS, Records
 from rest_jax.explain import choices
 from rest_jax.explain.command import Command
 from rest_jax.explain.metrics import box_masks
 from rest_jax.explain.pictures import placement
-from rest_jax.explain.records import Records
 from rest_jax.explain.run import check_layer
 from rest_jax.files import make_folder
 from rest_jax.models.classifier import Classifier
 from rest_jax.opening import check_data, open_judged, read_examples
+from rest_jax.text import plural
 
 BASELINES = ('centre', 'random')
-SANITY = -1  # number of the "batch" that holds the sanity check
+_SANITY = ':sanity'  # ends the label of a method's sanity check
 # What a table over hundreds of images can afford; all else as the methods' defaults are.
 BUDGETS: Mapping[str, Mapping[str, Any]] = {
   'rise': {'masks': 500},
   'road': {'percentiles': (20, 50, 80)},
 }
-
-
-class Batch(NamedTuple):
-  """A piece of the split, padded to the batch size by repeating its last image.
-
-  Attributes:
-    number: from 0.
-    count: images before the padding.
-    images: (B, H, W, 3) float32 in [0, 1].
-    labels: int (B,).
-    masks: bool (B, H, W) of the objects, empty where one has none or is cropped away; None where
-      the data set has none.
-  """
-
-  number: int
-  count: int
-  images: np.ndarray
-  labels: np.ndarray
-  masks: np.ndarray | None
 
 
 class Study(NamedTuple):
@@ -75,10 +59,22 @@ class Study(NamedTuple):
   records: Records
   line: str
 
-  @property
-  def batches(self) -> int:
-    """How many batches there are."""
-    return -(-self.count // self.command.batch_size)
+  def pieces(self) -> Iterator[Images]:
+    """The images, a batch a piece: the draws of methods with chance go by the place in a batch."""
+    size = self.command.batch_size
+    for first in range(0, self.count, size):
+      indices = range(first, min(first + size, self.count))
+      yield Images(indices, read=functools.partial(_read, self, indices))
+
+  def cases(self, piece: Images) -> list[str]:
+    """What is measured on a piece: the baselines, the methods, on the first their sanity checks."""
+    checks = [sanity_of(method) for method in self.methods] if piece.indices[0] == 0 else []
+    return [*BASELINES, *self.methods, *checks]
+
+
+def sanity_of(method: str) -> str:
+  """The label of a method's sanity check."""
+  return f'{method}{_SANITY}'
 
 
 def open_study(command: Command) -> Study:
@@ -109,21 +105,30 @@ def open_study(command: Command) -> Study:
     limit=command.limit or sys.maxsize,  # in an order that a smaller limit began
     seed=command.seed,
   )
-  classifier, sample = judged.classifier, judged.sample
-  options = {
-    name: {**BUDGETS.get(name, {}), **choices.method_options(name, command)} for name in methods
-  }
-  if 'group_cam' in methods and command.variant is None:
-    options['group_cam:latest'] = options['group_cam'] | {'variant': 'latest'}
-  settings = _settings(command, classifier, judged.data)
+  classifier, sample, options = judged.classifier, judged.sample, _options(methods, command)
   make_folder(command.output)
-  records = Records(command.output / 'results.jsonl', settings)
+  records = Records(
+    command.output / RESULTS,
+    _settings(command, judged.data),
+    model=pin(classifier, classifier.config.to_json()),
+    place='--output',
+  )
   return Study(
     command, classifier, tuple(options), options, sample, len(sample), records, judged.line
   )
 
 
-def _settings(command: Command, classifier: Classifier, data: JudgedData) -> dict[str, Any]:
+def _options(methods: Sequence[str], command: Command) -> dict[str, dict[str, Any]]:
+  """What each method is called with; Group-CAM in its other variant too, where none is asked."""
+  options = {
+    name: {**BUDGETS.get(name, {}), **choices.method_options(name, command)} for name in methods
+  }
+  if 'group_cam' in methods and command.variant is None:
+    options['group_cam:latest'] = options['group_cam'] | {'variant': 'latest'}
+  return options
+
+
+def _settings(command: Command, data: JudgedData) -> dict[str, Any]:
   """What the numbers depend on, but for the methods and how many images: those may grow."""
   names = ('data', 'layer', 'groups', 'variant', 'seed', 'batch_size')
   budgets = {name: dict(budget) for name, budget in BUDGETS.items()}
@@ -131,29 +136,40 @@ def _settings(command: Command, classifier: Classifier, data: JudgedData) -> dic
     **{name: getattr(command, name) for name in names},
     'split': data.split,
     'files': data.digest,
-    'model': fingerprint(classifier),
     'budgets': budgets,
   }
 
 
-def fingerprint(classifier: Classifier) -> str:
-  """A hash of a classifier's configuration and weights, hexadecimal."""
-  digest = hashlib.sha256(classifier.config.to_json().encode())
-  for path, leaf in jax.tree_util.tree_leaves_with_path(classifier.variables):
-    digest.update(jax.tree_util.keystr(path).encode())
-    digest.update(np.ascontiguousarray(leaf).tobytes())
-  return digest.hexdigest()
+# ---- Images -------------------------------------------------------------------------------------
+
+_logits = jax.jit(lambda classifier, images: classifier(images))
 
 
-def read_batch(study: Study, number: int) -> Batch:
-  """Reads a batch of the split as the classifier sees it."""
-  size = study.command.batch_size
-  first = number * size
-  count = min(size, study.count - first)
-  images, labels, examples = read_examples(study.source, study.classifier, first, count)
+def _read(study: Study, indices: range) -> dict[str, np.ndarray | None]:
+  """Images as the classifier sees them, their labels, the pixels of objects, the logits.
+
+  Returns:
+    'images' (N, H, W, 3) float32 in [0, 1]; 'labels' int (N,); 'masks' bool (N, H, W), empty where
+    an image has none or it is cropped away, None where the data set has none; 'logits' (N, K).
+  """
+  count, size = len(indices), study.command.batch_size
+  images, labels, examples = read_examples(study.source, study.classifier, indices[0], count)
+  padded = images[np.minimum(np.arange(size), count - 1)]
+  logits = np.asarray(_logits(study.classifier, padded))[:count]
+  _check_finite(logits, indices[0] // size)
   masks = _masks(study.classifier, examples)
-  rows = np.minimum(np.arange(size), count - 1)
-  return Batch(number, count, images[rows], labels[rows], masks if masks is None else masks[rows])
+  return {'images': images, 'labels': labels, 'masks': masks, 'logits': logits}
+
+
+def _check_finite(logits: np.ndarray, number: int) -> None:
+  """Refuses a model of which there is nothing to measure."""
+  wrong = ~np.isfinite(logits)
+  if wrong.any():
+    images = plural(int(wrong.any(axis=1).sum()), 'image')
+    raise UserError(
+      f'{wrong.sum()} of {plural(wrong.size, "logit")} that the model gives in batch {number + 1} '
+      f'are not finite ({images}), so there are no decisions to measure; check its weights'
+    )
 
 
 def _masks(classifier: Classifier, examples: Sequence[Mapping[str, Any]]) -> np.ndarray | None:

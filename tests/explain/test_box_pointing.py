@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from rest_jax.data.box_files import Boxes
-from rest_jax.explain.measuring import _numbers
 from rest_jax.explain.study import _box_mask, _masks
 from rest_jax.models.preprocess import preprocess
 
@@ -53,4 +52,3 @@ def test_objects_that_are_not_there_are_empty_and_not_counted():
   assert masks is not None and masks.any((1, 2)).tolist() == [True, False, False]
   assert masks[0].sum() == 2 * 16
   assert _masks(classifier('squash', 1.0), [{'image': pixels}]) is None
-  assert _numbers(np.array([1.0, np.nan, 0.0])) == [1.0, None, 0.0]

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import math
 import threading
 
 import jax
@@ -11,56 +10,30 @@ import pytest
 from PIL import Image
 
 from rest_jax.errors import UserError
-from rest_jax.explain import command, evaluation, evaluation_results, measuring, report, study
-from rest_jax.explain.records import Records
-from rest_jax.explain.report import Estimate, Row
+from rest_jax.evaluation.intervals import Interval
+from rest_jax.evaluation.records import RESULTS
+from rest_jax.explain import command, evaluate, table
+from rest_jax.explain.table import Row
 from rest_jax.models.classifier import Classifier
 from rest_jax.models.registry import create_model
 
 ROWS = [
-  Row('grad_cam', {'insertion': Estimate(0.61, 0.5, 0.7), 'deletion': Estimate(0.1, 0.05, 0.2)}),
-  Row('group_cam', {'insertion': Estimate(0.6101, 0.5, 0.7), 'deletion': Estimate(0.2, 0.1, 0.3)}),
-  Row('centre', {'insertion': Estimate(0.9, 0.8, 1.0)}, baseline=True),
+  Row('grad_cam', {'insertion': Interval(0.61, 0.5, 0.7), 'deletion': Interval(0.1, 0.05, 0.2)}),
+  Row('group_cam', {'insertion': Interval(0.6101, 0.5, 0.7), 'deletion': Interval(0.2, 0.1, 0.3)}),
+  Row('centre', {'insertion': Interval(0.9, 0.8, 1.0)}, baseline=True),
 ]
 
 
-def test_records_go_on_after_a_torn_line(tmp_path):
-  path = tmp_path / 'results.jsonl'
-  records = Records(path, {'seed': 1, 'budget': (1, 2)})
-  records.add('rise', 0, {'count': 3})
-  with path.open('a') as file:
-    file.write('{"method": "rise", "ba')  # killed here
-  again = Records(path, {'budget': [1, 2], 'seed': 1})
-  assert again.get('rise', 0) == {'method': 'rise', 'batch': 0, 'count': 3}
-  assert again.get('rise', 1) is None
-  again.add('rise', 1, {'count': 4})
-  assert Records(path, {'seed': 1, 'budget': (1, 2)}).get('rise', 1)['count'] == 4
-
-
-def test_records_of_other_settings_or_damaged(tmp_path):
-  path = tmp_path / 'results.jsonl'
-  Records(path, {'seed': 1, 'layer': None}).add('rise', 0, {})
-  with pytest.raises(UserError, match='other settings; they differ in layer, seed'):
-    Records(path, {'seed': 2, 'layer': 'stage2'})
-  lines = path.read_text().splitlines()
-  path.write_text('\n'.join([lines[0], 'nonsense', lines[1]]) + '\n')
-  with pytest.raises(UserError, match='damaged in line 2'):
-    Records(path, {'seed': 1, 'layer': None})
-  path.write_text('[]\n')
-  with pytest.raises(UserError, match='no file of an evaluation'):
-    Records(path, {})
-
-
 def test_best_is_judged_as_printed_and_without_baselines():
-  assert report.best_methods(ROWS, 'insertion') == ['grad_cam', 'group_cam']
-  assert report.best_methods(ROWS, 'deletion') == ['grad_cam']
-  assert report.best_methods(ROWS, 'pointing') == []
-  near = [Row('a', {'sanity': Estimate(-0.2)}), Row('b', {'sanity': Estimate(0.1)})]
-  assert report.best_methods(near, 'sanity') == ['b']
+  assert table.best_methods(ROWS, 'insertion') == ['grad_cam', 'group_cam']
+  assert table.best_methods(ROWS, 'deletion') == ['grad_cam']
+  assert table.best_methods(ROWS, 'pointing') == []
+  near = [Row('a', {'sanity': Interval(-0.2)}), Row('b', {'sanity': Interval(0.1)})]
+  assert table.best_methods(near, 'sanity') == ['b']
 
 
 def test_markdown_csv_and_the_sentence_on_group_cam(tmp_path):
-  report.write_report(tmp_path, ROWS, ['A note.'], {'images': 3})
+  table.write_report(tmp_path, ROWS, ['A note.'], {'images': 3})
   lines = (tmp_path / 'table.md').read_text().splitlines()
   assert lines[0] == '| method | insertion AUC ↑ | deletion AUC ↓ |'
   assert lines[2] == '| Grad-CAM | **0.610** [0.500, 0.700] | **0.100** [0.050, 0.200] |'
@@ -70,7 +43,7 @@ def test_markdown_csv_and_the_sentence_on_group_cam(tmp_path):
   assert float(rows[0]['insertion_low']) == 0.5 and rows[2]['deletion'] == ''
   plain = json.loads((tmp_path / 'table.json').read_text())
   assert plain['setup'] == {'images': 3} and plain['rows'][2]['baseline'] is True
-  assert report.standing(ROWS, 'group_cam') == (
+  assert table.standing(ROWS, 'group_cam') == (
     'Group-CAM is the best in insertion AUC; not in deletion AUC (Grad-CAM).'
   )
 
@@ -106,10 +79,10 @@ def run(root, output, *more, method='grad_cam'):
   flags |= {'--batch_size': '2', '--layer': 'stage1', '--query_batch': '16'}
   flags |= {'--output': str(output)} | dict(zip(more[::2], more[1::2], strict=True))
   words = [word for flag in flags.items() for word in flag]
-  return evaluation.evaluate(command.parse(['explain.py', '--evaluate', *words], ''))
+  return evaluate.evaluate(command.parse(['explain.py', '--evaluate', *words], ''))
 
 
-def table(output):
+def values_of(output):
   rows = json.loads((output / 'table.json').read_text())['rows']
   return {row['method']: row['values'] for row in rows}
 
@@ -130,7 +103,7 @@ def one_device(patch):
 
 
 def test_the_run_writes_every_measure(finished, capsys):
-  values = table(finished)
+  values = values_of(finished)
   assert set(values) == {'grad_cam', 'centre', 'random'}
   shared = {'insertion', 'deletion', 'drop', 'increase', 'road'}
   assert set(values['centre']) == shared
@@ -147,27 +120,27 @@ def test_the_run_writes_every_measure(finished, capsys):
 
 def test_a_stopped_run_goes_on_to_the_same_numbers(setting, finished, tmp_path, monkeypatch):
   one_device(monkeypatch)
-  measured = measuring.measure
+  measured = evaluate.measure
 
-  def killed(of, classifier, batch, *rest):
-    if batch.number == 2:
+  def killed(classifier, batch, maps):
+    if batch.indices[0] == 4:
       raise KeyboardInterrupt
-    return measured(of, classifier, batch, *rest)
+    return measured(classifier, batch, maps)
 
-  monkeypatch.setattr(measuring, 'measure', killed)
+  monkeypatch.setattr(evaluate, 'measure', killed)
   with pytest.raises(KeyboardInterrupt):
     run(setting, tmp_path)
   assert not (tmp_path / 'table.md').exists()
   done = []
 
-  def watched(of, classifier, batch, *rest):
-    done.append(batch.number)
-    return measured(of, classifier, batch, *rest)
+  def watched(classifier, batch, maps):
+    done.extend(batch.indices.tolist())
+    return measured(classifier, batch, maps)
 
-  monkeypatch.setattr(measuring, 'measure', watched)
+  monkeypatch.setattr(evaluate, 'measure', watched)
   run(setting, tmp_path)
-  assert set(done) == {2}  # the first two batches were not measured again
-  again, before = table(tmp_path), table(finished)
+  assert sorted(done) == [4] * 3 + [5] * 3  # the first two batches were not measured again
+  again, before = values_of(tmp_path), values_of(finished)
   for method in ('grad_cam', 'centre', 'random'):
     for key, estimate in again[method].items():
       if key != 'milliseconds':
@@ -178,37 +151,39 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(setting, finished, tmp_path, 
 def test_every_device_takes_batches_and_none_is_measured_twice(setting, tmp_path, monkeypatch):
   done, together = [], threading.Barrier(3, timeout=60)
 
-  def measured(of, classifier, batch, logits, name, device):
-    (placed,) = jax.tree.leaves(classifier)[0].devices()
-    done.append((batch.number, name, device.id))
-    assert placed == device
-    if name == 'centre':
+  def measured(self, case, batch, device):
+    (placed,) = jax.tree.leaves(self._classifiers(device))[0].devices()
+    number = int(batch.indices[0]) // 2
+    done.append((number, case, device.id))
+    assert placed == device and batch['images'].shape == (2, 32, 32, 3)
+    if case == 'centre':
       together.wait()  # three batches are under way at once
-    evaluation_results.keep_examples(tmp_path, name, np.zeros((2, 32, 32)))
-    values = {'insertion': [batch.number] * batch.count, 'correct': [1.0] * batch.count}
-    return {'count': batch.count, 'seconds': None, 'queries': 0, 'values': values}
+    if number == 0:
+      table.keep_examples(tmp_path, case, np.zeros((2, 32, 32)))
+    values = {'insertion': [number] * 2, 'correct': [1.0] * 2, 'sanity': [0.5] * 2}
+    return values | {'seconds': [None] * 2, 'queries': [0] * 2}
 
-  monkeypatch.setattr(measuring, 'measure', measured)
-  monkeypatch.setattr(measuring, 'sanity', lambda *_: {'count': 2, 'values': [0.5, 0.5]})
+  monkeypatch.setattr(evaluate._Measuring, '__call__', measured)
   run(setting, tmp_path)
   expected = {(b, m) for b in range(3) for m in ('grad_cam', 'centre', 'random')}
-  assert sorted((b, m) for b, m, _ in done) == sorted(expected)
-  assert len({device for _, _, device in done}) == 3
-  assert table(tmp_path)['centre']['insertion']['mean'] == 1.0
+  assert sorted((b, m) for b, m, _ in done) == sorted([*expected, (0, 'grad_cam:sanity')])
+  assert len({device for _, _, device in done}) >= 3
+  assert values_of(tmp_path)['centre']['insertion']['mean'] == 1.0
+  setup = json.loads((tmp_path / 'table.json').read_text())['setup']
+  assert setup['device'] == '4 x cpu' and setup['accuracy'] == 1.0
 
 
 def test_more_images_reuse_what_is_there(setting, finished, tmp_path, monkeypatch):
   one_device(monkeypatch)
   run(setting, tmp_path, '--limit', '3')
   assert '3 of 6 images of 2 classes' in (tmp_path / 'table.md').read_text()
-  records = (tmp_path / 'results.jsonl').read_text().splitlines()
-  counts = [json.loads(line)['count'] for line in records[1:]]
-  assert sorted(set(counts)) == [1, 2]
+  records = (tmp_path / RESULTS).read_text().splitlines()
   run(setting, tmp_path, '--limit', '4')
-  more = (tmp_path / 'results.jsonl').read_text().splitlines()
+  more = (tmp_path / RESULTS).read_text().splitlines()
   assert more[: len(records)] == records
   again = [json.loads(line) for line in more[len(records) :]]
-  assert {line['batch'] for line in again} == {1} and {line['count'] for line in again} == {2}
+  assert {line['image'] for line in again} == {3} and len(again) == 3
+  assert values_of(tmp_path)['centre']['insertion']['mean'] != 0
 
 
 @pytest.mark.parametrize(
@@ -218,7 +193,7 @@ def test_more_images_reuse_what_is_there(setting, finished, tmp_path, monkeypatc
     (('--layer', 'stag1'), "no layer 'stag1'; did you mean .*stage1"),
     (('--method', 'rise'), 'looks at no layer'),
     (('--model', 'digit_scenes'), 'has classes even, odd, the model .* 0, 1, 2 and 7 more'),
-    (('--seed', '9'), 'other settings; they differ in seed'),
+    (('--seed', '9'), r'other settings: seed \(0 there, 9 now\); give another --output'),
   ],
 )
 def test_what_cannot_be_evaluated(setting, finished, more, message):
@@ -227,9 +202,11 @@ def test_what_cannot_be_evaluated(setting, finished, more, message):
   assert '\n' not in str(caught.value)
 
 
-def test_a_fingerprint_tells_models_apart(setting):
+def test_results_of_another_model_or_a_former_version(setting, finished, tmp_path):
   model = Classifier.load(setting / 'model')
-  other = jax.tree.map(lambda leaf: leaf + 1, model)
-  assert study.fingerprint(model) == study.fingerprint(Classifier.load(setting / 'model'))
-  assert study.fingerprint(model) != study.fingerprint(other)
-  assert math.isfinite(int(study.fingerprint(model), 16))
+  jax.tree.map(lambda leaf: leaf + 1, model).save(tmp_path / 'model')
+  with pytest.raises(UserError, match='holds results of another model; give another --output'):
+    run(setting, finished, '--model', str(tmp_path / 'model'))
+  (tmp_path / RESULTS).write_text('{"settings": {"seed": 0}}\n{"method": "rise", "batch": 0}\n')
+  with pytest.raises(UserError, match='another version of rest_jax; give another --output'):
+    run(setting, tmp_path)

@@ -1,0 +1,173 @@
+"""`explain.py --evaluate`: methods measured on a test split. Part of the script.
+
+Results do not depend on how many devices take part.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rest_jax import explain
+from rest_jax.evaluation.batches import Batch
+from rest_jax.evaluation.progress import clock, images_bar
+from rest_jax.evaluation.runner import Replicas, count_left, run
+from rest_jax.explain import metrics, table
+from rest_jax.explain.command import Command
+from rest_jax.explain.findings import paper_step
+from rest_jax.explain.metrics.sanity import initial_variables
+from rest_jax.explain.study import BASELINES, BUDGETS, Study, open_study, sanity_of
+from rest_jax.models.classifier import Classifier
+from rest_jax.text import legible, plural
+
+
+def evaluate(command: Command) -> int:
+  """Measures methods over a test split and writes the tables and examples.png.
+
+  Args:
+    command: from `command.parse`.
+
+  Returns:
+    The exit status, 0.
+
+  Raises:
+    UserError: no such model, method, layer or data set, results of other settings in the output
+      folder, or nowhere to write.
+  """
+  study = open_study(command)
+  began = time.monotonic()
+  print(legible(study.line))
+  amounts = f'{plural(len(study.methods), "method")} on {plural(study.count, "image")}'
+  print(f'{amounts} of {legible(command.data)}{_done_before(study)}')
+  total, left = _amounts(study)
+  with images_bar(total, total - left) as through:
+    run(
+      study.cases,
+      study.pieces(),
+      study.records,
+      _Measuring(study),
+      size=command.batch_size,
+      packed=False,
+      progress=through,
+    )
+  line = table.write(study)
+  print(f'{line}; this run took {clock(time.monotonic() - began)}')
+  return 0
+
+
+def _amounts(study: Study) -> tuple[int, int]:
+  """Images, each counted in each case: all, and those without a record."""
+  cases = {piece: study.cases(piece) for piece in study.pieces()}
+  total = sum(len(piece) * len(some) for piece, some in cases.items())
+  return total, sum(count_left(some, [piece], study.records) for piece, some in cases.items())
+
+
+def _done_before(study: Study) -> str:
+  """How many batches need nothing more, in words; nothing where there is none."""
+  pieces = list(study.pieces())
+  done = sum(not count_left(study.cases(piece), [piece], study.records) for piece in pieces)
+  return f', {done} of {plural(len(pieces), "batch")} done before' if done else ''
+
+
+class _Measuring:
+  """The work: all measures of a method or a baseline on a batch, or a method's sanity check."""
+
+  def __init__(self, study: Study):
+    self._study = study
+    self._classifiers = Replicas(study.classifier)
+    self._warm: set[tuple[str, Any]] = set()
+    self._checked = {sanity_of(method): method for method in study.methods}
+
+  def __call__(self, case: str, batch: Batch, device: Any) -> dict[str, Any]:
+    """Columns by measure, one value an image."""
+    classifier = self._classifiers(device)
+    if case in self._checked:
+      return {'sanity': sanity(self._study, classifier, batch, self._checked[case])}
+    maps, seconds, queries = self._maps(case, batch, classifier, device)
+    if batch.indices[0] == 0:
+      table.keep_examples(self._study.command.output, case, maps[: batch.count])
+    columns = measure(classifier, batch, maps)
+    return columns | {'seconds': [seconds] * batch.size, 'queries': [queries] * batch.size}
+
+  def _maps(
+    self, case: str, batch: Batch, classifier: Classifier, device: Any
+  ) -> tuple[np.ndarray, float | None, int]:
+    """Maps (size, H, W), seconds an image and queries."""
+    if case in BASELINES:
+      return _baseline_maps(case, batch, self._study.command.seed), None, 0
+    began = time.perf_counter()
+    explanation = _explain(self._study, classifier, batch, case)
+    maps = np.asarray(explanation.maps)
+    elapsed = time.perf_counter() - began
+    # The first batch on a device compiles; its time says nothing.
+    seconds = elapsed / len(maps) if (case, device) in self._warm else None
+    self._warm.add((case, device))
+    return maps, seconds, int(explanation.queries)
+
+
+def _explain(
+  study: Study, classifier: Classifier, batch: Batch, method: str
+) -> explain.Explanation:
+  key = jax.random.key(study.command.seed)
+  name, options = method.split(':')[0], study.options[method]
+  return explain.explain(classifier, batch['images'], name, _targets(batch), key=key, **options)
+
+
+def _targets(batch: Batch) -> np.ndarray:
+  """The predicted classes."""
+  return batch['logits'].argmax(1).astype(np.int32)
+
+
+def _baseline_maps(name: str, batch: Batch, seed: int) -> np.ndarray:
+  shape = batch['images'].shape[:3]
+  if name == 'centre':
+    return np.asarray(metrics.centre_maps(shape[0], shape[1:]))
+  number = int(batch.indices[0]) // batch.size
+  return np.random.default_rng([seed, number]).random(shape, np.float32)
+
+
+def measure(classifier: Classifier, batch: Batch, maps: np.ndarray) -> dict[str, np.ndarray]:
+  """One number an image for each measure of maps, and whether the model is right.
+
+  Args:
+    classifier: the model.
+    batch: 'images', 'labels', 'masks' and 'logits' of `Study.pieces`.
+    maps: (size, H, W) of the predicted classes.
+
+  Returns:
+    By measure, (size,) each; NaN where there is nothing to point at.
+  """
+  images, masks, targets = batch['images'], batch['masks'], _targets(batch)
+  step = paper_step(images.shape[1:3])
+  curves = metrics.insertion_deletion(classifier, images, maps, targets, pixels_per_step=step)
+  confidence = metrics.drop_increase(classifier, images, maps, targets)
+  values = {
+    'insertion': curves.insertion_auc,
+    'deletion': curves.deletion_auc,
+    'drop': confidence.drop,
+    'increase': np.asarray(confidence.increase, np.float32),
+    'road': metrics.road(classifier, images, maps, targets, **BUDGETS['road']).score,
+    'correct': np.asarray(targets == batch['labels'], np.float32),
+  }
+  if masks is not None:
+    there = np.asarray(masks.any((1, 2)))
+    marked = masks | ~there[:, None, None]
+    # Nobody can point at what is not there.
+    values['pointing'] = np.where(there, metrics.pointing_game(maps, marked), np.nan)
+    values['energy'] = np.where(there, metrics.energy_share(maps, marked), np.nan)
+  return {name: np.asarray(value) for name, value in values.items()}
+
+
+def sanity(study: Study, classifier: Classifier, batch: Batch, method: str) -> np.ndarray:
+  """Rank correlation of a method's maps with those of the same model with random weights."""
+  key = jax.random.fold_in(jax.random.key(study.command.seed), 1)
+  fresh = initial_variables(classifier, jnp.asarray(batch['images']), key)
+  untrained = dataclasses.replace(classifier, variables=fresh)
+  trained = _explain(study, classifier, batch, method).maps
+  random = _explain(study, untrained, batch, method).maps
+  return np.asarray(metrics.rank_correlation(trained, random))
