@@ -22,8 +22,8 @@ from rest_jax.errors import UserError, run_script
 from rest_jax.models import model_dir, registry
 from rest_jax.models.classifier import Classifier
 from rest_jax.models.compression import is_compressor
-from rest_jax.models.convert_tables import Target, table_for, target
-from rest_jax.models.state_dict import load_state_dict, plain_names, to_numpy, unwrap
+from rest_jax.models.pytorch_names import Target, table_for, target
+from rest_jax.models.pytorch import load_state_dict, plain_names, to_numpy, unwrap
 from rest_jax.paths import check_folder, local
 from rest_jax.text import markdown_code, plural
 

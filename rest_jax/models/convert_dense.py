@@ -20,7 +20,7 @@ from flax import linen as nn
 from rest_jax.errors import UserError
 from rest_jax.models import model_dir
 from rest_jax.models.convert_dense_tables import detectron2_table, is_constant, mmseg_table
-from rest_jax.models.convert_tables import Row, Target, target
+from rest_jax.models.pytorch_names import Row, Target, target
 from rest_jax.models.retinanet import FIRST_POSITIVES
 
 __all__ = ['from_detectron2', 'from_mmseg', 'to_detectron2', 'to_mmseg']

@@ -14,7 +14,7 @@ import numpy as np
 from flax import linen as nn
 
 from rest_jax.errors import UserError
-from rest_jax.models.convert_tables import (
+from rest_jax.models.pytorch_names import (
   COUNT,
   KERNEL,
   MATRIX,

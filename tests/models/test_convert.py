@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rest_jax.errors import UserError
-from rest_jax.models import convert_tables, create_model, model_dir
+from rest_jax.models import create_model, model_dir
+from rest_jax.models import pytorch_names
 from rest_jax.models.convert import from_pytorch, to_pytorch
 
 OFFICIAL = json.loads(
@@ -118,9 +119,9 @@ def test_resnets_go_there_and_back(name):
 
 def test_every_row_of_the_tables_serves_a_model():
   served = {
-    convert_tables.REST: ['rest_lite'],
-    convert_tables.REST_V2: ['restv2_tiny'],
-    convert_tables.RESNET: ['resnet50'],
+    pytorch_names.REST: ['rest_lite'],
+    pytorch_names.REST_V2: ['restv2_tiny'],
+    pytorch_names.RESNET: ['resnet50'],
   }
   for table, names in served.items():
     paths = [p for n in names for p in model_dir.abstract_tensors(create_model(n))]
@@ -241,4 +242,4 @@ def test_a_module_without_table_is_refused():
   with pytest.raises(UserError, match='Unknown has no table of PyTorch names'):
     from_pytorch({}, Unknown())
   with pytest.raises(UserError, match='no row for params/unheard/kernel'):
-    convert_tables.target('params/unheard/kernel', convert_tables.REST)
+    pytorch_names.target('params/unheard/kernel', pytorch_names.REST)

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rest_jax.errors import UserError
-from rest_jax.models import state_dict
-from rest_jax.models.state_dict import load_state_dict
+from rest_jax.models import pytorch
+from rest_jax.models.pytorch import load_state_dict
 
 A = {'w': np.arange(6, dtype=np.float32).reshape(2, 3), 'n': np.array(5)}
 WRAPPERS = ('state_dict', 'model', 'model_ema', 'model_state_dict')
@@ -31,7 +31,7 @@ def same(left, right):
 
 def read(content, monkeypatch, tmp_path, **options):
   """`load_state_dict` of a file whose content PyTorch would give as `content`."""
-  monkeypatch.setattr(state_dict, '_read_pth', lambda path: content)
+  monkeypatch.setattr(pytorch, '_read_pth', lambda path: content)
   (tmp_path / 'x.pth').touch()
   return load_state_dict(tmp_path / 'x.pth', **options)
 
@@ -72,7 +72,7 @@ def test_prefixes_and_wrappers_in_any_stacking(prefixes, wrappers):
   content = {''.join(prefixes) + name: array for name, array in A.items()}
   for wrapper in wrappers:
     content = {wrapper: content, 'epoch': 3}
-  same(state_dict.plain_names(state_dict.unwrap(content, 'x')), A)
+  same(pytorch.plain_names(pytorch.unwrap(content, 'x')), A)
 
 
 def test_compiled_parts_and_counters_of_profilers():
@@ -83,9 +83,9 @@ def test_compiled_parts_and_counters_of_profilers():
     'total_ops': np.zeros(1),
     'total_params': np.zeros(1),
   }
-  same(state_dict.plain_names(names), {'stage1.0.w': A['w'], 'stage1.0.b': A['n']})
+  same(pytorch.plain_names(names), {'stage1.0.w': A['w'], 'stage1.0.b': A['n']})
   with pytest.raises(UserError, match='holds w twice'):
-    state_dict.plain_names({'w': A['w'], '_orig_mod.w': A['w']})
+    pytorch.plain_names({'w': A['w'], '_orig_mod.w': A['w']})
 
 
 def test_a_prefix_of_some_names_only_is_a_name(monkeypatch, tmp_path):

@@ -34,7 +34,7 @@ from pth_writer import (
 
 from rest_jax.errors import UserError
 from rest_jax.models import pth
-from rest_jax.models.state_dict import load_state_dict
+from rest_jax.models.pytorch import load_state_dict
 
 A = {'w': np.arange(6, dtype=np.float32).reshape(2, 3), 'n': np.array(5)}
 

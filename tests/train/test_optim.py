@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from rest_jax.errors import UserError
 from rest_jax.models import create_model, model_dir
-from rest_jax.models.convert_tables import table_for, target
+from rest_jax.models.pytorch_names import table_for, target
 from rest_jax.train import optim
 
 # By the names of the authors' checkpoints; whatever is not listed has the last id.
