@@ -17,8 +17,8 @@ from rest_jax.errors import UserError
 from rest_jax.files import make_folder
 from rest_jax.models import imagenet
 from rest_jax.models.classifier import Classifier
-from rest_jax.models.convert import JUDGING_ADVICE
 from rest_jax.models.part import take_part
+from rest_jax.models.pytorch import JUDGING_ADVICE
 
 
 def open_classifier(name: str, architecture: str | None = None, ema: bool = False) -> Classifier:

@@ -17,7 +17,7 @@ from rest_jax.data.augment import AugmentConfig, augment
 from rest_jax.data.images import EncodedImage, ImageError, decode_image
 from rest_jax.data.picture_files import read_picture
 from rest_jax.errors import UserError
-from rest_jax.models.preprocess import preprocess
+from rest_jax.models.predictions import preprocess
 
 # By hand from the EXIF standard: where row 0 and column 0 of the stored picture are seen.
 UPRIGHT = {

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rest_jax.data.augment import eval_view
-from rest_jax.models.preprocess import preprocess
+from rest_jax.models.predictions import preprocess
 
 
 @pytest.mark.parametrize('interpolation', ['bilinear', 'bicubic'])

@@ -18,10 +18,8 @@ from PIL import Image
 
 from rest_jax import hub, ops
 from rest_jax.errors import UserError
-from rest_jax.models import imagenet, model_dir, packaged, preprocess, registry
-from rest_jax.models import predict as predicting
-from rest_jax.models.model_config import ModelConfig, freeze, freeze_overrides
-from rest_jax.models.published_views import published_view
+from rest_jax.models import imagenet, model_dir, predictions, pytorch, registry
+from rest_jax.models.model_config import ModelConfig, freeze, freeze_overrides, published_view
 from rest_jax.text import plural
 
 # Options that say how a model runs, not which it is: a model directory does not keep them.
@@ -126,14 +124,13 @@ class Classifier:
     config = model_dir.read_config(directory)
     try:
       module = registry.create_model(config.model, config.num_classes, **dict(config.overrides))
-      away = packaged.is_packaged(directory)
+      away = model_dir.is_packaged(directory)
       expected = {} if away else model_dir.abstract_tensors(module)
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
       # UserError, and whatever else a module makes of options that are nonsense.
       raise UserError(f'{directory / model_dir.CONFIG} describes no model: {error}') from error
     if away:
-      variables, names = packaged.load(directory, module)
-      return cls(module, variables, config, names)
+      return cls(module, _packaged(directory, module), config, imagenet.words())
     names = model_dir.read_labels(directory, config.num_classes)
     return cls(module, model_dir.read_variables(directory, expected), config, names)
 
@@ -160,7 +157,7 @@ class Classifier:
       ema: take averaged weights.
       class_names: one a class; by default ImageNet's words for 1,000 classes of the file's own
         head, else '0', '1', ...
-      head_advice: a `convert.HeadAdvice` for errors about the head; speaks of these arguments by
+      head_advice: a `pytorch.HeadAdvice` for errors about the head; speaks of these arguments by
         default.
 
     Returns:
@@ -169,23 +166,20 @@ class Classifier:
     Raises:
       UserError: a bad file, one of another model, or weights that are not finite.
     """
-    # Not at the top: `python -m rest_jax.models.convert` would find itself imported already.
-    from rest_jax.models import convert
-
     model = Path(path).name.split('.')[0] if model is None else model
     if model not in registry.list_models():
       raise UserError(
         f'which model is {path}? Say its architecture (--architecture), one of {_models()}'
       )
-    state_dict = convert.load_state_dict(path, ema=ema)
+    state_dict = pytorch.load_state_dict(path, ema=ema)
     if num_classes is None and not drop_head:
-      num_classes = convert.count_classes(state_dict, registry.create_model(model))
+      num_classes = pytorch.count_classes(state_dict, registry.create_model(model))
     if num_classes is None:
       num_classes = 1000 if class_names is None else len(class_names)
     module = registry.create_model(model, num_classes)
     advice = {} if head_advice is None else {'head_advice': head_advice}
     try:
-      variables = convert.from_pytorch(state_dict, module, drop_head=drop_head, **advice)
+      variables = pytorch.from_pytorch(state_dict, module, drop_head=drop_head, **advice)
     except UserError as error:
       raise UserError(f'{path} is not a checkpoint of {model}: {error}') from error
     if class_names is None and num_classes == imagenet.CLASSES and not drop_head:
@@ -311,7 +305,7 @@ class Classifier:
     Raises:
       UserError: what is no image, or too elongated.
     """
-    return preprocess.preprocess(
+    return predictions.preprocess(
       image,
       size=self.config.input_size,
       resize=self.config.resize,
@@ -320,13 +314,13 @@ class Classifier:
     )
 
   def predict(
-    self, pictures: Any, *, top: int = 5, batch_size: int = predicting.BATCH_SIZE
-  ) -> list[predicting.Prediction]:
+    self, pictures: Any, *, top: int = 5, batch_size: int = predictions.BATCH_SIZE
+  ) -> list[predictions.Prediction]:
     """The most probable classes of pictures: files, folders, images or arrays.
 
-    Arguments, results and errors as `rest_jax.models.predict.predict`.
+    Arguments, results and errors as `rest_jax.models.predictions.predict`.
     """
-    return predicting.predict(self, pictures, top=top, batch_size=batch_size)
+    return predictions.predict(self, pictures, top=top, batch_size=batch_size)
 
   @property
   def mean(self) -> tuple[float, ...]:
@@ -354,6 +348,19 @@ class Classifier:
     if _runs_alone(self.module, self.variables, images):
       return _compiled(self.variables, images, self.module, config, method, ops.form())
     return _forward(self.variables, images, self.module, config, method)
+
+
+def _packaged(directory: Path, module: nn.Module) -> dict[str, Any]:
+  """Variables of a model of the zoo whose weights another package has.
+
+  Raises:
+    UserError: the package is not installed, or its file does not fit.
+  """
+  path = model_dir.packaged_checkpoint(directory)
+  try:
+    return pytorch.from_pytorch(pytorch.load_state_dict(path), module)
+  except UserError as error:
+    raise UserError(f'{directory.name}: {path} does not fit: {error}') from error
 
 
 def _normalise(images: Any, config: tuple[tuple[float, ...], tuple[float, ...]]) -> jax.Array:

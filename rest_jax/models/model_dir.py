@@ -2,6 +2,10 @@
 
 Tensors are named by their Linen path with the collection, 'params/stem/conv1/kernel', and nothing
 is ever unpickled. `rest_jax.models.classifier` puts the parts together.
+
+Of some models of the zoo the weights come with another Python package: a card here, the file there.
+Such a directory has config.json, README.md and package.txt: the name of the package and how to get
+it. The package is looked up by its metadata; nothing of it is imported or executed.
 """
 
 from __future__ import annotations
@@ -9,7 +13,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
-from importlib import resources
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,8 @@ CONFIG, WEIGHTS, LABELS, CARD = 'config.json', 'model.safetensors', 'labels.txt'
 CHECKPOINTS = ('.pth', '.pt', '.bin', '.tar', '.safetensors')
 DTYPES = ('float32', 'bfloat16')
 _SHOWN = 5  # arrays that an error names
+PACKAGE = 'package.txt'
+_SMALL = 'cifar10 (ten kinds of animals and vehicles) and digit_scenes (handwritten digits)'
 
 
 def flatten(variables: Mapping[str, Any]) -> dict[str, Any]:
@@ -270,6 +276,31 @@ def read_config(directory: Path) -> ModelConfig:
     return ModelConfig.from_json(path.read_text(encoding='utf-8'))
   except (OSError, UnicodeDecodeError, UserError) as error:
     raise UserError(f'{path}: {error}') from error
+
+
+def is_packaged(directory: Path) -> bool:
+  """Whether a model directory leaves its weights to a package."""
+  return (directory / PACKAGE).is_file()
+
+
+def packaged_checkpoint(directory: Path) -> Path:
+  """The weights of such a model, a `.pth` inside the installed package.
+
+  Raises:
+    UserError: the package is not installed, or has no weights.
+  """
+  package, hint = (directory / PACKAGE).read_text(encoding='utf-8').splitlines()[:2]
+  try:
+    files = metadata.distribution(package).files or []
+  except metadata.PackageNotFoundError as error:
+    raise UserError(
+      f'{directory.name} has its weights in the package {package}, which is not installed: '
+      f'{hint}; without it there are {_SMALL}'
+    ) from error
+  found = [Path(str(file.locate())) for file in files if file.suffix == '.pth']
+  if not found or not found[0].is_file():
+    raise UserError(f'the package {package} has no weights: install it again, {hint}')
+  return found[0]
 
 
 def read_labels(directory: Path, num_classes: int) -> tuple[str, ...]:

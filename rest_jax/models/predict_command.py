@@ -14,7 +14,7 @@ from tqdm import tqdm
 from rest_jax.command_line import Parser
 from rest_jax.errors import UserError, as_line
 from rest_jax.files import replacing
-from rest_jax.models import predict
+from rest_jax.models import predictions
 from rest_jax.paths import local
 from rest_jax.text import legible
 
@@ -59,12 +59,12 @@ def main(argv: Sequence[str]) -> int:
   for name, value in (('--top', args.top), ('--batch_size', args.batch_size)):
     if value < 1:
       raise UserError(f'{name} is a whole number from 1, not {value}')
-  pictures = predict.expand(args.pictures)
+  pictures = predictions.expand(args.pictures)
   with _table(args.csv) as table:
     classifier = open_classifier(args.model, args.architecture, args.ema)
     found, failed = _predict(classifier, pictures, args)
     if table is not None:
-      table.write_text(predict.to_csv(found), encoding='utf-8')
+      table.write_text(predictions.to_csv(found), encoding='utf-8')
   return 2 if failed else 0
 
 
@@ -84,10 +84,10 @@ def _table(csv: str | None) -> Iterator[Path | None]:
 
 def _predict(
   classifier: Any, pictures: Sequence[Any], args: argparse.Namespace
-) -> tuple[list[predict.Prediction], int]:
+) -> tuple[list[predictions.Prediction], int]:
   """The predictions, each printed when it is there, and how many pictures failed."""
   found, failed = [], 0
-  pairs = predict.iterate(classifier, pictures, top=args.top, batch_size=args.batch_size)
+  pairs = predictions.iterate(classifier, pictures, top=args.top, batch_size=args.batch_size)
   for prediction, error in tqdm(pairs, total=len(pictures), disable=not sys.stderr.isatty()):
     if prediction is None:
       tqdm.write(f'error: {as_line(error)}', file=sys.stderr)

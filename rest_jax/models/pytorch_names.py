@@ -69,91 +69,94 @@ FLATTENED = Transform(
 # PyTorch counts batches in int64, which JAX has only in its 64-bit mode.
 COUNT = Transform(lambda x: x.astype(np.int32), lambda x: x.astype(np.int64))
 
-_BIAS = Leaf('params', 'bias', 'bias', SAME)
-_NORM = (Leaf('params', 'scale', 'weight', SAME), _BIAS)
-_BATCH_NORM = (
-  *_NORM,
+BIAS = Leaf('params', 'bias', 'bias', SAME)
+NORM = (Leaf('params', 'scale', 'weight', SAME), BIAS)
+# Without a count, as PyTorch before 0.4.1 and detectron2's FrozenBatchNorm2d.
+FROZEN_NORM = (
+  *NORM,
   Leaf('batch_stats', 'mean', 'running_mean', SAME),
   Leaf('batch_stats', 'var', 'running_var', SAME),
-  # PyTorch before 0.4.1 kept no count.
+)
+BATCH_NORM = (
+  *FROZEN_NORM,
   Leaf('batch_stats', 'count', 'num_batches_tracked', COUNT, optional=True),
 )
-_DENSE = (Leaf('params', 'kernel', 'weight', MATRIX), _BIAS)
-_CONV = (Leaf('params', 'kernel', 'weight', KERNEL), _BIAS)
-_HEAD_CONV = (Leaf('params', 'kernel', 'weight', HEADS), _BIAS)
+DENSE = (Leaf('params', 'kernel', 'weight', MATRIX), BIAS)
+CONV = (Leaf('params', 'kernel', 'weight', KERNEL), BIAS)
+_HEAD_CONV = (Leaf('params', 'kernel', 'weight', HEADS), BIAS)
 
 _BLOCKS = (
-  Row(r'stage(\d)/block(\d+)/norm(\d)', r'stage\1.\2.norm\3', _NORM),
-  Row(r'stage(\d)/block(\d+)/attn/(q|kv|proj)', r'stage\1.\2.attn.\3', _DENSE),
-  Row(r'stage(\d)/block(\d+)/attn/sr', r'stage\1.\2.attn.sr', _CONV),
-  Row(r'stage(\d)/block(\d+)/attn/sr_norm', r'stage\1.\2.attn.sr_norm', _NORM),
-  Row(r'stage(\d)/block(\d+)/mlp/fc(\d)', r'stage\1.\2.mlp.fc\3', _DENSE),
-  Row(r'norm', r'norm', _NORM),
-  Row(r'head', r'head', _DENSE),
+  Row(r'stage(\d)/block(\d+)/norm(\d)', r'stage\1.\2.norm\3', NORM),
+  Row(r'stage(\d)/block(\d+)/attn/(q|kv|proj)', r'stage\1.\2.attn.\3', DENSE),
+  Row(r'stage(\d)/block(\d+)/attn/sr', r'stage\1.\2.attn.sr', CONV),
+  Row(r'stage(\d)/block(\d+)/attn/sr_norm', r'stage\1.\2.attn.sr_norm', NORM),
+  Row(r'stage(\d)/block(\d+)/mlp/fc(\d)', r'stage\1.\2.mlp.fc\3', DENSE),
+  Row(r'norm', r'norm', NORM),
+  Row(r'head', r'head', DENSE),
 )
 
 # '{position}' is the model's position encoding, 'pa' or 'gl', which is part of PyTorch's name.
 REST = (
-  Row(r'stem/conv(\d)', r'stem.conv\1', _CONV),
-  Row(r'stem/norm(\d)', r'stem.norm\1', _BATCH_NORM),
-  Row(r'stem/pos/conv', r'stem.pos.{position}_conv', _CONV),
-  Row(r'patch_embed(\d)/conv', r'patch_embed_\1.conv', _CONV),
-  Row(r'patch_embed(\d)/norm', r'patch_embed_\1.norm', _BATCH_NORM),
-  Row(r'patch_embed(\d)/pos/conv', r'patch_embed_\1.pos.{position}_conv', _CONV),
+  Row(r'stem/conv(\d)', r'stem.conv\1', CONV),
+  Row(r'stem/norm(\d)', r'stem.norm\1', BATCH_NORM),
+  Row(r'stem/pos/conv', r'stem.pos.{position}_conv', CONV),
+  Row(r'patch_embed(\d)/conv', r'patch_embed_\1.conv', CONV),
+  Row(r'patch_embed(\d)/norm', r'patch_embed_\1.norm', BATCH_NORM),
+  Row(r'patch_embed(\d)/pos/conv', r'patch_embed_\1.pos.{position}_conv', CONV),
   Row(r'stage(\d)/block(\d+)/attn/head_conv', r'stage\1.\2.attn.transform_conv', _HEAD_CONV),
   *_BLOCKS,
 )
 
 REST_V2 = (
-  Row(r'stem/conv1', r'stem.proj.0', _CONV),
-  Row(r'stem/norm1', r'stem.proj.1', _BATCH_NORM),
-  Row(r'stem/conv2', r'stem.proj.3', _CONV),
-  Row(r'stem/norm2', r'stem.proj.4', _BATCH_NORM),
-  Row(r'stem/conv3', r'stem.proj.6', _CONV),
-  Row(r'stem/pos/conv', r'stem.pos.{position}_conv', _CONV),
-  Row(r'stem/norm', r'stem.norm', _NORM),
-  Row(r'patch_embed(\d)/conv', r'patch_\1.proj', _CONV),
-  Row(r'patch_embed(\d)/norm', r'patch_\1.norm', _NORM),
-  Row(r'patch_embed(\d)/pos/conv', r'patch_\1.pos.{position}_conv', _CONV),
-  Row(r'stage(\d)/block(\d+)/attn/up', r'stage\1.\2.attn.up.0', _CONV),
-  Row(r'stage(\d)/block(\d+)/attn/up_norm', r'stage\1.\2.attn.up_norm', _NORM),
+  Row(r'stem/conv1', r'stem.proj.0', CONV),
+  Row(r'stem/norm1', r'stem.proj.1', BATCH_NORM),
+  Row(r'stem/conv2', r'stem.proj.3', CONV),
+  Row(r'stem/norm2', r'stem.proj.4', BATCH_NORM),
+  Row(r'stem/conv3', r'stem.proj.6', CONV),
+  Row(r'stem/pos/conv', r'stem.pos.{position}_conv', CONV),
+  Row(r'stem/norm', r'stem.norm', NORM),
+  Row(r'patch_embed(\d)/conv', r'patch_\1.proj', CONV),
+  Row(r'patch_embed(\d)/norm', r'patch_\1.norm', NORM),
+  Row(r'patch_embed(\d)/pos/conv', r'patch_\1.pos.{position}_conv', CONV),
+  Row(r'stage(\d)/block(\d+)/attn/up', r'stage\1.\2.attn.up.0', CONV),
+  Row(r'stage(\d)/block(\d+)/attn/up_norm', r'stage\1.\2.attn.up_norm', NORM),
   *_BLOCKS,
 )
 
 RESNET = (
-  Row(r'stem/conv', r'conv1', _CONV),
-  Row(r'stem/norm', r'bn1', _BATCH_NORM),
-  Row(r'stage(\d)/block(\d+)/conv(\d)', r'layer\1.\2.conv\3', _CONV),
-  Row(r'stage(\d)/block(\d+)/norm(\d)', r'layer\1.\2.bn\3', _BATCH_NORM),
-  Row(r'stage(\d)/block(\d+)/shortcut_conv', r'layer\1.\2.downsample.0', _CONV),
-  Row(r'stage(\d)/block(\d+)/shortcut_norm', r'layer\1.\2.downsample.1', _BATCH_NORM),
-  Row(r'head', r'fc', _DENSE),
+  Row(r'stem/conv', r'conv1', CONV),
+  Row(r'stem/norm', r'bn1', BATCH_NORM),
+  Row(r'stage(\d)/block(\d+)/conv(\d)', r'layer\1.\2.conv\3', CONV),
+  Row(r'stage(\d)/block(\d+)/norm(\d)', r'layer\1.\2.bn\3', BATCH_NORM),
+  Row(r'stage(\d)/block(\d+)/shortcut_conv', r'layer\1.\2.downsample.0', CONV),
+  Row(r'stage(\d)/block(\d+)/shortcut_norm', r'layer\1.\2.downsample.1', BATCH_NORM),
+  Row(r'head', r'fc', DENSE),
 )
 
 CIFAR_RESNET = (
-  Row(r'stem_conv', r'conv1', _CONV),
-  Row(r'stem_norm', r'bn1', _BATCH_NORM),
-  Row(r'stage(\d)/block(\d+)/conv(\d)', r'layer\1.\2.conv\3', _CONV),
-  Row(r'stage(\d)/block(\d+)/norm(\d)', r'layer\1.\2.bn\3', _BATCH_NORM),
-  Row(r'head', r'linear', _DENSE),
+  Row(r'stem_conv', r'conv1', CONV),
+  Row(r'stem_norm', r'bn1', BATCH_NORM),
+  Row(r'stage(\d)/block(\d+)/conv(\d)', r'layer\1.\2.conv\3', CONV),
+  Row(r'stage(\d)/block(\d+)/norm(\d)', r'layer\1.\2.bn\3', BATCH_NORM),
+  Row(r'head', r'linear', DENSE),
 )
 
 
 def _efficientnet_lite(model: Any) -> tuple[Row, ...]:
   """Blocks are numbered through all stages."""
   rows = [
-    Row(r'stem/conv', r'_conv_stem', _CONV),
-    Row(r'stem/norm', r'_bn0', _BATCH_NORM),
-    Row(r'neck/conv', r'_conv_head', _CONV),
-    Row(r'neck/norm', r'_bn1', _BATCH_NORM),
-    Row(r'head', r'_fc', _DENSE),
+    Row(r'stem/conv', r'_conv_stem', CONV),
+    Row(r'stem/norm', r'_bn0', BATCH_NORM),
+    Row(r'neck/conv', r'_conv_head', CONV),
+    Row(r'neck/norm', r'_bn1', BATCH_NORM),
+    Row(r'head', r'_fc', DENSE),
   ]
   places = [(s, b) for s, depth in enumerate(model.stage_depths, 1) for b in range(depth)]
   for number, (stage, block) in enumerate(places):
     for norm, step in enumerate(('expand', 'depthwise', 'project')):
       path, theirs = f'stage{stage}/block{block}/{step}', f'_blocks.{number}.'
-      rows.append(Row(f'{path}/conv', f'{theirs}_{step}_conv', _CONV))
-      rows.append(Row(f'{path}/norm', f'{theirs}_bn{norm}', _BATCH_NORM))
+      rows.append(Row(f'{path}/conv', f'{theirs}_{step}_conv', CONV))
+      rows.append(Row(f'{path}/norm', f'{theirs}_bn{norm}', BATCH_NORM))
   return tuple(rows)
 
 
@@ -164,15 +167,15 @@ def _vgg(model: Any) -> tuple[Row, ...]:
     ('stem', 'stage1', 'stage2', 'stage3', 'stage4'), model.depths, strict=True
   ):
     for i in range(depth):
-      rows.append(Row(f'{stage}/conv{i}', f'features.{number}', _CONV))
+      rows.append(Row(f'{stage}/conv{i}', f'features.{number}', CONV))
       if model.batch_norm:
-        rows.append(Row(f'{stage}/norm{i}', f'features.{number + 1}', _BATCH_NORM))
+        rows.append(Row(f'{stage}/norm{i}', f'features.{number + 1}', BATCH_NORM))
       number += 3 if model.batch_norm else 2
     number += 1
-  flattened = (Leaf('params', 'kernel', 'weight', FLATTENED), _BIAS)
+  flattened = (Leaf('params', 'kernel', 'weight', FLATTENED), BIAS)
   rows.append(Row(r'fc1', r'classifier.0', flattened))
-  rows.append(Row(r'fc2', r'classifier.3', _DENSE))
-  return (*rows, Row(r'head', r'classifier.6', _DENSE))
+  rows.append(Row(r'fc2', r'classifier.3', DENSE))
+  return (*rows, Row(r'head', r'classifier.6', DENSE))
 
 
 # By the class and, where it has several, the version of a model; a function where rows depend on

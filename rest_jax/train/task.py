@@ -24,7 +24,7 @@ from rest_jax.errors import UserError
 from rest_jax.models import create_model, model_dir
 from rest_jax.models.classifier import Classifier
 from rest_jax.models.compression import is_compressor
-from rest_jax.models.convert import from_pytorch, load_state_dict
+from rest_jax.models.pytorch import from_pytorch, load_state_dict
 from rest_jax.models.pytorch_names import table_for, target
 from rest_jax.text import plural
 from rest_jax.train import freezing, parallel

@@ -8,7 +8,7 @@ from PIL import Image
 
 from rest_jax.data.box_files import Boxes
 from rest_jax.explain.study import _box_mask, _masks
-from rest_jax.models.preprocess import preprocess
+from rest_jax.models.predictions import preprocess
 
 CASES = [
   ((40, 80), 'squash', 1.0),

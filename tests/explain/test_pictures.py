@@ -11,7 +11,7 @@ from PIL import Image
 from rest_jax.data.picture_files import find_pictures, read_picture
 from rest_jax.errors import UserError
 from rest_jax.explain.pictures import output_names, placement
-from rest_jax.models.preprocess import preprocess
+from rest_jax.models.predictions import preprocess
 
 
 def save(path, array, mode=None, **options):

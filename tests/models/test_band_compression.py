@@ -20,7 +20,7 @@ from rest_jax.models.compression import (
   nonnegative,
   parse_compression,
 )
-from rest_jax.models.convert import from_pytorch, to_pytorch
+from rest_jax.models.pytorch import from_pytorch, to_pytorch
 from rest_jax.models.registry import create_model
 from rest_jax.ops import radial_bands, scale_bands, transform2
 

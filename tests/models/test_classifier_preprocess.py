@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rest_jax.errors import UserError
-from rest_jax.models.preprocess import preprocess, to_rgb
+from rest_jax.models.predictions import preprocess, to_rgb
 
 EIGHT_BITS = ('L', 'LA', 'RGB', 'RGBA', 'RGBX', 'CMYK', 'YCbCr', 'HSV', 'LAB')
 DITHERED = ('1', 'P')

@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rest_jax.errors import UserError
-from rest_jax.models import create_model, model_dir
-from rest_jax.models import pytorch_names
-from rest_jax.models.convert import from_pytorch, to_pytorch
+from rest_jax.models import create_model, model_dir, pytorch_names
+from rest_jax.models.pytorch import from_pytorch, to_pytorch
 
 OFFICIAL = json.loads(
   (Path(__file__).parents[1] / 'golden' / 'official_state_dicts.json').read_text()

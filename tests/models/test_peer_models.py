@@ -18,8 +18,8 @@ from seeded_weights import seeded, seeded_images
 
 from rest_jax.errors import UserError
 from rest_jax.models import create_model, model_dir
-from rest_jax.models.convert import from_pytorch, to_pytorch
 from rest_jax.models.efficientnet_lite import round_width
+from rest_jax.models.pytorch import from_pytorch, to_pytorch
 from rest_jax.models.vgg import average_to_grid
 
 GOLDEN = Path(__file__).parents[1] / 'golden'

@@ -13,7 +13,7 @@ from PIL import Image
 
 from rest_jax import __main__ as command
 from rest_jax.errors import UserError
-from rest_jax.models import predict
+from rest_jax.models import predictions
 from rest_jax.models.classifier import Classifier
 from rest_jax.models.model_config import ModelConfig
 
@@ -72,11 +72,11 @@ def test_folders_patterns_and_lists_keep_their_order(classifier, folder):
 
 
 def test_batches_of_one_shape_compile_once(classifier, folder):
-  before = predict._best._cache_size()
+  before = predictions._best._cache_size()
   found = classifier.predict([folder / n for n in ('a.png', 'b.png', 'c.png')] * 3, batch_size=4)
   assert [p.classes[0] for p in found] == [0, 1, 2] * 3
   assert all(len(p.classes) == 3 for p in found)  # fewer than five classes: all
-  assert predict._best._cache_size() <= before + 1
+  assert predictions._best._cache_size() <= before + 1
 
 
 def test_a_picture_lies_as_a_person_sees_it(classifier, tmp_path):
@@ -114,11 +114,11 @@ def test_a_model_that_decides_nothing():
 
 def test_the_table(classifier, folder):
   found = classifier.predict(folder, top=2)
-  rows = list(csv.DictReader(io.StringIO(predict.to_csv(found))))
+  rows = list(csv.DictReader(io.StringIO(predictions.to_csv(found))))
   assert [row['class1'] for row in rows] == ["'=red", 'green', 'blue, deep']
   assert rows[0]['number1'] == '0' and float(rows[0]['probability1']) > 0.99
   assert rows[2]['file'] == str(folder / 'c.png')
-  assert predict.to_csv([]) == 'file\n'
+  assert predictions.to_csv([]) == 'file\n'
   assert str(found[0]).endswith('a.png: =red (100.0 %), green (0.0 %)')
 
 

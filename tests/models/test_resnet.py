@@ -16,7 +16,7 @@ import pytest
 
 from rest_jax.errors import UserError
 from rest_jax.models import create_model, list_models, model_dir
-from rest_jax.models.convert import from_pytorch, to_pytorch
+from rest_jax.models.pytorch import from_pytorch, to_pytorch
 
 GOLDEN = np.load(Path(__file__).parents[1] / 'golden' / 'resnet_tiny.npz')
 KINDS = {

@@ -7,7 +7,7 @@ import pytest
 
 from rest_jax.errors import UserError
 from rest_jax.models import create_model
-from rest_jax.models.convert import from_pytorch, to_pytorch
+from rest_jax.models.pytorch import from_pytorch, to_pytorch
 
 # Parameters of pytorch_resnet_cifar10's models; the paper's table 6 has them in millions.
 COUNTS = {

@@ -22,7 +22,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from rest_jax.models import create_model
-from rest_jax.models.convert import from_pytorch, to_pytorch
+from rest_jax.models.pytorch import from_pytorch, to_pytorch
 
 GOLDEN = Path(__file__).parents[1] / 'golden'
 CASES = ('square', 'wide', 'large')

@@ -12,7 +12,7 @@ from rest_jax import defend
 from rest_jax.errors import UserError
 from rest_jax.models import create_model, model_dir, registry
 from rest_jax.models.classifier import Classifier
-from rest_jax.models.convert import to_pytorch
+from rest_jax.models.pytorch import to_pytorch
 from rest_jax.text import plural
 from rest_jax.train import parallel
 from rest_jax.train.pipeline import Plan
