@@ -54,12 +54,6 @@ def plural(count: int, word: str, words: str | None = None) -> str:
   return f'{count} {words or word + ending}'
 
 
-def radius(norm: str, eps: float) -> str:
-  """A radius as people write it; `radius_text`, whatever the norm."""
-  del norm
-  return radius_text(eps)
-
-
 def radius_text(value: float | None) -> str:
   """A radius as people write it: '8/255', '0.5/255', '0.25'; 'none' where there is no limit."""
   if value is None or value == math.inf:

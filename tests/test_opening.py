@@ -13,9 +13,8 @@ from rest_jax.errors import UserError
 from rest_jax.explain import command as explain_command
 from rest_jax.explain import study
 from rest_jax.models.classifier import Classifier
-from rest_jax.models.part import take_part
 from rest_jax.models.registry import create_model
-from rest_jax.opening import matched, open_judged, open_training, read_examples
+from rest_jax.opening import matched, open_judged, open_training, read_examples, take_part
 from rest_jax.train import validation_command
 
 COLOURS = ('blue', 'green', 'red')

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rest_jax import rgb
-from rest_jax.data.augment import AugmentConfig, augment
+from rest_jax.data.augmentation import AugmentConfig, augment
 from rest_jax.data.images import EncodedImage, ImageError, decode_image
 from rest_jax.data.picture_files import read_picture
 from rest_jax.errors import UserError

@@ -100,4 +100,4 @@ def test_numbers_and_their_words():
   assert text.plural(0, 'image') == '0 images' and text.plural(2, 'batch') == '2 batches'
   assert text.plural(2, 'man', 'men') == '2 men'
   assert text.shortened('x' * 50, 10) == 'xxxxxx…xxx' and text.shortened('abc', 3) == 'abc'
-  assert text.radius('linf', 1 / 255) == '1/255' and text.radius('l2', 0.5) == '0.5'
+  assert text.radius_text(1 / 255) == '1/255' and text.radius_text(0.5) == '0.5'

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rest_jax.data.augment import eval_view
+from rest_jax.data.augmentation import eval_view
 from rest_jax.models.predictions import preprocess
 
 

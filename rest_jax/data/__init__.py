@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from rest_jax.data.augment import AugmentConfig, eval_view
+from rest_jax.data.augmentation import AugmentConfig, eval_view
 from rest_jax.data.iterators import TrainIterator, eval_batches, train_iterator
 from rest_jax.data.sources import (
   CachedSource,

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rest_jax.data.augment import AugmentConfig, Interpolation, Resize, augment, eval_view
+from rest_jax.data.augmentation import AugmentConfig, Interpolation, Resize, augment, eval_view
 from rest_jax.data.images import EncodedImage, ImageError
 from rest_jax.data.source import ImageSource, open_example
 from rest_jax.errors import UserError

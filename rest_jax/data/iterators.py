@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from rest_jax.data.augment import AugmentConfig, Interpolation, Resize, check_eval_options
+from rest_jax.data.augmentation import AugmentConfig, Interpolation, Resize, check_eval_options
 from rest_jax.data.batches import ERROR, SKIPPED, EvalBatches, OnError, TrainBatches
 from rest_jax.data.source import ImageSource
 from rest_jax.errors import UserError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rest_jax.defend.evaluation_table import blocks, radius, title_of
+from rest_jax.defend.evaluation_table import blocks, radius_text, title_of
 from rest_jax.defend.rows import LEVEL, UNDEFENDED, DefenceRow
 from rest_jax.text import plural
 
@@ -74,7 +74,7 @@ def _about(block: Sequence[DefenceRow]) -> str:
   plain = next(row for row in block if row.defence == UNDEFENDED)
   others = [row for row in block if row.defence != UNDEFENDED]
   text = (
-    f'{title_of(plain.attack)} within {radius(plain.norm, plain.eps)} ({plain.norm}): undefended, '
+    f'{title_of(plain.attack)} within {radius_text(plain.eps)} ({plain.norm}): undefended, '
     f'the model stays right on {percent(plain.worst.value)} of the images.'
   )
   if not others:
@@ -116,4 +116,4 @@ def _price(defended: Sequence[DefenceRow]) -> str:
 
 
 def _place(row: DefenceRow) -> str:
-  return f'{row.defence}, {title_of(row.attack)} within {radius(row.norm, row.eps)} in {row.norm}'
+  return f'{row.defence}, {title_of(row.attack)} within {radius_text(row.eps)} in {row.norm}'

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from rest_jax.defend.rows import UNDEFENDED, DefenceRow
 from rest_jax.evaluation.intervals import Interval
-from rest_jax.text import csv_text, radius
+from rest_jax.text import csv_text, radius_text
 from rest_jax.text import markdown as as_text
 
 SHARES = ('clean_undefended', 'clean', 'non_adaptive', 'adaptive', 'worst')
@@ -59,7 +59,7 @@ def markdown(rows: Sequence[DefenceRow], confidence: float) -> str:
   for block in blocks(rows):
     best = {kind: best_rows(block, kind) for kind in SHARES}
     for row in block:
-      cells = [as_text(row.attack), f'{row.norm} {radius(row.norm, row.eps)}', as_text(row.defence)]
+      cells = [as_text(row.attack), f'{row.norm} {radius_text(row.eps)}', as_text(row.defence)]
       for kind in ('clean', 'non_adaptive', 'adaptive', 'worst'):
         cells.append(_percent(getattr(row, kind), row in best[kind]))
       cells += [f'{100 * row.worst.low:.1f} to {100 * row.worst.high:.1f}', gain(row)]
@@ -94,7 +94,7 @@ def _flags(rows: Sequence[DefenceRow]) -> list[str]:
   for row in rows:
     if row.masked_gradients:
       place = f'{as_text(row.defence)} under {as_text(row.attack)}'
-      where = f'{row.norm} {radius(row.norm, row.eps)}'
+      where = f'{row.norm} {radius_text(row.eps)}'
       lines.append(
         f'- {FLAG} {place}, {where}: signs of masked gradients. {"; ".join(row.reasons)}.'
       )

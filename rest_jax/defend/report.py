@@ -14,7 +14,7 @@ from rest_jax.defend.command import has_random
 from rest_jax.defend.conclusion import findings, percent, verdict
 from rest_jax.defend.denoise.denoiser import Denoiser
 from rest_jax.defend.denoise.registry import DENOISERS
-from rest_jax.defend.evaluation_table import FLAG, best_rows, blocks, gain, radius, title_of
+from rest_jax.defend.evaluation_table import FLAG, best_rows, blocks, gain, radius_text, title_of
 from rest_jax.defend.examples import example_strips
 from rest_jax.defend.found import Found
 from rest_jax.defend.report_figures import draw_bars, draw_radii
@@ -90,8 +90,8 @@ def _lead(found: Found) -> list[Block]:
 
 def _threat(found: Found) -> list[Block]:
   command = found.command
-  largest = radius(command.norm, max(command.eps))
-  radii = ', '.join(radius(command.norm, eps) for eps in command.eps)
+  largest = radius_text(max(command.eps))
+  radii = ', '.join(radius_text(eps) for eps in command.eps)
   bounds = {
     'linf': 'every value of every pixel may change by at most the radius',
     'l2': 'the Euclidean length of the change, over all pixels and channels, is at most the radius',
@@ -128,7 +128,7 @@ def _table(block: Sequence[DefenceRow], confidence: float) -> Table:
   first = block[0]
   caption = (
     f'Images classified correctly, in %: {title_of(first.attack)} within '
-    f'{radius(first.norm, first.eps)} ({first.norm}), {plural(first.images, "image")}. '
+    f'{radius_text(first.eps)} ({first.norm}), {plural(first.images, "image")}. '
     'Green: best defence of the column; red: its worst.'
   )
   head = ['defence', 'no attack', 'non-adaptive attack', 'adaptive attack', 'worst of both']
@@ -173,7 +173,7 @@ def _pair(rows: Sequence[DefenceRow], folder: Path, name: str) -> list[Block]:
   several = blocks(rows)
   telling = max(several, key=_spread)
   draw_bars(folder / f'bars_{name}.png', telling)
-  at = f'{title_of(telling[0].attack)} within {radius(telling[0].norm, telling[0].eps)}'
+  at = f'{title_of(telling[0].attack)} within {radius_text(telling[0].eps)}'
   caption = f'Images classified correctly, {at}. Whiskers are confidence intervals.'
   parts: list[Block] = [Figure(folder / f'bars_{name}.png', caption)]
   if len(several) > 1:
@@ -197,7 +197,7 @@ def _examples(found: Found, folder: Path) -> list[Block]:
   draw_strips(folder / 'examples.png', strips)
   attack, eps = title_of(found.attacks[0].label), max(found.command.eps)
   caption = (
-    f'Images, {attack} within {radius(found.command.norm, eps)} on the undefended model, and what '
+    f'Images, {attack} within {radius_text(eps)} on the undefended model, and what '
     'each defence makes of the adversarial image; below each the answer of the model, ✓ where it '
     'is right. This attack does not know of the defences.'
   )
@@ -254,7 +254,7 @@ def _command_line(found: Found) -> str:
   """The command with all that the figures depend on."""
   command = found.command
   args = ['python', 'defend.py', '--attack', *command.attack, '--norm', command.norm]
-  args += ['--eps', *(radius(command.norm, eps) for eps in command.eps)]
+  args += ['--eps', *(radius_text(eps) for eps in command.eps)]
   args += ['--model', command.model, '--data', command.data, '--limit', str(command.limit)]
   args += ['--defense', *(command.defense or ('none',))]
   if command.defense:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rest_jax.defend.evaluation_table import radius
+from rest_jax.defend.evaluation_table import radius_text
 from rest_jax.defend.rows import UNDEFENDED, DefenceRow
 from rest_jax.evaluation.figures import COLOURS, literal, new_figure
 from rest_jax.evaluation.files import save_figure
@@ -88,7 +88,7 @@ def draw_radii(path: Path, rows: Sequence[DefenceRow]) -> None:
       own = [row for row in rows if row.defence == defence and getattr(row, kind) is not None]
       _line(axes, sorted(own, key=lambda row: row.eps), kind, number)
     axes.set_title(title, fontsize=10)
-    axes.set_xticks([0, *radii], ['0', *(radius(rows[0].norm, eps) for eps in radii)])
+    axes.set_xticks([0, *radii], ['0', *(radius_text(eps) for eps in radii)])
     axes.set(xlabel=f'radius, {rows[0].norm}', ylim=(-0.03, 1.03))
     axes.yaxis.set_major_formatter(lambda value, _: f'{value:.0%}')
     axes.grid(alpha=0.25)

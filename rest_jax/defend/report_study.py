@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rest_jax.defend.evaluation_table import radius, title_of
+from rest_jax.defend.evaluation_table import radius_text, title_of
 from rest_jax.defend.found import Found
 from rest_jax.defend.study_results import DenoiserResult, ModelResult
 from rest_jax.evaluation.document import Block, Cell, Figure, Heading, Table, Text
@@ -21,7 +21,7 @@ def study_blocks(found: Found, folder: Path) -> list[Block]:
   if found.study is None:
     return []
   noise = found.study.noise
-  eps = radius(found.command.norm, max(found.command.eps))
+  eps = radius_text(max(found.command.eps))
   at = f'{title_of(found.attacks[0].label)} within {eps}'
   words = (
     f'Suppose a defender could see the perturbation by itself and denoise that alone, so that the '

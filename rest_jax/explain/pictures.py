@@ -37,7 +37,7 @@ class Placement(NamedTuple):
 def placement(
   size: tuple[int, int], *, input_size: int, resize: str, crop_pct: float = 0.875
 ) -> Placement:
-  """Where in a picture the model's input lies: the inverse of `models.preprocess.preprocess`.
+  """Where in a picture the model's input lies: the inverse of `models.predictions.preprocess`.
 
   Args:
     size: (width, height) of the picture.

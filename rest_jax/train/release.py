@@ -12,7 +12,7 @@ import jax
 from rest_jax.evaluation.environment import command_line, describe_devices
 from rest_jax.evaluation.progress import clock
 from rest_jax.models.classifier import Classifier
-from rest_jax.text import markdown, markdown_code, plural, radius
+from rest_jax.text import markdown, markdown_code, plural, radius_text
 from rest_jax.train.config import Config
 from rest_jax.train.workdir import writing
 
@@ -176,7 +176,7 @@ def _perturbed(config: Config, results: Results) -> list[str]:
   training = f'trained with `{adversarial.kind}`' if adversarial.kind else 'trained on clean images'
   return [
     f'Right before and after {adversarial.eval_steps} steps of PGD within {adversarial.norm} '
-    f'{radius(adversarial.norm, adversarial.eps)}: {results.best["robust_top1"]:.2%} '
+    f'{radius_text(adversarial.eps)}: {results.best["robust_top1"]:.2%} '
     '(best, chosen by it), '
     f'{results.last["robust_top1"]:.2%} (last); {training}. PGD alone gives an upper bound; '
     'AutoAttack is the stronger judge.',

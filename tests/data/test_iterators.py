@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rest_jax.data.augment import AugmentConfig, eval_view
+from rest_jax.data.augmentation import AugmentConfig, eval_view
 from rest_jax.data.batches import example_rng
 from rest_jax.data.iterators import eval_batches, train_iterator
 from rest_jax.data.sources import CachedSource

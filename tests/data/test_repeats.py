@@ -7,7 +7,7 @@ import collections
 import numpy as np
 import pytest
 
-from rest_jax.data.augment import AugmentConfig
+from rest_jax.data.augmentation import AugmentConfig
 from rest_jax.data.batches import TrainBatches
 from rest_jax.data.iterators import train_iterator
 from rest_jax.errors import UserError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rest_jax.data.augment import AugmentConfig
+from rest_jax.data.augmentation import AugmentConfig
 from rest_jax.data.folder import FolderSource
 from rest_jax.data.images import ImageError
 from rest_jax.data.iterators import eval_batches, train_iterator

@@ -14,7 +14,6 @@ from defence_toys import data, fading, linear_model, noise, rounding
 from rest_jax import attacks, defend
 from rest_jax.attacks import Threat
 from rest_jax.attacks.record import Record, RunName
-from rest_jax.defend.evaluation_table import radius
 from rest_jax.defend.rows import UNDEFENDED, Cell, make_row
 from rest_jax.defend.transferred import through
 from rest_jax.errors import UserError
@@ -211,19 +210,6 @@ def test_a_weaker_adaptive_attack_is_flagged_when_chance_is_ruled_out():
 )
 def test_mcnemar_by_hand(counts, two_sided, p):
   assert mcnemar(*counts, two_sided=two_sided) == pytest.approx(p)
-
-
-@pytest.mark.parametrize(
-  ('norm', 'eps', 'text'),
-  [
-    ('linf', 8 / 255, '8/255'),
-    ('linf', 0.03, '0.03'),
-    ('l2', 8 / 255, '8/255'),
-    ('linf', 0, '0'),
-  ],
-)
-def test_radii_as_people_write_them(norm, eps, text):
-  assert radius(norm, eps) == text
 
 
 @pytest.mark.parametrize(

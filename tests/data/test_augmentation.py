@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
 from rest_jax.data import rand_augment
-from rest_jax.data.augment import AugmentConfig, augment, eval_view, random_crop_box
+from rest_jax.data.augmentation import AugmentConfig, augment, eval_view, random_crop_box
 from rest_jax.data.images import EncodedImage, decode_image
 from rest_jax.errors import UserError
 
