@@ -141,9 +141,9 @@ def test_a_data_set_of_synsets_is_the_words_data_set():
 
 
 def test_official_checkpoints_get_words(monkeypatch):
-  monkeypatch.setattr(convert, 'load_state_dict', lambda path, ema: {})
-  monkeypatch.setattr(convert, 'count_classes', lambda state_dict, model: 1000)
-  monkeypatch.setattr(convert, 'from_pytorch', lambda *args, **options: {})
+  monkeypatch.setattr(pytorch, 'load_state_dict', lambda path, ema: {})
+  monkeypatch.setattr(pytorch, 'count_classes', lambda state_dict, model: 1000)
+  monkeypatch.setattr(pytorch, 'from_pytorch', lambda *args, **options: {})
   read = Classifier.from_pytorch
   assert read('rest_lite.pth').class_names == imagenet.words()
   assert read('rest_lite.pth', drop_head=True).class_names[:2] == ('0', '1')
