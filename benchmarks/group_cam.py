@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rest_jax import Classifier, create_model, explain
-from rest_jax.explain.group_cams import Settings, in_order
+from rest_jax.explain.group_cams import Settings, by_order
 from rest_jax.explain.queries import chunked, layer_gradient
 
 
@@ -79,7 +79,7 @@ def one_image(args, point, image, batch, settings):
   sizes = dict(groups=args.groups, query_batch=args.query_batch)
   passes = jax.jit(in_turn, static_argnames=tuple(sizes))
   theirs, their_seconds = compiled(passes, point, image, **sizes)
-  ours, seconds = compiled(in_order, point, image, None, settings)
+  ours, seconds = compiled(by_order, point, image, None, settings)
   print(f'compilation: {seconds:.1f} s, the passes alone {their_seconds:.1f} s')
   plain, _ = compiled(jax.jit(batch_and_gradient), point, batch)
   print(
@@ -96,7 +96,7 @@ def one_image(args, point, image, batch, settings):
 
 def many_images(args, point, images, settings, alone) -> None:
   """Prints the throughput of a batch beside that of one image at a time."""
-  together, _ = compiled(in_order, point, images, None, settings)
+  together, _ = compiled(by_order, point, images, None, settings)
   print(f'memory with {len(images)} images: {megabytes(together):.1f} MiB')
   a, b = take_turns(
     lambda: together(point, images, None),

@@ -4,17 +4,20 @@ Every method is `method(model, images, targets=None, *, ...) -> maps (B, H, W)` 
 being float32 (B, H, W, C) in [0, 1]. `explain` runs one by name.
 """
 
-from rest_jax.explain.ablation_cam import ablation_cam
-from rest_jax.explain.eigen_cam import eigen_cam
-from rest_jax.explain.grad_cam import grad_cam
-from rest_jax.explain.grad_cam_pp import grad_cam_pp
-from rest_jax.explain.gradients import gradient
+from rest_jax.explain.grad_cams import (
+  eigen_cam,
+  grad_cam,
+  grad_cam_pp,
+  hires_cam,
+  layer_cam,
+  smooth_grad_cam_pp,
+  xgrad_cam,
+)
+from rest_jax.explain.gradients import gradient, guided_backprop, smooth_grad
 from rest_jax.explain.group_cams import group_cam
-from rest_jax.explain.guided_backprop import guided_backprop
-from rest_jax.explain.hires_cam import hires_cam
-from rest_jax.explain.layer_cam import layer_cam
-from rest_jax.explain.masking import rise
-from rest_jax.explain.method import METHODS, Explanation, Method, explain, list_methods
+from rest_jax.explain.maps import constant_maps, min_max, upsample
+from rest_jax.explain.masking import occlusion, rise
+from rest_jax.explain.methods import METHODS, Explanation, Method, explain, list_methods
 from rest_jax.explain.metrics import (
   Curves,
   DropIncrease,
@@ -31,25 +34,14 @@ from rest_jax.explain.metrics import (
   structural_similarity,
 )
 from rest_jax.explain.metrics.sanity import SanityCheck, SanityRow, sanity_check
-from rest_jax.explain.occlusion import occlusion
 from rest_jax.explain.path_gradients import (
   integrated_gradient_attributions,
   integrated_gradients,
+  smooth_integrated_gradients,
 )
-from rest_jax.explain.queries import (
-  check_images,
-  chunked,
-  constant_maps,
-  min_max,
-  resolve_targets,
-  upsample,
-)
-from rest_jax.explain.score_cams import score_cam
-from rest_jax.explain.smooth_grad import smooth_grad
-from rest_jax.explain.smooth_grad_cam_pp import smooth_grad_cam_pp
-from rest_jax.explain.smooth_integrated_gradients import smooth_integrated_gradients
+from rest_jax.explain.queries import check_images, chunked, resolve_targets
+from rest_jax.explain.score_cams import ablation_cam, score_cam
 from rest_jax.explain.taps import Tap, list_layers, tap
-from rest_jax.explain.xgrad_cam import xgrad_cam
 from rest_jax.layers import Survey
 
 __all__ = [

@@ -12,10 +12,11 @@ import numpy as np
 from jax.core import Tracer
 
 from rest_jax.errors import UserError
-from rest_jax.explain.convergence import COMPLETE
-from rest_jax.explain.gradients import target_gradients
-from rest_jax.explain.queries import constant_maps, layer_gradient, prepare
+from rest_jax.explain.maps import constant_maps
+from rest_jax.explain.queries import layer_gradient, target_gradients
 from rest_jax.explain.taps import Tap
+
+COMPLETE = 0.05  # Sundararajan et al. 2017, section 5: steps are added until the sum is within 5 %
 
 
 class EmptyMaps(UserWarning):
@@ -26,22 +27,20 @@ class Incomplete(UserWarning):
   """Integrated gradients whose sum is not the score's difference."""
 
 
-def check_finite(name: str, maps: Any, model: Any, images: Any, options: dict[str, Any]) -> None:
+def check_finite(name: str, maps: Any, point: Tap, images: jax.Array) -> None:
   """Raises `UserError` for maps that are not numbers, and says why; nothing inside jit.
 
   Args:
     name: of the method.
     maps: (B, H, W).
-    model: as the method took it.
-    images: as the method took them.
-    options: keyword arguments of the method.
+    point: of the model.
+    images: float32 (B, H, W, C).
   """
   if isinstance(maps, Tracer):
     return
   wrong = np.flatnonzero(~np.isfinite(np.asarray(maps)).all((1, 2)))
   if not len(wrong):
     return
-  point, images, _ = prepare(model, images, **_of_tap(options))
   logits = np.asarray(_logits(point, images[wrong]))
   what = 'scores' if point.score is not None else 'logits'
   count = int((~np.isfinite(logits)).sum())
@@ -56,7 +55,7 @@ def check_finite(name: str, maps: Any, model: Any, images: Any, options: dict[st
 
 
 def warn_if_empty(
-  name: str, needs_layer: bool, maps: Any, model: Any, images: Any, targets: Any, options: Any
+  name: str, needs_layer: bool, maps: Any, point: Tap, images: jax.Array, targets: Any
 ) -> None:
   """Warns in one line where all maps are 0 because the gradient that makes them is.
 
@@ -64,14 +63,12 @@ def warn_if_empty(
     name: of the method.
     needs_layer: whether it looks at a layer's gradient, otherwise at that of the pixels.
     maps: (B, H, W).
-    model: as the method took it.
-    images: as the method took them.
-    targets: as the method took them.
-    options: keyword arguments of the method.
+    point: of the model.
+    images: float32 (B, H, W, C).
+    targets: int32 (B,), or None for the predicted classes.
   """
   if isinstance(maps, Tracer) or not bool(constant_maps(maps).all()):
     return
-  point, images, targets = prepare(model, images, targets, **_of_tap(options))
   if bool(np.any(np.asarray(_gradient(point, images, targets, needs_layer)))):
     return
   where = f'layer {point.resolve(images.shape)}' if needs_layer else 'every pixel'
@@ -84,7 +81,7 @@ def warn_if_empty(
   warnings.warn(
     f'{name}: all maps are empty, for the gradient at {where} is 0 in all images: {cure}',
     EmptyMaps,
-    stacklevel=4,
+    stacklevel=5,
   )
 
 
@@ -100,13 +97,8 @@ def warn_if_incomplete(name: str, delta: Any, steps: Any) -> None:
       f'{delta.max():.0%} at worst, after {steps[wrong].max()} gradients; take more, or leave '
       'their number to the method',
       Incomplete,
-      stacklevel=4,
+      stacklevel=5,
     )
-
-
-def _of_tap(options: dict[str, Any]) -> dict[str, Any]:
-  names = ('layer', 'grid', 'output', 'score')
-  return {name: options[name] for name in names if name in options}
 
 
 def _which(wrong: np.ndarray, count: int) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from rest_jax import explain
 from rest_jax.errors import UserError, did_you_mean
 from rest_jax.explain.command import Command
-from rest_jax.explain.method import METHODS, get_method
+from rest_jax.explain.methods import METHODS, get_method
 from rest_jax.models.classifier import Classifier
 from rest_jax.opening import open_classifier as open_classifier
 from rest_jax.text import plural

@@ -16,7 +16,7 @@ from PIL import Image
 from rest_jax.evaluation.figures import literal
 from rest_jax.explain import figures
 from rest_jax.explain.command import Command
-from rest_jax.explain.method import METHODS
+from rest_jax.explain.methods import METHODS
 from rest_jax.explain.metrics import Curves, fill_images
 from rest_jax.explain.metrics.sanity import sanity_check
 from rest_jax.explain.pictures import Placement, overlay

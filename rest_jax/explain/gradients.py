@@ -1,87 +1,162 @@
-"""Vanilla gradient (Simonyan et al. 2013, arXiv 1312.6034, section 3)."""
+"""Maps of the gradient at the pixels: plain, guided, and the mean over noisy copies."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from rest_jax.errors import UserError
-from rest_jax.explain.method import register
-from rest_jax.explain.queries import chunked, min_max, only_finite, pick, prepare, resolve_targets
-from rest_jax.explain.sampling import QUERY_BATCH
+from rest_jax.explain.maps import min_max, peak
+from rest_jax.explain.methods import method
+from rest_jax.explain.queries import (
+  chunked,
+  cross,
+  known_targets,
+  sum_samples,
+  target_gradients,
+)
+from rest_jax.explain.relus import guided
+from rest_jax.explain.taps import Tap
+
+SAMPLES, NOISE = 32, 0.15
 
 
-@register(
-  'gradient',
-  queries=2,
-  source='Simonyan et al. 2013, arXiv 1312.6034',
-  by_gradient=True,
+@method(
+  title='Gradient', source='Simonyan et al. 2013, arXiv 1312.6034', queries=2, by_gradient=True
 )
 def gradient(
-  model: Any,
-  images: jax.Array | np.ndarray,
-  targets: Any = None,
+  point: Tap,
+  images: jax.Array,
+  targets: jax.Array | None,
+  query_batch: int,
   *,
   reduction: str = 'max',
-  output: str | None = None,
-  score: Callable[[Any], jax.Array] | None = None,
-  query_batch: int = QUERY_BATCH,
 ) -> jax.Array:
   """|d logit / d pixel|, the largest of the channels.
 
+  Simonyan et al. 2013, arXiv 1312.6034, section 3.
+
   Args:
-    model: as `tap` takes it: a `Classifier`, or any function of images to logits (B, K).
-    images: float32 (B, H, W, C).
-    targets: class indices, (B,) or one for all; None for the predicted classes.
     reduction: 'max' of the channels as in the paper, or their 'sum'.
-    output: 'softmax' or 'sigmoid', what makes probabilities of logits; as `explain.tap` takes it.
-    score: what is explained instead of a class; as `explain.tap` takes it.
-    query_batch: images a pass.
 
   Returns:
     float32 (B, H, W) in [0, 1]; zeros where the gradient has one size everywhere.
+  """
+  check_reduction(reduction)
+  return _sizes(point, images, targets, reduction, query_batch, False)
+
+
+@method(
+  title='Guided backpropagation',
+  source='Springenberg et al. 2014, arXiv 1412.6806',
+  queries=2,
+  by_gradient=True,
+)
+def guided_backprop(
+  point: Tap,
+  images: jax.Array,
+  targets: jax.Array | None,
+  query_batch: int,
+  *,
+  reduction: str = 'max',
+) -> jax.Array:
+  """The gradient, with negative gradients stopped at every ReLU; the largest of the channels.
+
+  Springenberg et al. 2014, arXiv 1412.6806, section 3.4. The rule is for ReLU alone: other
+  activations keep their gradient, so on a model with few ReLUs (a ResT has them only in its stem)
+  the map is close to the plain gradient's, and a model without any is refused.
+
+  Args:
+    reduction: 'max' or 'sum' of the channels' absolute values.
 
   Raises:
-    UserError: bad images, targets or reduction.
+    UserError: bad images, targets or reduction, or a model without ReLU (`relus.guided`).
   """
-  point, images, targets = prepare(model, images, targets, output=output, score=score)
   check_reduction(reduction)
-  return _maps(point, images, targets, reduction, query_batch)
+  return _sizes(point, images, targets, reduction, query_batch, True)
 
 
-@functools.partial(jax.jit, static_argnames=('reduction', 'query_batch'))
-def _maps(point, images, targets, reduction: str, query_batch: int) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=('reduction', 'query_batch', 'is_guided'))
+def _sizes(point, images, targets, reduction: str, query_batch: int, is_guided: bool) -> jax.Array:
+  model = guided(point) if is_guided else point
+
   def part(item):
-    return min_max(channels(target_gradients(point, *item), reduction))
+    return min_max(channels(target_gradients(model, *item), reduction))
 
   return chunked(part, (images, targets), query_batch)
 
 
-def target_gradients(
-  model: Callable[..., jax.Array], images: jax.Array, targets: jax.Array | None
+@method(
+  title='SmoothGrad',
+  source='Smilkov et al. 2017, arXiv 1706.03825',
+  queries=lambda shape, options: 1 + 2 * (options['samples'] + options['squared']),
+  by_gradient=True,
+)
+def smooth_grad(
+  point: Tap,
+  images: jax.Array,
+  targets: jax.Array | None,
+  key: jax.Array,
+  query_batch: int,
+  *,
+  samples: int = SAMPLES,
+  noise: float = NOISE,
+  squared: bool = False,
+  reduction: str = 'max',
 ) -> jax.Array:
-  """d logit_target / d image, in one pass over all the images.
+  """The mean gradient of noisy copies of the image.
+
+  Smilkov et al. 2017, arXiv 1706.03825, section 3.
 
   Args:
-    model: images to logits (B, K).
-    images: (B, H, W, C).
-    targets: int (B,), or None for the predicted classes.
-
-  Returns:
-    (B, H, W, C), not a number for an image with a logit that is not finite.
+    key: of the noise, which is the same for every image up to its size; jax.random.key(0) by
+      default.
+    samples: noisy copies an image.
+    noise: deviation of the noise over the image's range (its largest less its least value).
+    squared: the mean of squared gradients instead (SmoothGrad Squared, Hooker et al. 2019).
+    reduction: 'max' or 'sum' of the channels' absolute values.
+    query_batch: noisy copies a pass; changes memory and speed only.
   """
+  check_reduction(reduction)
+  check_samples(samples, noise)
+  targets = known_targets(point, images, targets, query_batch)
+  return _smooth(point, images, targets, key, noise, samples, squared, reduction, query_batch)
 
-  def score(x):
-    logits = model(x)
-    return jnp.sum(pick(logits, resolve_targets(logits, targets))), logits
 
-  gradients, logits = jax.grad(score, has_aux=True)(images)
-  return only_finite(gradients, logits)
+@functools.partial(jax.jit, static_argnames=('samples', 'squared', 'reduction', 'query_batch'))
+def _smooth(point, images, targets, key, noise, samples, squared, reduction, query_batch):
+  # Squares would leave the range of float32; the scale cancels in the end.
+  ask = lambda item: peak(target_gradients(point, *item))  # noqa: E731
+  unit = chunked(ask, (images, targets), query_batch) if squared else jnp.ones(len(images))
+
+  def contribution(items, sample, weights):
+    x, labels, unit = items
+    copies = cross(draws(key, sample, x.shape[1:]), x, lambda z, x: x + noise * spread(x) * z)
+    gradients = target_gradients(point, copies, jnp.tile(labels, len(sample)))
+    gradients = gradients.reshape(len(sample), *x.shape)
+    gradients = (gradients / unit[None]) ** 2 if squared else gradients
+    return jnp.einsum('r,rpijc->pijc', weights, gradients, precision='highest')
+
+  total = sum_samples(contribution, (images, targets, unit), samples, query_batch)
+  return min_max(channels(total / samples, reduction))
+
+
+def draws(key: jax.Array, samples: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """Standard normal noise of each sample's own key: (r,) to (r, *shape)."""
+  return jax.vmap(lambda n: jax.random.normal(jax.random.fold_in(key, n), shape))(samples)
+
+
+def spread(image: jax.Array) -> jax.Array:
+  """The range of an image's values, what noise is measured by."""
+  return jnp.max(image) - jnp.min(image)
+
+
+def check_samples(samples: int, noise: float) -> None:
+  """Raises UserError unless there are samples, and noise of a finite size."""
+  if samples < 1 or not 0 <= noise < float('inf'):
+    raise UserError(f'samples are 1 or more and noise is 0 or more, got {samples} and {noise}')
 
 
 def channels(attributions: jax.Array, reduction: str) -> jax.Array:

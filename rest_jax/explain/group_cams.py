@@ -1,4 +1,4 @@
-"""Group-CAM.
+"""Group-CAM: channels in groups, each weighted by what its mask does for the probability.
 
 Paper: Zhang, Rao and Yang, "Group-CAM: Group Score-Weighted Visual Explanations for Deep
 Convolutional Networks", arXiv 2103.13859, section 3 and algorithm 1.
@@ -12,29 +12,23 @@ Images are blurred before the normalisation instead of after it, which is the sa
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import math
+import warnings
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from rest_jax import ops
 from rest_jax.errors import UserError
-from rest_jax.explain import grouping as grouped
-from rest_jax.explain.method import register
-from rest_jax.explain.queries import (
-  chunked,
-  gained,
-  layer_gradient,
-  min_max,
-  peak,
-  prepare,
-  probability,
-  rescale,
-  span,
-  upsample,
-)
+from rest_jax.explain.maps import gained, min_max, peak, rescale, span, upsample
+from rest_jax.explain.methods import method
+from rest_jax.explain.queries import chunked, layer_gradient, probability
 from rest_jax.explain.taps import Tap
+
+GROUPINGS = ('order', 'kmeans', 'agglomerative')
 
 
 class Settings(NamedTuple):
@@ -48,29 +42,25 @@ class Settings(NamedTuple):
   query_batch: int
 
 
-@register(
-  'group_cam',
+@method(
+  title='Group-CAM',
   source='Zhang et al. 2021',
   queries=lambda shape, options: options['groups'] + 3,
-  needs_layer=True,
+  layer=True,
   by_gradient=True,
 )
 def group_cam(
-  model: Any,
-  images: Any,
-  targets: Any = None,
+  point: Tap,
+  images: jax.Array,
+  targets: jax.Array | None,
+  query_batch: int,
   *,
-  layer: str | None = None,
-  grid: tuple[int, int] | None = None,
   groups: int = 32,
   variant: str = 'paper',
   grouping: str = 'order',
   percentile: float | None = None,
   blur_size: int = 51,
   blur_sigma: float = 50.0,
-  output: str | None = None,
-  score: Callable[[Any], jax.Array] | None = None,
-  query_batch: int = 32,
 ) -> jax.Array:
   """Sum of the groups' masks, weighted by what each raises the target's probability by.
 
@@ -81,11 +71,6 @@ def group_cam(
   cleaning, alpha is ReLU(alpha), and the masks summed are not normalised.
 
   Args:
-    model: as `explain.tap` takes it.
-    images: floats (B, H, W, C) in [0, 1].
-    targets: class indices, (B,) or one for all; by default the predicted classes.
-    layer: path of the layer whose map A is used; a default by `explain.tap`.
-    grid: (rows, columns) of a layer that gives tokens.
     groups: G; with K channels, runs of ceil(K / G) make a group.
     variant: 'paper' or 'latest'.
     grouping: 'order', or 'kmeans' and 'agglomerative' by scikit-learn on the weighted channels of
@@ -93,39 +78,30 @@ def group_cam(
     percentile: theta of variant 'paper', 0 to 100, 70 by default; values not above it become 0.
     blur_size: taps of the Gaussian, odd.
     blur_sigma: its standard deviation in pixels.
-    output: 'softmax' or 'sigmoid', what makes probabilities of logits; as `explain.tap` takes it.
-    score: what is explained instead of a class; as `explain.tap` takes it.
     query_batch: images a forward pass. It bounds the memory, whatever B and G are, and changes
       nothing else.
-
-  Returns:
-    float32 (B, H, W) in [0, 1]; a constant map is all zero.
-
-  Raises:
-    UserError: bad images, targets, layer or options.
   """
   if variant == 'latest' and percentile is not None:
     raise UserError("variant 'latest' cleans no mask; leave percentile out, or take 'paper'")
   theta = 70.0 if percentile is None else percentile
   settings = Settings(groups, variant, theta, blur_size, blur_sigma, query_batch)
   _check(settings, grouping)
-  point, images, targets = prepare(model, images, targets, layer, grid, output=output, score=score)
   if grouping == 'order':
-    return in_order(point, images, targets, settings)
+    return by_order(point, images, targets, settings)
   weighted, targets = _weighted(point, images, targets, query_batch)
-  labels = grouped.by_clustering(weighted, groups, grouping)
+  labels = by_clustering(weighted, groups, grouping)
   settings = settings._replace(groups=int(labels.max()) + 1)
   return _clustered(point, images, targets, weighted, jnp.asarray(labels), settings)
 
 
 @functools.partial(jax.jit, static_argnames='settings')
-def in_order(point: Tap, images, targets, settings: Settings) -> jax.Array:
+def by_order(point: Tap, images, targets, settings: Settings) -> jax.Array:
   """A block of `query_batch` images at a time, from the gradient to the maps."""
 
   def block(item):
     chunk, classes = item
     weighted, classes = _weigh(point, chunk, classes)
-    labels = grouped.in_order(weighted.shape[-1], settings.groups)
+    labels = in_order(weighted.shape[-1], settings.groups)
     made = settings._replace(groups=int(labels[-1]) + 1)
     labels = jnp.broadcast_to(jnp.asarray(labels), (len(chunk), len(labels)))
     return _explain(point, chunk, classes, weighted, labels, made)
@@ -154,9 +130,9 @@ def _weigh(point: Tap, images, targets) -> tuple[jax.Array, jax.Array]:
 
 
 def _explain(point: Tap, images, targets, weighted, labels, settings: Settings) -> jax.Array:
-  maps = jax.nn.relu(grouped.sum_groups(weighted, labels, settings.groups))
+  maps = jax.nn.relu(sum_groups(weighted, labels, settings.groups))
   if settings.variant == 'paper':
-    maps = jnp.where(maps > grouped.percentile(maps, settings.percentile), maps, 0)
+    maps = jnp.where(maps > percentile(maps, settings.percentile), maps, 0)
   scores = _scores(point, images, targets, maps, settings)
   alpha = gained(scores[:, :-1], scores[:, -1:])
   if settings.variant == 'latest':
@@ -199,9 +175,71 @@ def _scores(point: Tap, images, targets, maps, settings: Settings) -> jax.Array:
 def _check(settings: Settings, grouping: str) -> None:
   if settings.variant not in ('paper', 'latest'):
     raise UserError(f"variant is 'paper' or 'latest', not {settings.variant!r}")
-  if grouping not in grouped.GROUPINGS:
-    raise UserError(f'grouping is one of {", ".join(grouped.GROUPINGS)}, not {grouping!r}')
+  if grouping not in GROUPINGS:
+    raise UserError(f'grouping is one of {", ".join(GROUPINGS)}, not {grouping!r}')
   if settings.groups < 1 or not 0 <= settings.percentile <= 100:
     raise UserError(
       f'groups is 1 or more and percentile 0 to 100, got {settings.groups}, {settings.percentile}'
     )
+
+
+def in_order(channels: int, groups: int) -> np.ndarray:
+  """Group of each channel, int (K,): runs of ceil(K / groups), as PyTorch's `chunk` splits.
+
+  Where that does not divide there are fewer groups than asked for.
+  """
+  return np.arange(channels) // math.ceil(channels / groups)
+
+
+def by_clustering(weighted: Any, groups: int, method: str) -> np.ndarray:
+  """Groups of alike channels, by scikit-learn on the host, as the authors' code makes them.
+
+  Args:
+    weighted: the weighted channels w_k A_k, (B, h, w, K).
+    groups: clusters, at most K of them are made.
+    method: 'kmeans' (ten starts, seed 0) or 'agglomerative' (Ward).
+
+  Returns:
+    Group of each channel of each image, int32 (B, K).
+
+  Raises:
+    UserError: inside jit, where there are no values to cluster.
+  """
+  if isinstance(weighted, Tracer):
+    raise UserError(
+      f'grouping {method!r} runs on the host, so not inside jit; use grouping="order"'
+    )
+  points = np.moveaxis(np.asarray(weighted), -1, 1)
+  points = points.reshape(*points.shape[:2], -1)
+  return np.stack([_cluster(p, min(groups, len(p)), method) for p in points]).astype(np.int32)
+
+
+def _cluster(points: np.ndarray, groups: int, method: str) -> np.ndarray:
+  from sklearn.cluster import AgglomerativeClustering, KMeans
+  from sklearn.exceptions import ConvergenceWarning
+
+  if groups == 1:
+    return np.zeros(len(points))
+  if method == 'agglomerative':
+    return AgglomerativeClustering(n_clusters=groups).fit_predict(points)
+  with warnings.catch_warnings():
+    # Channels without gradient are all alike: fewer clusters than asked for is right then.
+    warnings.simplefilter('ignore', ConvergenceWarning)
+    starts: Any = 10  # scikit-learn's default when the authors wrote their code
+    return KMeans(n_clusters=groups, n_init=starts, random_state=0).fit_predict(points)
+
+
+def sum_groups(weighted: jax.Array, labels: jax.Array, groups: int) -> jax.Array:
+  """Sums of each group's channels: (B, h, w, K), (B, K) -> (B, groups, h, w)."""
+  members = jax.nn.one_hot(labels, groups, dtype=weighted.dtype)
+  return jnp.einsum('bhwk,bkg->bghw', weighted, members, precision='highest')
+
+
+def percentile(maps: jax.Array, q: float) -> jax.Array:
+  """`numpy.percentile` (linear) over the plane: (..., h, w) -> (..., 1, 1)."""
+  values = jnp.sort(maps.reshape(*maps.shape[:-2], -1), axis=-1)
+  last = values.shape[-1] - 1
+  place = q / 100 * last  # in double precision, as NumPy's: float32 may end up beside a sample
+  low = min(int(place), last)
+  below, above = values[..., low], values[..., min(low + 1, last)]
+  return (below + (place - low) * (above - below))[..., None, None]

@@ -1,6 +1,6 @@
-"""RISE: randomised input sampling (Petsiuk et al. 2018, arXiv 1806.07421, section 3).
+"""Maps of what hiding parts of the image does to the class's probability: RISE and occlusion.
 
-A mask is a grid of random zeros and ones, made larger than the image by bilinear interpolation
+RISE's mask is a grid of random zeros and ones, made larger than the image by bilinear interpolation
 with half-pixel centres and cropped at a random offset. Deviation: the authors' code enlarges with
 scikit-image, which mirrors half a cell at the border where ours repeats the border value.
 """
@@ -8,8 +8,6 @@ scikit-image, which mirrors half a cell at the border where ours repeats the bor
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,76 +15,68 @@ import numpy as np
 
 from rest_jax.errors import UserError
 from rest_jax.explain.fills import fill_images
-from rest_jax.explain.method import Detail, register
-from rest_jax.explain.queries import gained, prepare, probability, support
-from rest_jax.explain.sampling import QUERY_BATCH, known_targets, sum_samples
+from rest_jax.explain.maps import gained, support
+from rest_jax.explain.methods import Detail, method
+from rest_jax.explain.queries import (
+  all_logits,
+  known_targets,
+  pick,
+  probability,
+  resolve_targets,
+  sum_samples,
+)
+from rest_jax.explain.taps import Tap
 
 MASKS, CELLS, VISIBLE = 4000, 7, 0.5  # section 4.1; the paper takes 8000 for ResNet-50
 
 
-@register(
-  'rise',
-  needs_layer=False,
-  needs_key=True,
-  queries=lambda image_shape, options: 1 + options.get('masks', MASKS),
+@method(
+  title='RISE',
   source='Petsiuk et al. 2018, arXiv 1806.07421',
+  queries=lambda shape, options: 1 + options.get('masks', MASKS),
 )
 def rise(
-  model: Any,
-  images: jax.Array | np.ndarray,
-  targets: Any = None,
+  point: Tap,
+  images: jax.Array,
+  targets: jax.Array | None,
+  key: jax.Array,
+  query_batch: int,
   *,
-  key: jax.Array | None = None,
   masks: int = MASKS,
   cells: int = CELLS,
   visible: float = VISIBLE,
   fill: str | jax.Array | np.ndarray = 'zero',
-  output: str | None = None,
-  score: Callable[[Any], jax.Array] | None = None,
-  query_batch: int = QUERY_BATCH,
 ) -> Detail:
-  """How much more probable the class is where a pixel is seen (equations 4 and 6).
+  """How much more probable the class is where a pixel is seen.
 
-  Equation 6, the masks' mean weighted by the probabilities p_i of the masked images, estimates
-  E[p | the pixel is seen]. Here it is taken of p_i - mean(p), which estimates that expectation
-  less E[p], and is 0 for a pixel that has no effect, whatever the masks drawn: below 0 lies what
-  speaks against the class. The map shows the support, values above 0 over the largest;
-  `explain.explain(...).values` keeps the signed values.
+  Petsiuk et al. 2018, arXiv 1806.07421, section 3, equations 4 and 6. Equation 6, the masks' mean
+  weighted by the probabilities p_i of the masked images, estimates E[p | the pixel is seen]. Here
+  it is taken of p_i - mean(p), which estimates that expectation less E[p], and is 0 for a pixel
+  that has no effect, whatever the masks drawn: below 0 lies what speaks against the class. The map
+  shows the support, values above 0 over the largest; `explain.explain(...).values` keeps the signed
+  values.
 
   Args:
-    model: as `tap` takes it: a `Classifier`, or any function of images to logits (B, K).
-    images: float32 (B, H, W, C).
-    targets: class indices, (B,) or one for all; None for the predicted classes.
     key: of the masks, which are the same for every image; jax.random.key(0) by default.
     masks: how many.
     cells: of the grid, a side.
     visible: probability of a cell to be seen, in (0, 1].
     fill: what is seen where a mask is 0, see `metrics.fill_images`; the paper's zero by default.
-    output: 'softmax' or 'sigmoid', what makes probabilities of logits; as `explain.tap` takes it.
-    score: what is explained instead of a class; as `explain.tap` takes it.
     query_batch: masked images a forward pass; changes memory and speed only.
-
-  Returns:
-    float32 (B, H, W) in [0, 1].
-
-  Raises:
-    UserError: bad images, targets or options.
   """
-  point, images, targets = prepare(model, images, targets, output=output, score=score)
   if masks < 1 or cells < 1 or not 0 < visible <= 1:
     raise UserError(
       'RISE takes masks and cells of 1 or more and visible in (0, 1], '
       f'got {masks}, {cells} and {visible}'
     )
-  key = jax.random.key(0) if key is None else key
   fills = fill_images(point, images, fill)
   targets = known_targets(point, images, targets, query_batch)
-  values = _values(point, images, fills, targets, key, visible, masks, cells, query_batch)
+  values = _gains(point, images, fills, targets, key, visible, masks, cells, query_batch)
   return Detail(support(values), values)
 
 
 @functools.partial(jax.jit, static_argnames=('masks', 'cells', 'query_batch'))
-def _values(point, images, fills, targets, key, visible, masks, cells, query_batch):
+def _gains(point, images, fills, targets, key, visible, masks, cells, query_batch):
   def contribution(items, sample, weights):
     pairs, labels = items
     count, size = len(pairs), pairs.shape[2:4]
@@ -151,3 +141,97 @@ def _crop(draw: jax.Array, side: int, cells: int) -> jax.Array:
   position = jnp.clip((pixels + 0.5) * scale - 0.5, 0, cells - 1)
   distance = jnp.abs(position[:, None] - jnp.arange(cells, dtype=jnp.float32)[None])
   return jnp.maximum(0, 1 - distance)
+
+
+def _patches(image_shape, options) -> int:
+  size = tuple(image_shape)[-3:-1]
+  patch, stride = patch_and_stride(size, options.get('patch'), options.get('stride'))
+  rows, columns = (len(patch_starts(side, patch, stride)) for side in size)
+  return 1 + rows * columns
+
+
+@method(title='Occlusion', source='Zeiler and Fergus 2014, arXiv 1311.2901', queries=_patches)
+def occlusion(
+  point: Tap,
+  images: jax.Array,
+  targets: jax.Array | None,
+  query_batch: int,
+  *,
+  patch: int | None = None,
+  stride: int | None = None,
+  fill: str | jax.Array | np.ndarray = 'mean',
+) -> Detail:
+  """How far the class's probability falls when a patch is covered, averaged over its patches.
+
+  Zeiler and Fergus 2014, arXiv 1311.2901, section 4.2. The fall has a sign: below 0 lies what
+  speaks against the class. The map shows the support, values above 0 over the largest;
+  `explain.explain(...).values` keeps the drops themselves.
+
+  Args:
+    patch: pixels a side of the square that covers; a quarter of the shorter side by default.
+    stride: pixels between patches, at most `patch`; half a patch by default. The last ones end at
+      the border, so that every pixel is covered.
+    fill: what covers, see `metrics.fill_images`: the image's mean colour, a grey square as in the
+      paper; a number for each channel gives another colour.
+    query_batch: covered images a forward pass; changes memory and speed only.
+  """
+  size = (images.shape[1], images.shape[2])
+  patch, stride = patch_and_stride(size, patch, stride)
+  fills = fill_images(point, images, fill)
+  logits = all_logits(point, images, query_batch)
+  values = _drops(point, images, fills, logits, targets, patch, stride, query_batch)
+  return Detail(support(values), values)
+
+
+@functools.partial(jax.jit, static_argnames=('patch', 'stride', 'query_batch'))
+def _drops(point, images, fills, logits, targets, patch: int, stride: int, query_batch: int):
+  size = (images.shape[1], images.shape[2])
+  covers = [_covers(side, patch_starts(side, patch, stride), patch) for side in size]
+  rows, columns = (jnp.asarray(c) for c in covers)
+
+  def contribution(items, sample, weights):
+    pairs, labels, whole = items
+    # What only fills a block up has weight 0; any patch will do for it.
+    y, x = jnp.divmod(jnp.minimum(sample, len(rows) * len(columns) - 1), len(columns))
+    planes = rows[y][:, :, None] * columns[x][:, None]
+    mask = planes[:, None, :, :, None]
+    covered = (1 - mask) * pairs[None, :, 0] + mask * pairs[None, :, 1]
+    covered = covered.reshape(-1, *covered.shape[2:])
+    scores = probability(point, covered, jnp.tile(labels, len(sample)))
+    drops = gained(whole[None], scores.reshape(-1, len(pairs)))
+    return jnp.einsum('r,rp,rhw->phw', weights, drops, planes, precision='highest')
+
+  pairs = jnp.stack([images, fills], 1)
+  targets = resolve_targets(logits, targets)
+  items = (pairs, targets, pick(point.probabilities(logits), targets))
+  total = sum_samples(contribution, items, len(rows) * len(columns), query_batch)
+  patches_over = np.outer(covers[0].sum(0), covers[1].sum(0))
+  return total / jnp.asarray(patches_over)[None]
+
+
+def patch_and_stride(
+  size: tuple[int, int], patch: int | None, stride: int | None
+) -> tuple[int, int]:
+  """Fills in the defaults of `occlusion` for an image of (H, W), and checks."""
+  side = min(size)
+  patch = max(1, side // 4) if patch is None else patch
+  stride = max(1, patch // 2) if stride is None else stride
+  if not 1 <= patch <= side or not 1 <= stride <= patch:
+    raise UserError(
+      f'a patch is 1 to {side} px for this image and a stride 1 px to a patch, '
+      f'got patch {patch} and stride {stride}'
+    )
+  return patch, stride
+
+
+def patch_starts(side: int, patch: int, stride: int) -> np.ndarray:
+  """First pixels of the patches along one side; the last patch ends at the border."""
+  starts = np.arange(0, side - patch + 1, stride)
+  return starts if starts[-1] == side - patch else np.append(starts, side - patch)
+
+
+def _covers(side: int, starts: np.ndarray, patch: int) -> np.ndarray:
+  """float32 (patches, side): 1 where a patch lies."""
+  pixels = np.arange(side)
+  covers = (pixels >= starts[:, None]) & (pixels < starts[:, None] + patch)
+  return covers.astype(np.float32)

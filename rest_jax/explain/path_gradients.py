@@ -1,81 +1,83 @@
-"""Integrated gradients (Sundararajan et al. 2017, arXiv 1703.01365, section 3)."""
+"""Gradients summed on the way from a baseline to the image, until they are complete.
+
+Completeness (Sundararajan et al. 2017, arXiv 1703.01365, proposition 1): attributions sum to the
+score of the image less that of the baseline. What a sum misses of it is the error that counts; sums
+are refined, image by image, until it is small.
+"""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rest_jax.errors import UserError
-from rest_jax.explain.convergence import Integral, refined
+from rest_jax.explain.checking import COMPLETE
 from rest_jax.explain.fills import fill_images
-from rest_jax.explain.gradients import channels, check_reduction, target_gradients
-from rest_jax.explain.method import Detail, register
-from rest_jax.explain.queries import chunked, min_max, only_finite, prepare, vary_like
-from rest_jax.explain.sampling import QUERY_BATCH, all_logits, known_targets
+from rest_jax.explain.gradients import (
+  NOISE,
+  channels,
+  check_reduction,
+  check_samples,
+  draws,
+  spread,
+)
+from rest_jax.explain.maps import min_max
+from rest_jax.explain.methods import QUERY_BATCH, Detail, method
+from rest_jax.explain.queries import (
+  all_logits,
+  chunked,
+  known_targets,
+  only_finite,
+  pick,
+  prepare,
+  target_gradients,
+  vary_like,
+)
+from rest_jax.explain.taps import Tap
 
-STEPS, ROUNDS = 32, 6  # gradients of the first sum; 32, 64, ..., 1024 until one is complete
+STEPS, STEP_ROUNDS = 32, 6  # gradients of the first sum; 32, 64, ..., 1024 until one is complete
+SAMPLES, SAMPLE_ROUNDS = 64, 5  # of the first mean; 64, 128, ..., 1024 until one is complete
+_SMALL = 0.01  # of the scores: a smaller difference is measured by this share of them
 
 
-@register(
-  'integrated_gradients',
-  queries=lambda image_shape, options: 2 + 2 * (options.get('steps') or STEPS),
+@method(
+  title='Integrated gradients',
   source='Sundararajan et al. 2017, arXiv 1703.01365',
+  queries=lambda shape, options: 2 + 2 * (options.get('steps') or STEPS),
   by_gradient=True,
 )
 def integrated_gradients(
-  model: Any,
-  images: jax.Array | np.ndarray,
-  targets: Any = None,
+  point: Tap,
+  images: jax.Array,
+  targets: jax.Array | None,
+  query_batch: int,
   *,
   baseline: str | jax.Array | np.ndarray = 'black',
   steps: int | None = None,
   reduction: str = 'sum',
-  output: str | None = None,
-  score: Callable[[Any], jax.Array] | None = None,
-  query_batch: int = QUERY_BATCH,
 ) -> Detail:
   """The sizes of `integrated_gradient_attributions`, as maps.
 
-  `explain.explain(...).values` are the attributions themselves, summed over the channels, and
-  `.delta` is how far they are from complete; over 5 % there is a warning.
+  Sundararajan et al. 2017, arXiv 1703.01365, section 3. `explain.explain(...).values` are the
+  attributions themselves, summed over the channels, and `.delta` is how far they are from complete;
+  over 5 % there is a warning.
 
   Args:
-    model: as `tap` takes it: a `Classifier`, or any function of images to logits (B, K).
-    images: float32 (B, H, W, C).
-    targets: class indices, (B,) or one for all; None for the predicted classes.
     baseline: where the path starts: a name or an array as for `metrics.fill_images`; black as in
       the paper.
     steps: gradients along the path; by default 32 and twice as many each time, up to 1024, until
       the attributions are complete within 5 %, for each image by itself.
     reduction: 'sum' or 'max' of the channels' absolute values.
-    output: 'softmax' or 'sigmoid', what makes probabilities of logits; as `explain.tap` takes it.
-    score: what is explained instead of a class; as `explain.tap` takes it.
     query_batch: points of an image's path a pass; changes memory and speed only.
-
-  Returns:
-    float32 (B, H, W) in [0, 1].
-
-  Raises:
-    UserError: bad images, targets or options.
   """
   check_reduction(reduction)
-  found = integrate(
-    model,
-    images,
-    targets,
-    baseline=baseline,
-    steps=steps,
-    output=output,
-    score=score,
-    query_batch=query_batch,
-  )
-  maps = min_max(channels(found.attributions, reduction))
-  return Detail(maps, found.attributions.sum(-1), found.delta, found.steps)
+  found = _integrate(point, images, targets, query_batch, baseline, steps)
+  return _detail(found, reduction)
 
 
 def integrated_gradient_attributions(
@@ -86,43 +88,55 @@ def integrated_gradient_attributions(
 ) -> jax.Array:
   """What each value of the image adds to the logit on the way from the baseline.
 
-  Args, options and errors: as `integrate`.
+  Equation 1 of the paper by Gauss-Legendre quadrature, which is exact for polynomials of degree
+  2 steps - 1; more than 32 steps by default are panels of 32 each, since a network of ReLUs has
+  kinks on the way. Completeness: an image's attributions sum to logit(image) - logit(baseline).
+
+  Args:
+    model: a `Classifier`, any function of images to logits (B, K), a pair
+      `(features_fn, head_fn)`, or a tap.
+    images: floats (B, H, W, C) in [0, 1].
+    targets: class indices, (B,) or one for all; by default the predicted classes.
+    **options: `baseline`, `steps`, `output`, `score` and `query_batch` of `integrated_gradients`.
 
   Returns:
     float32 (B, H, W, C), with their sign.
+
+  Raises:
+    UserError: bad images, targets or options.
   """
-  return integrate(model, images, targets, **options).attributions
+  return _attributions(model, images, targets, **options).attributions
 
 
-def integrate(
+def _attributions(
   model: Any,
-  images: jax.Array | np.ndarray,
-  targets: Any = None,
+  images: Any,
+  targets: Any,
   *,
-  baseline: str | jax.Array | np.ndarray = 'black',
+  baseline: Any = 'black',
   steps: int | None = None,
   output: str | None = None,
   score: Callable[[Any], jax.Array] | None = None,
   query_batch: int = QUERY_BATCH,
 ) -> Integral:
-  """Attributions with their convergence.
-
-  Equation 1 of the paper by Gauss-Legendre quadrature, which is exact for polynomials of degree
-  2 steps - 1; more than 32 steps by default are panels of 32 each, since a network of ReLUs has
-  kinks on the way. Completeness: an image's attributions sum to logit(image) - logit(baseline).
-
-  Args and errors: as `integrated_gradients`.
-
-  Returns:
-    `Integral`.
-  """
   point, images, targets = prepare(model, images, targets, output=output, score=score)
+  return _integrate(point, images, targets, query_batch, baseline, steps)
+
+
+def _integrate(
+  point: Tap, images: jax.Array, targets: Any, query_batch: int, baseline: Any, steps: int | None
+) -> Integral:
   if steps is not None and steps < 1:
     raise UserError(f'steps are 1 or more, got {steps}')
   start = fill_images(point, images, baseline)
   targets = known_targets(point, images, targets, query_batch)
-  nodes, rounds = (STEPS, ROUNDS) if steps is None else (steps, 1)
+  nodes, rounds = (STEPS, STEP_ROUNDS) if steps is None else (steps, 1)
   return _integrals(point, images, start, targets, nodes, rounds, query_batch)
+
+
+def _detail(found: Integral, reduction: str) -> Detail:
+  maps = min_max(channels(found.attributions, reduction))
+  return Detail(maps, found.attributions.sum(-1), found.delta, found.steps)
 
 
 @functools.partial(jax.jit, static_argnames=('nodes', 'rounds', 'query_batch'))
@@ -184,3 +198,153 @@ def path_points(steps: int) -> tuple[jax.Array, jax.Array]:
   """Gauss-Legendre points in (0, 1) and their weights, which sum to 1; float32 (steps,)."""
   points, weights = np.polynomial.legendre.leggauss(steps)
   return jnp.asarray((points + 1) / 2, jnp.float32), jnp.asarray(weights / 2, jnp.float32)
+
+
+@method(
+  title='Smooth integrated gradients',
+  source='Smilkov et al. 2017, arXiv 1706.03825',
+  queries=lambda shape, options: 2 + 3 * (options.get('steps') or options['samples'] or SAMPLES),
+  by_gradient=True,
+)
+def smooth_integrated_gradients(
+  point: Tap,
+  images: jax.Array,
+  targets: jax.Array | None,
+  key: jax.Array,
+  query_batch: int,
+  *,
+  baseline: str | jax.Array | np.ndarray = 'black',
+  samples: int | None = None,
+  noise: float = NOISE,
+  reduction: str = 'sum',
+) -> Detail:
+  """Absolute integrated gradients, averaged over noisy images.
+
+  Smilkov et al. 2017, arXiv 1706.03825, section 3.3: the mean over noisy images of their integrated
+  gradients. Group-CAM's authors draw new noise at each point of the path and sum plain gradients;
+  here too each point has noise of its own, which estimates the same mean with one gradient a
+  sample, but the path ends at the noisy image and the gradient is multiplied by it, so that
+  completeness holds in the mean.
+
+  `explain.explain(...).values` are the attributions themselves, summed over the channels, and
+  `.delta` is how far they are from the mean score of the noisy images less the baseline's; over
+  5 % there is a warning.
+
+  Args:
+    key: of the noise, which is the same for every image up to its size; jax.random.key(0) by
+      default.
+    baseline: where the paths start: a name or an array as for `metrics.fill_images`.
+    samples: points, spread evenly over the path, each with noise of its own; by default 64 and
+      twice as many each time, up to 1024, until the attributions are complete within 5 %, for
+      each image by itself.
+    noise: deviation of the noise over the image's range.
+    reduction: 'sum' or 'max' of the channels' absolute values.
+    query_batch: samples of an image a pass; changes memory and speed only.
+  """
+  check_reduction(reduction)
+  check_samples(SAMPLES if samples is None else samples, noise)
+  start = fill_images(point, images, baseline)
+  targets = known_targets(point, images, targets, query_batch)
+  count, rounds = (SAMPLES, SAMPLE_ROUNDS) if samples is None else (samples, 1)
+  found = _smooth_integrals(point, images, start, targets, key, noise, count, rounds, query_batch)
+  return _detail(found, reduction)
+
+
+@functools.partial(jax.jit, static_argnames=('count', 'rounds', 'query_batch'))
+def _smooth_integrals(
+  point, images, start, targets, key, noise, count: int, rounds: int, query_batch
+):
+  begins = all_logits(point, start, query_batch)
+
+  def one(item):
+    image, from_, target, begin = jax.tree.map(lambda x: x[0], item)
+
+    def integrate(parts):
+      samples = parts * count
+      attributions, end = _noisy_mean(
+        point, image, from_, target, key, noise, samples, count, query_batch
+      )
+      return attributions, end, begin[target]
+
+    return jax.tree.map(lambda x: x[None], refined(integrate, image, rounds))
+
+  attributions, delta, gain, parts = chunked(one, (images, start, targets, begins), 1)
+  return Integral(only_finite(attributions, begins), delta, gain, parts * count)
+
+
+def _noisy_mean(point, image, start, target, key, noise, samples, count: int, query_batch: int):
+  """Means over the samples: way times gradient (H, W, C), and the noisy image's score ()."""
+  block = min(count, max(1, query_batch))
+  labels, total = jnp.broadcast_to(target, (block,)), samples.astype(jnp.float32)
+
+  def add(i, sums):
+    sample = i * block + jnp.arange(block)
+    weight = jnp.where(sample < samples, 1 / total, 0)  # beyond: only fills the block up
+    ways = image[None] - start[None] + noise * spread(image) * draws(key, sample, image.shape)
+    share = ((sample.astype(jnp.float32) + 0.5) / total)[:, None, None, None]
+    parts = ways * target_gradients(point, start[None] + share * ways, labels)
+    ends = pick(point(start[None] + ways), labels)
+    mean = jnp.einsum('r,rijc->ijc', weight, parts, precision='highest')
+    return sums[0] + mean, sums[1] + jnp.sum(weight * ends)
+
+  zeros = (jnp.zeros_like(image), jnp.float32(0))
+  zeros = jax.tree.map(lambda x: vary_like(x, image), zeros)
+  return jax.lax.fori_loop(0, -(-samples // block), add, zeros)
+
+
+class Integral(NamedTuple):
+  """Attributions of images and how far they are from complete.
+
+  Attributes:
+    attributions: (B, H, W, C), with their sign.
+    delta: (B,), |sum of the attributions - gain| over |gain|; where the gain is under 1 % of the
+      scores it comes from, over 1 % of the larger one.
+    gain: (B,), the score of the image less that of the baseline.
+    steps: int32 (B,), gradients taken along the path.
+  """
+
+  attributions: jax.Array
+  delta: jax.Array
+  gain: jax.Array
+  steps: jax.Array
+
+
+def delta_of(attributions: jax.Array, end: jax.Array, start: jax.Array) -> jax.Array:
+  """How far one image's attributions (H, W, C) are from end - start; scalars."""
+  size = jnp.maximum(jnp.abs(end), jnp.abs(start))
+  size = jnp.maximum(jnp.abs(end - start), _SMALL * size)
+  missed = jnp.abs(jnp.sum(attributions) - (end - start))
+  return jnp.where(missed == 0, 0, missed / jnp.where(size == 0, 1, size))
+
+
+def refined(
+  integrate: Callable[[jax.Array], tuple[jax.Array, jax.Array, jax.Array]],
+  like: jax.Array,
+  rounds: int,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+  """One image's sum with 1, 2, 4, ... times the samples, until it is complete.
+
+  Args:
+    integrate: number of parts, int32 () -> (attributions (H, W, C), score at the end, score at the
+      start).
+    like: the image (H, W, C).
+    rounds: how many sums at most; the last one is taken if none is complete.
+
+  Returns:
+    Attributions, delta, gain, and the number of parts.
+  """
+
+  def going_on(state):
+    taken, _, delta, _ = state
+    # Not a number is neither: then there is no use in going on.
+    return (taken == 0) | ((delta > COMPLETE) & (taken < 2 ** (rounds - 1)))
+
+  def step(state):
+    parts = jnp.maximum(2 * state[0], 1)
+    attributions, end, start = integrate(parts)
+    return parts, attributions, delta_of(attributions, end, start), end - start
+
+  nothing: Any = (jnp.int32(0), jnp.zeros_like(like), jnp.float32(0), jnp.float32(0))
+  nothing = jax.tree.map(lambda x: vary_like(x, like), nothing)
+  parts, attributions, delta, gain = jax.lax.while_loop(going_on, step, nothing)
+  return attributions, delta, gain, parts

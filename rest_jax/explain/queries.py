@@ -1,9 +1,10 @@
-"""What the methods share: input checks, targets, chunks, normalised maps."""
+"""What is asked of a model: targets, gradients, and many queries in bounded memory."""
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,13 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from rest_jax import inputs, ops
+from rest_jax import inputs
 from rest_jax.errors import UserError
 from rest_jax.explain.taps import Tap, tap
-
-# Differences below this share of what they come from are rounding: float32 sums of a network in
-# another order differ by a few units in the last place.
-ROUNDING = 32 * float(jnp.finfo(jnp.float32).eps)
 
 
 def prepare(
@@ -88,6 +85,24 @@ def resolve_targets(logits: jax.Array, targets: jax.Array | None) -> jax.Array:
   return jnp.broadcast_to(jnp.asarray(targets, jnp.int32), logits.shape[:1])
 
 
+def known_targets(
+  point: Tap, images: jax.Array, targets: jax.Array | None, query_batch: int
+) -> jax.Array:
+  """The class each map is of, int32 (B,); None: the predicted ones, from a forward pass.
+
+  Before the samples, because what is predicted for them may be another class.
+  """
+  if targets is None:
+    return resolve_targets(all_logits(point, images, query_batch), None)
+  return targets
+
+
+@functools.partial(jax.jit, static_argnames='query_batch')
+def all_logits(point: Tap, images: jax.Array, query_batch: int) -> jax.Array:
+  """Logits (B, K) of any number of images; one compiled function for all the methods."""
+  return chunked(point, images, query_batch)
+
+
 def pick(scores: jax.Array, targets: jax.Array) -> jax.Array:
   """scores[i, targets[i]]: (B, K), (B,) -> (B,)."""
   return jnp.take_along_axis(scores, targets[:, None], axis=1)[:, 0]
@@ -96,22 +111,6 @@ def pick(scores: jax.Array, targets: jax.Array) -> jax.Array:
 def probability(point: Tap, images: jax.Array, targets: jax.Array) -> jax.Array:
   """The target's probability, or the score of one's own, of images: (B, H, W, C), (B,) -> (B,)."""
   return pick(point.probabilities(point(images)), targets)
-
-
-def gained(after: jax.Array, before: jax.Array, size: jax.Array | None = None) -> jax.Array:
-  """after - before, and 0 where the difference is one of rounding.
-
-  A model that does not look at what was changed gives the same value but for the order of its
-  sums; brought to [0, 1] that noise would be a picture.
-
-  Args:
-    after: float32, any shape.
-    before: the same shape.
-    size: that of the numbers from which both came; the larger of the two by default.
-  """
-  size = jnp.maximum(jnp.abs(after), jnp.abs(before)) if size is None else size
-  change = after - before
-  return jnp.where(jnp.abs(change) <= ROUNDING * size, 0, change)
 
 
 class LayerGradient(NamedTuple):
@@ -131,6 +130,28 @@ def layer_gradient(point: Tap, images: jax.Array, targets: jax.Array | None) -> 
   chosen = jax.nn.one_hot(targets, logits.shape[1], dtype=logits.dtype)
   (gradients,) = pull(vary_like(chosen, logits))
   return LayerGradient(features, only_finite(gradients, logits), logits, targets)
+
+
+def target_gradients(
+  model: Callable[..., jax.Array], images: jax.Array, targets: jax.Array | None
+) -> jax.Array:
+  """d logit_target / d image, in one pass over all the images.
+
+  Args:
+    model: images to logits (B, K).
+    images: (B, H, W, C).
+    targets: int (B,), or None for the predicted classes.
+
+  Returns:
+    (B, H, W, C), not a number for an image with a logit that is not finite.
+  """
+
+  def score(x):
+    logits = model(x)
+    return jnp.sum(pick(logits, resolve_targets(logits, targets))), logits
+
+  gradients, logits = jax.grad(score, has_aux=True)(images)
+  return only_finite(gradients, logits)
 
 
 def only_finite(values: jax.Array, logits: jax.Array) -> jax.Array:
@@ -178,74 +199,56 @@ def chunked(fn: Callable[[Any], Any], items: Any, size: int) -> Any:
   return jax.tree.map(lambda x: x.reshape(count * chunk, *x.shape[2:])[:n], out)
 
 
-def upsample(maps: jax.Array, size: Sequence[int]) -> jax.Array:
-  """Bilinear, half-pixel centres: (B, h, w) -> (B, H, W)."""
-  return ops.resize_bilinear(maps[..., None], (size[0], size[1]))[..., 0]
+def sum_samples(
+  contribution: Callable[[Any, jax.Array, jax.Array], Any],
+  items: Any,
+  count: int,
+  query_batch: int,
+) -> Any:
+  """Adds up what `count` samples contribute to each item.
 
+  A block of r samples meets a block of p images, r p of them at most `query_batch`: samples are
+  made once for all images of a block, and sums need no scatter.
 
-class Span(NamedTuple):
-  """Least and greatest value of maps (..., H, W), (..., 1, 1) each, and whether they differ."""
+  Args:
+    contribution: `(items (p, ...), samples (r,) int32, weights (r,) float32) -> pytree (p, ...)`,
+      the sum over the samples times their weights: 1, and 0 for what only fills a block up.
+    items: pytree of arrays with a leading axis B.
+    count: samples an item.
+    query_batch: bound of r p; changes memory and speed, not the result beyond rounding.
 
-  low: jax.Array
-  high: jax.Array
-  varied: jax.Array
-
-
-def span(maps: jax.Array) -> Span:
-  """Range of maps (..., H, W). One under four units in the last place counts as none."""
-  low, high = (f(maps, axis=(-2, -1), keepdims=True) for f in (jnp.min, jnp.max))
-  half = 0.5 * high - 0.5 * low  # their difference may overflow
-  info = jnp.finfo(maps.dtype)
-  least = 2 * float(info.eps) * jnp.maximum(jnp.abs(low), jnp.abs(high))
-  varied = (half > least) & (half > float(info.tiny)) & jnp.isfinite(half)
-  return Span(low, high, varied)
-
-
-def min_max(maps: jax.Array) -> jax.Array:
-  """Maps (..., H, W) onto [0, 1]; one that is constant (to rounding) becomes 0.
-
-  One that is not finite stays so, all of it not a number: it must not look like an empty map.
+  Returns:
+    The sums, leading axis B.
   """
-  return rescale(maps, span(maps))
+  images = len(jax.tree.leaves(items)[0])
+  p, r = block_sizes(images, count, query_batch)
+  blocks = -(-count // r)
+
+  def of_block(block):
+    def add(i, total):
+      samples = i * r + jnp.arange(r)
+      weights = (samples < count).astype(jnp.float32)
+      return jax.tree.map(jnp.add, total, contribution(block, samples, weights))
+
+    like = jax.eval_shape(contribution, block, jnp.arange(r), jnp.ones(r))
+    images = jax.tree.leaves(block)[0]
+    zeros = jax.tree.map(lambda x: vary_like(jnp.zeros(x.shape, x.dtype), images), like)
+    return jax.lax.fori_loop(0, blocks, add, zeros)
+
+  return chunked(of_block, items, p)
 
 
-def rescale(maps: jax.Array, range_: Span) -> jax.Array:
-  """(maps - low) / (high - low); 0 where they are equal, not a number where they are not finite."""
-  low, high, varied = range_
-  half = jnp.where(varied, 0.5 * high - 0.5 * low, 1)
-  unit = jnp.clip((0.5 * maps - 0.5 * low) / half, 0, 1)
-  # A compiler may divide by multiplying, which leaves the greatest value a little under 1.
-  unit = jnp.where(varied, jnp.where(maps == high, 1, unit), 0)
-  return jnp.where(jnp.isfinite(low) & jnp.isfinite(high), unit, jnp.nan)
+def block_sizes(images: int, count: int, query_batch: int) -> tuple[int, int]:
+  """Images and samples of a block: as many as `query_batch` allows, blocks of even size."""
+  p = _even(images, query_batch)
+  return p, _even(count, query_batch // p)
 
 
-def support(values: jax.Array) -> jax.Array:
-  """What speaks for the class: signed values (..., H, W) to [0, 1], those of 0 or less to 0.
-
-  Unlike `min_max` it leaves 'no effect' at 0 where something speaks against the class.
-  """
-  high = jnp.max(values, axis=(-2, -1), keepdims=True)
-  low = jnp.min(values, axis=(-2, -1), keepdims=True)
-  real = high > float(jnp.finfo(values.dtype).tiny)
-  unit = jnp.where(real, jnp.maximum(values, 0) / jnp.where(real, high, 1), 0)
-  unit = jnp.where(real & (values == high), 1, unit)
-  return jnp.where(jnp.isfinite(low) & jnp.isfinite(high), unit, jnp.nan)
+def _even(total: int, most: int) -> int:
+  return -(-total // -(-total // max(1, most)))
 
 
-def peak(values: jax.Array) -> jax.Array:
-  """Largest size of an image's values (B, ...), (B, 1, ...); 1 where all are 0.
-
-  To divide by, where a scale cancels in the end and products would leave the range of float32.
-  """
-  high = jnp.max(jnp.abs(values), axis=tuple(range(1, values.ndim)), keepdims=True)
-  return jnp.where(high > 0, high, 1)
-
-
-def constant_maps(maps: jax.Array) -> jax.Array:
-  """Which of the maps (B, H, W) that a method gave say nothing: bool (B,)."""
-  return jnp.max(maps, axis=(-2, -1)) == 0
-
-
-def finish(maps: jax.Array, size: Sequence[int]) -> jax.Array:
-  """Maps at feature resolution (B, h, w) -> (B, H, W) in [0, 1]."""
-  return min_max(upsample(maps, size))
+def cross(samples: jax.Array, images: jax.Array, combine: Callable[..., jax.Array]) -> jax.Array:
+  """Every sample with every image: (r, ...) and (p, H, W, C) to (r p, H, W, C)."""
+  both = jax.vmap(jax.vmap(combine, (None, 0)), (0, None))(samples, images)
+  return both.reshape(-1, *both.shape[2:])

@@ -1,85 +1,54 @@
-"""Score-CAM.
-
-Paper: Wang et al., "Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural
-Networks", CVPR Workshops 2020, arXiv 1910.01279, definitions 2 to 4.
-Variant 'code' is what the code beside Group-CAM (github.com/wofmanaf/Group-CAM) has: a channel's
-weight is the target's probability behind its mask, without that of the baseline.
-"""
+"""Class activation maps whose channels weigh what taking them away, or showing them, does."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from rest_jax.errors import UserError
-from rest_jax.explain.method import register
-from rest_jax.explain.queries import (
-  chunked,
-  gained,
-  min_max,
-  only_finite,
-  prepare,
-  probability,
-  resolve_targets,
-  span,
-  upsample,
-)
+from rest_jax.explain.maps import finish, gained, min_max, peak, span, upsample
+from rest_jax.explain.methods import method
+from rest_jax.explain.queries import chunked, only_finite, pick, probability, resolve_targets
 from rest_jax.explain.taps import Tap
 
 
-@register(
-  'score_cam',
+@method(
+  title='Score-CAM',
   source='Wang et al. 2020',
   queries=lambda shape, options: options['channels'] + 1 + (options['variant'] == 'paper'),
-  needs_layer=True,
+  layer=True,
 )
 def score_cam(
-  model: Any,
-  images: Any,
-  targets: Any = None,
+  point: Tap,
+  images: jax.Array,
+  targets: jax.Array | None,
+  query_batch: int,
   *,
-  layer: str | None = None,
-  grid: tuple[int, int] | None = None,
   variant: str = 'paper',
-  output: str | None = None,
-  score: Callable[[Any], jax.Array] | None = None,
-  query_batch: int = 32,
 ) -> jax.Array:
   """ReLU(sum over k of w_k A_k), w_k by how much channel k raises the target's probability.
+
+  Wang et al., "Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks",
+  CVPR Workshops 2020, arXiv 1910.01279, definitions 2 to 4. Variant 'code' is what the code beside
+  Group-CAM (github.com/wofmanaf/Group-CAM) has.
 
   That is the probability of the image seen through the channel less that of the baseline, of
   which nothing is seen. What a mask hides is 0 for the network: a classifier's mean colour, and
   the value 0 for any other function. Constant channels are skipped. One forward pass a channel.
 
   Args:
-    model: as `explain.tap` takes it.
-    images: floats (B, H, W, C) in [0, 1].
-    targets: class indices, (B,) or one for all; by default the predicted classes.
-    layer: path of the layer whose map A is used; a default by `explain.tap`.
-    grid: (rows, columns) of a layer that gives tokens.
-    output: 'softmax' or 'sigmoid', what makes probabilities of logits; as `explain.tap` takes it.
-    score: what is explained instead of a class; as `explain.tap` takes it.
     variant: 'paper', or 'code', where w_k is the probability itself.
     query_batch: images a forward pass. It bounds the memory, whatever K and B are.
-
-  Returns:
-    float32 (B, H, W) in [0, 1]; a constant map is all zero.
-
-  Raises:
-    UserError: bad images, targets or layer.
   """
-  point, images, targets = prepare(model, images, targets, layer, grid, output=output, score=score)
   if variant not in ('paper', 'code'):
     raise UserError(f"variant is 'paper' or 'code', not {variant!r}")
-  return _run(point, images, targets, variant, query_batch)
+  return _score(point, images, targets, variant, query_batch)
 
 
 @functools.partial(jax.jit, static_argnames=('variant', 'query_batch'))
-def _run(point: Tap, images, targets, variant: str, query_batch: int) -> jax.Array:
+def _score(point: Tap, images, targets, variant: str, query_batch: int) -> jax.Array:
   size = images.shape[1:3]
 
   def look(item):
@@ -110,3 +79,52 @@ def _run(point: Tap, images, targets, variant: str, query_batch: int) -> jax.Arr
   # Bringing to size is linear, so the sum comes first.
   total = jnp.einsum('bk,bkhw->bhw', weights, maps, precision='highest')
   return min_max(jax.nn.relu(upsample(total, size)))
+
+
+@method(
+  title='Ablation-CAM',
+  source='Desai and Ramaswamy 2020',
+  queries=lambda shape, options: options['channels'] + 1,
+  layer=True,
+  by_gradient=True,
+)
+def ablation_cam(
+  point: Tap, images: jax.Array, targets: jax.Array | None, query_batch: int
+) -> jax.Array:
+  """ReLU(sum over k of w_k A_k), w_k what the target's logit loses when channel k is set to 0.
+
+  Desai and Ramaswamy, "Ablation-CAM: Visual Explanations for Deep Convolutional Network via
+  Gradient-free Localization", WACV 2020, equations 4 and 5. Deviation: a weight is the drop y - y_k
+  and not (y - y_k) / y. The common factor cancels in the normalisation of the map, unless the
+  logit y is negative: there it would turn the map round.
+
+  A loss within the logits' rounding is none. The part of the model before the layer is run once
+  for `query_batch` channels of an image.
+
+  Args:
+    query_batch: channels, of one image, at a time.
+  """
+  return _ablate(point, images, targets, query_batch)
+
+
+@functools.partial(jax.jit, static_argnames='query_batch')
+def _ablate(point: Tap, images, targets, query_batch: int) -> jax.Array:
+  def one(item):
+    image, target = item  # an image at a time, with a leading axis of 1
+    logits, features = point.perturbed(image)
+    target = resolve_targets(logits, target)
+
+    def ablated(channel):
+      gone = -features * jax.nn.one_hot(channel, features.shape[-1])[None, None, None]
+      return pick(point.perturbed(image, gone)[0], target)
+
+    # Mapped over the perturbation alone: what comes before the layer stays one image.
+    channels = jnp.arange(features.shape[-1])
+    left = chunked(jax.vmap(ablated), channels, query_batch)
+    size = jnp.max(jnp.abs(logits))  # what the logit's rounding is measured by
+    weights = gained(pick(logits, target), left[:, 0], jnp.maximum(size, jnp.abs(left[:, 0])))
+    weights = weights / peak(weights[None])[0]
+    total = jnp.einsum('bhwk,k->bhw', features, weights, precision='highest')
+    return finish(only_finite(jax.nn.relu(total), logits), images.shape[1:3])
+
+  return chunked(one, (images, targets), 1)

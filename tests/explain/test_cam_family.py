@@ -8,8 +8,7 @@ from jax.tree_util import Partial
 
 from rest_jax import UserError, explain
 from rest_jax.explain import queries
-from rest_jax.explain.eigen_cam import first_component
-from rest_jax.explain.grad_cam_pp import plus_plus_weights
+from rest_jax.explain.grad_cams import first_component, plus_plus_weights
 
 KERNEL = jax.random.normal(jax.random.key(0), (2, 2, 3, 6))
 HEAD = jax.random.normal(jax.random.key(1), (6, 4))

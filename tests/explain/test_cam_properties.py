@@ -11,7 +11,7 @@ import pytest
 from jax.tree_util import Partial
 
 from rest_jax import explain
-from rest_jax.explain import queries
+from rest_jax.explain.maps import finish
 
 CAMS = [name for name, method in explain.METHODS.items() if method.needs_layer]
 KERNEL = np.random.default_rng(0).normal(size=(4, 4, 3, 6)).astype(np.float32)
@@ -81,6 +81,6 @@ def test_min_max(low, high, n):
 def test_rounding_is_not_a_map():
   """A constant brought to size differs in the last place; that must not become a picture."""
   small = jnp.full((1, 5, 3), 0.1) + jnp.zeros((1, 5, 3)).at[0, 2, 2].set(1e-8)
-  assert not queries.finish(small, (37, 23)).any()
+  assert not finish(small, (37, 23)).any()
   for bad in (jnp.nan, jnp.inf):  # which must not look like an empty map
     assert jnp.isnan(explain.min_max(jnp.ones((1, 3, 3)).at[0, 1, 1].set(bad))).all()

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from rest_jax import UserError, explain
 from rest_jax.explain.checking import Incomplete
-from rest_jax.explain.gradients import target_gradients
+from rest_jax.explain.queries import target_gradients
 
 FEW = {'smooth_integrated_gradients': {'samples': 64, 'noise': 0.01}}
 METHODS = ('gradient', 'smooth_grad', 'integrated_gradients', 'smooth_integrated_gradients')

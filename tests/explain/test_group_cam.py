@@ -7,9 +7,9 @@ import pytest
 from jax.tree_util import Partial
 from sklearn.cluster import AgglomerativeClustering, KMeans
 
-from rest_jax import UserError, explain
-from rest_jax.explain import grouping, queries
-from rest_jax.explain.group_cams import Settings, in_order
+from rest_jax import UserError, explain, ops
+from rest_jax.explain import group_cams, queries
+from rest_jax.explain.group_cams import Settings, by_order
 
 KERNEL = jax.random.normal(jax.random.key(0), (3, 3, 3, 12)) * 0.5
 HEAD = jax.random.normal(jax.random.key(1), (12, 4))
@@ -58,23 +58,23 @@ def test_jit_equals_no_jit():
   outer = jax.jit(lambda pair, x: explain.group_cam(pair, x, groups=3, query_batch=2))
   np.testing.assert_allclose(outer(PAIR, IMAGES[:1]), maps, atol=1e-6)
   settings = Settings(3, 'paper', 70.0, 51, 50.0, 4)
-  plain = in_order.__wrapped__(explain.tap(PAIR), IMAGES[:1], None, settings)
+  plain = by_order.__wrapped__(explain.tap(PAIR), IMAGES[:1], None, settings)
   np.testing.assert_allclose(plain, maps, atol=1e-5)
 
 
 def test_compiles_once_for_all_weights_and_targets():
   explain.group_cam(PAIR, IMAGES, [0, 0, 0], groups=6)
-  compiled = in_order._cache_size()
+  compiled = by_order._cache_size()
   for scale in (0.5, 2.0):
     pair = (Partial(features, KERNEL * scale), Partial(head, HEAD))
     explain.group_cam(pair, IMAGES, [1, 2, 3], groups=6)
-  assert in_order._cache_size() == compiled
+  assert by_order._cache_size() == compiled
 
 
 def memory(images, groups, query_batch=4):
   point = explain.tap(PAIR)
   settings = Settings(groups, 'paper', 70.0, 51, 50.0, query_batch)
-  compiled = in_order.lower(point, images, None, settings).compile()
+  compiled = by_order.lower(point, images, None, settings).compile()
   return compiled.memory_analysis().temp_size_in_bytes
 
 
@@ -96,7 +96,7 @@ def test_clusters(method):
   maps = explain.group_cam(
     PAIR, IMAGES[:2], target, groups=groups, grouping=method, variant='latest'
   )
-  blurred = queries.ops.gaussian_blur(IMAGES[:2])
+  blurred = ops.gaussian_blur(IMAGES[:2])
   for i in range(2):
     weighted = np.asarray(seen.gradients[i]).mean((0, 1)) * np.asarray(seen.features[i])
     points = weighted.reshape(-1, 12).T
@@ -128,7 +128,7 @@ def test_clusters_of_channels_that_are_alike_and_inside_jit():
 
 @pytest.mark.parametrize('channels, groups, sizes', [(12, 4, [3] * 4), (10, 4, [3, 3, 3, 1])])
 def test_groups_in_order(channels, groups, sizes):
-  assert np.bincount(grouping.in_order(channels, groups)).tolist() == sizes
+  assert np.bincount(group_cams.in_order(channels, groups)).tolist() == sizes
 
 
 def test_more_groups_than_channels_are_one_channel_each():
@@ -141,7 +141,7 @@ def test_more_groups_than_channels_are_one_channel_each():
 @pytest.mark.parametrize('n', [1, 2, 11, 49])
 def test_percentile_is_numpys(n, q):
   maps = np.random.default_rng(0).normal(size=(2, 1, n)).astype(np.float32)
-  ours = grouping.percentile(jnp.asarray(maps), q)[..., 0, 0]
+  ours = group_cams.percentile(jnp.asarray(maps), q)[..., 0, 0]
   np.testing.assert_allclose(ours, np.percentile(maps, q, axis=(1, 2)), atol=1e-6)
 
 

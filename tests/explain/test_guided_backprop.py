@@ -7,8 +7,8 @@ import pytest
 from flax import linen as nn
 
 from rest_jax import UserError
-from rest_jax.explain.guided_backprop import guided_backprop
-from rest_jax.explain.guided_relu import guided
+from rest_jax.explain.gradients import guided_backprop
+from rest_jax.explain.relus import guided
 
 RELUS = {
   'jax.nn.relu': jax.nn.relu,

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from rest_jax import UserError, explain
-from rest_jax.explain.masking import random_masks
-from rest_jax.explain.occlusion import patch_starts
-from rest_jax.explain.sampling import block_sizes, sum_samples
+from rest_jax.explain.masking import patch_starts, random_masks
+from rest_jax.explain.queries import block_sizes, sum_samples
 from rest_jax.ops.resize import resize_bilinear
 
 

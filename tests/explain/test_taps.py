@@ -9,7 +9,6 @@ from jax.tree_util import Partial
 
 from rest_jax import Classifier, UserError, explain
 from rest_jax.explain import queries
-from rest_jax.explain.queries import chunked
 from rest_jax.explain.taps import infer_grid
 
 layer_gradient = jax.jit(queries.layer_gradient)
@@ -341,7 +340,7 @@ def test_chunks(n, size):
     return {'out': 2 * item[0]}
 
   items = (jnp.arange(3.0 * n).reshape(n, 3), None)
-  np.testing.assert_array_equal(chunked(double, items, size)['out'], 2 * items[0])
+  np.testing.assert_array_equal(queries.chunked(double, items, size)['out'], 2 * items[0])
   assert len(sizes) == 1 and sizes[0] <= size
   with pytest.raises(UserError, match='1 or more'):
-    chunked(double, items, 0)
+    queries.chunked(double, items, 0)

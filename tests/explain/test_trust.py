@@ -13,7 +13,7 @@ from jax.tree_util import Partial
 
 from rest_jax import UserError, explain
 from rest_jax.explain.checking import EmptyMaps, Incomplete
-from rest_jax.explain.queries import ROUNDING, support
+from rest_jax.explain.maps import ROUNDING, support
 
 RNG = np.random.default_rng(0)
 KERNEL = RNG.normal(size=(3, 6)).astype(np.float32)

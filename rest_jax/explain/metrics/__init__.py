@@ -2,12 +2,15 @@
 
 from rest_jax.evaluation.intervals import Interval, bootstrap
 from rest_jax.explain.fills import fill_images
-from rest_jax.explain.metrics.confidence import DropIncrease, drop_increase
-from rest_jax.explain.metrics.faithfulness import Curves, insertion_deletion
-from rest_jax.explain.metrics.imputation import impute
+from rest_jax.explain.metrics.faithfulness import (
+  Curves,
+  DropIncrease,
+  drop_increase,
+  insertion_deletion,
+)
+from rest_jax.explain.metrics.imputation import Road, impute, road
 from rest_jax.explain.metrics.pointing import box_masks, centre_maps, energy_share, pointing_game
-from rest_jax.explain.metrics.road import Road, road
-from rest_jax.explain.metrics.similarity import rank_correlation, structural_similarity
+from rest_jax.explain.metrics.sanity import rank_correlation, structural_similarity
 
 __all__ = [
   'Curves',

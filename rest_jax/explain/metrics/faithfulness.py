@@ -1,27 +1,62 @@
-"""Insertion and deletion curves (Petsiuk et al. 2018, arXiv 1806.07421), as Group-CAM has them.
+"""Faithfulness: what the model says as pixels go and come in the order of a map.
 
-Pixels are taken in order of decreasing saliency, so many a step. Deletion replaces them in the
-image, insertion puts them into its blurred form; the score is the class's probability, or a score
-of one's own.
+Insertion and deletion curves (Petsiuk et al. 2018, arXiv 1806.07421), as Group-CAM has them: pixels
+are taken in order of decreasing saliency, so many a step. Deletion replaces them in the image,
+insertion puts them into its blurred form; the score is the class's probability, or a score of one's
+own. Drop and increase in confidence: Chattopadhay et al. 2018, arXiv 1710.11063, section 4.1.
 """
 
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from rest_jax.errors import UserError
+from rest_jax.explain.arguments import Face
 from rest_jax.explain.fills import fill_images
 from rest_jax.explain.metrics.order import ranks
-from rest_jax.explain.metrics.queries import check_finite_scores, of_target, probabilities
-from rest_jax.explain.queries import prepare, resolve_targets
+from rest_jax.explain.queries import chunked, resolve_targets
+from rest_jax.explain.taps import Tap
 
+QUERY_BATCH = 64  # images a forward pass unless told
 ROWS_PER_STEP = {'paper': 8, 'latest': 2}  # Group-CAM's code: 224 * 8 in May 2021, 224 * 2 later
+
+Found = TypeVar('Found')
+
+
+def measure(function: Callable[..., Found]) -> Callable[..., Found]:
+  """Decorator: makes a function a measure of maps that asks the model.
+
+  Args:
+    function: takes, by place and by their names, what it needs of `point` (the tap), `images`
+      (float32 (B, H, W, C)), `maps` (as given), `targets` (int32 (B,), or None for the predicted
+      classes), `key` (if it is random) and `query_batch`; keyword-only are its own options, with
+      an entry each in its docstring's Args.
+
+  Returns:
+    The function that users call, `(model, images, maps, targets=None, *, ...)`.
+  """
+  annotation = inspect.signature(function).return_annotation
+  face = Face.of(
+    function,
+    ('model', 'images', 'maps', 'targets'),
+    layer=False,
+    query_batch=QUERY_BATCH,
+    returns=(annotation, f'`{annotation}`.'),
+    raises='shapes that do not belong together, or bad options.',
+  )
+
+  def asked(*args: Any, **kwargs: Any) -> Any:
+    return face.ask(args, kwargs).found
+
+  return face.put_on(asked)
 
 
 class Curves(NamedTuple):
@@ -43,19 +78,18 @@ class Curves(NamedTuple):
   share: jax.Array
 
 
+@measure
 def insertion_deletion(
-  model: Any,
-  images: jax.Array | np.ndarray,
-  maps: jax.Array | np.ndarray,
-  targets: Any = None,
+  point: Tap,
+  images: jax.Array,
+  maps: Any,
+  targets: jax.Array | None,
+  query_batch: int,
   *,
   pixels_per_step: int | None = None,
   variant: str | None = None,
   insertion_fill: str | jax.Array | np.ndarray = 'blur',
   deletion_fill: str | jax.Array | np.ndarray = 'zero',
-  output: str | None = None,
-  score: Callable[[Any], jax.Array] | None = None,
-  query_batch: int = 64,
 ) -> Curves:
   """Curves and areas of a batch; costs 2 (ceil(HW / pixels_per_step) + 1) forward passes an image.
 
@@ -63,27 +97,18 @@ def insertion_deletion(
   gets is what a random order gets. The areas are those under the curves over `Curves.share`.
 
   Args:
-    model: as `tap` takes it: a `Classifier`, or any function of images to logits (B, K).
-    images: float32 (B, H, W, C).
-    maps: (B, H, W), any scale; only their order counts.
     targets: class indices, (B,) or one for all; None for those predicted on the whole images.
     pixels_per_step: pixels changed a step; by default `variant` decides.
     variant: instead of `pixels_per_step`. 'paper', the default: eight rows of pixels a step;
       'latest': two, as the authors' later code.
     insertion_fill: what insertion starts from, see `fill_images`.
     deletion_fill: what deletion ends at.
-    output: 'softmax' or 'sigmoid', what makes probabilities of logits; as `explain.tap` takes it.
-    score: what is explained instead of a class; as `explain.tap` takes it.
     query_batch: images a forward pass; changes memory and speed only.
-
-  Returns:
-    `Curves`.
 
   Raises:
     UserError: shapes that do not belong together, an unknown variant or fill, no positive step, a
       map or a score that is not finite.
   """
-  point, images, targets = prepare(model, images, targets, output=output, score=score)
   step = _pixels_per_step(pixels_per_step, variant, images.shape[2])
   last, turns = _turns(maps, images.shape[:3], step)
   share = np.minimum(np.arange(last + 1) * step, turns[0].size) / turns[0].size
@@ -137,3 +162,119 @@ def _pixels_per_step(given: int | None, variant: str | None, width: int) -> int:
   if step < 1:
     raise UserError(f'pixels_per_step is 1 or more, got {step}')
   return int(step)
+
+
+class DropIncrease(NamedTuple):
+  """What becomes of the confidence when only the salient part is seen.
+
+  Attributes:
+    drop: float32 (B,) in [0, 1], max(0, whole - masked) / whole; lower is better. (Of a score of
+      one's own over its size, and with no bound.)
+    increase: bool (B,), masked > whole; the more the better.
+  """
+
+  drop: jax.Array
+  increase: jax.Array
+
+
+@measure
+def drop_increase(
+  point: Tap,
+  images: jax.Array,
+  maps: Any,
+  targets: jax.Array | None,
+  query_batch: int,
+  *,
+  fill: str | jax.Array | np.ndarray = 'zero',
+) -> DropIncrease:
+  """Compares the class's probability of the image and of image * map + fill * (1 - map).
+
+  With the default fill that is the map times the normalised image, as the paper's authors mask.
+  Their tables hold 100 times the mean of `drop` and of `increase`.
+
+  Args:
+    maps: (B, H, W) in [0, 1].
+    fill: what is seen where the map is 0, see `fill_images`.
+    query_batch: images a forward pass.
+
+  Raises:
+    UserError: shapes that do not belong together, an unknown fill.
+  """
+  maps = check_maps(maps, images)
+  fills = fill_images(point, images, fill)
+  found = _drop_increase(point, images, fills, maps, targets, query_batch)
+  check_finite_scores(found.drop)
+  return found
+
+
+@functools.partial(jax.jit, static_argnames='query_batch')
+def _drop_increase(point, images, fills, maps, targets, query_batch: int) -> DropIncrease:
+  shape = (2, len(images))
+  items = tuple(jax.lax.broadcasted_iota(jnp.int32, shape, a).reshape(-1) for a in range(2))
+
+  def make(chunk):
+    masked, image = chunk
+    mask = jnp.where((masked == 1)[:, None, None], maps[image], 1.0)[..., None]
+    return images[image] * mask + fills[image] * (1 - mask)
+
+  scores = probabilities(point, make, items, query_batch).reshape(*shape, -1)
+  targets = resolve_targets(scores[0], targets)
+  whole, seen = (of_target(s, targets) for s in scores)
+  size = jnp.where(whole == 0, 1, jnp.abs(whole))
+  return DropIncrease(jnp.maximum(whole - seen, 0) / size, seen > whole)
+
+
+def probabilities(
+  point: Tap, make: Callable[[Any], jax.Array], items: Any, query_batch: int
+) -> jax.Array:
+  """Probabilities, or the score of one's own, of the images that `make(items)` gives.
+
+  Never more than `query_batch` of them at once.
+
+  Args:
+    point: images (Q, H, W, C) to logits (Q, K).
+    make: turns a chunk of items into images.
+    items: pytree of arrays with a leading axis N.
+    query_batch: images a forward pass.
+
+  Returns:
+    float32 (N, K).
+  """
+
+  def run(chunk):
+    return point.probabilities(point(make(chunk)))
+
+  return chunked(run, items, query_batch)
+
+
+def check_finite_scores(*scores: jax.Array) -> None:
+  """Raises `UserError` unless all scores (B, ...) of images are finite; not inside jit."""
+  if any(isinstance(values, Tracer) for values in scores):
+    return
+  for values in map(np.asarray, scores):
+    wrong = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1))
+    if len(wrong):
+      count = int((~np.isfinite(values)).sum())
+      raise UserError(
+        f"{count} of the model's {values.size} scores are not finite (logits of nan or inf), the "
+        f'first those of image {wrong[0]}; look at the weights, and at what overflows'
+      )
+
+
+def check_maps(maps: jax.Array | np.ndarray, images: jax.Array) -> jax.Array:
+  """Maps as float32, after a check that there is one for each image and each pixel.
+
+  Raises:
+    UserError: another shape.
+  """
+  if np.shape(maps) != images.shape[:3]:
+    raise UserError(
+      f'maps {np.shape(maps)} do not fit images {images.shape}: one number for each pixel is needed'
+    )
+  return jnp.asarray(maps, jnp.float32)
+
+
+def of_target(scores: jax.Array, targets: jax.Array) -> jax.Array:
+  """Takes each image's class: scores (B, ..., K) and int (B,) to (B, ...)."""
+  index = targets.reshape(-1, *([1] * (scores.ndim - 1)))
+  return jnp.take_along_axis(scores, index, axis=-1)[..., 0]

@@ -1,9 +1,13 @@
-"""Methods by name, and one call that runs any of them."""
+"""Methods: the decorator that makes one, all of them by name, and one call that runs any.
+
+A method is its mathematics and a docstring: a function `(point, images, targets, ...)` of a tap,
+checked images and targets, whose keyword-only arguments are its own options. `method` makes of it
+the function that users call, whose other arguments are in `arguments.SHARED`.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
 import math
 from collections.abc import Callable
@@ -14,10 +18,14 @@ import numpy as np
 from jax.core import Tracer
 
 from rest_jax.errors import UserError, did_you_mean
-from rest_jax.explain.queries import constant_maps, prepare, resolve_targets
+from rest_jax.explain import checking
+from rest_jax.explain.arguments import Asked, Face, takes_key
+from rest_jax.explain.maps import constant_maps
+from rest_jax.explain.queries import prepare, resolve_targets
 from rest_jax.explain.taps import Tap
 
 Queries = Callable[[tuple[int, ...], dict[str, Any]], float]
+QUERY_BATCH, LAYER_QUERY_BATCH = 64, 32  # images a pass unless told; fewer where maps are kept
 
 
 class Detail(NamedTuple):
@@ -51,6 +59,7 @@ class Method:
       image's shape (H, W, C) and the options. Methods that go channel by channel read the
       number of channels from the option 'channels'.
     source: the paper.
+    title: its name as the paper writes it.
   """
 
   name: str
@@ -60,16 +69,17 @@ class Method:
   needs_key: bool
   queries: Queries
   source: str
+  title: str
 
   def options(self) -> dict[str, Any]:
     """Keyword arguments of its own with their defaults, without those that `explain` names."""
     parameters = inspect.signature(self.fn).parameters.values()
     own = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
-    return {p.name: p.default for p in own if p.name not in _SHARED}
+    return {p.name: p.default for p in own if p.name not in _SAID}
 
 
 METHODS: dict[str, Method] = {}
-_SHARED = ('layer', 'grid', 'key', 'output', 'score')
+_SAID = ('layer', 'grid', 'key', 'output', 'score')  # by `explain` itself
 
 # As tables list them; methods registered elsewhere follow.
 _ORDER = (
@@ -93,63 +103,76 @@ _ORDER = (
 )
 
 
-def register(
-  name: str,
+def method(
   *,
   source: str,
   queries: Queries | int,
-  needs_layer: bool = False,
-  needs_key: bool = False,
+  title: str | None = None,
+  layer: bool = False,
   by_gradient: bool = False,
 ) -> Callable[[Callable[..., jax.Array | Detail]], Callable[..., jax.Array]]:
-  """Decorator: makes a method known, and looks at what it gives.
+  """Decorator: makes a function a method of its name, and looks at what it gives.
 
-  Maps that are not numbers are a `UserError`; empty ones whose gradient is 0, and attributions
-  that are not complete, are a warning. Under jit neither can be looked at.
+  The function takes, by place and by their names, what it needs of: `point` (the tap), `images`
+  (float32 (B, H, W, C)), `targets` (int32 (B,), or None for the predicted classes), `key` (which
+  makes the method one of chance) and `query_batch`; keyword-only are its own options, with an entry
+  each in its docstring's Args. It gives maps or a `Detail`. Maps that are not numbers are then a
+  `UserError`; empty ones whose gradient is 0, and attributions that are not complete, a warning.
+  Under jit neither can be looked at.
 
   Args:
-    name: as `Method` has it.
     source: as `Method` has it.
     queries: as `Method` has it, or a number.
-    needs_layer: as `Method` has it.
-    needs_key: as `Method` has it.
+    title: as `Method` has it; the function's name in words by default.
+    layer: whether it looks at a layer's map, and takes `layer` and `grid`.
     by_gradient: whether a gradient of 0 leaves the map empty.
 
   Returns:
-    A decorator of functions that give maps or a `Detail`; the function it makes gives maps.
+    A decorator of such functions; the function it makes, `(model, images, targets=None, *, ...)`,
+    gives maps (B, H, W).
   """
   count = queries if callable(queries) else lambda shape, options: queries
 
-  def add(fn):
+  def add(function):
+    name = function.__name__
     if name in METHODS:
       raise ValueError(f'two methods are called {name!r}')
+    face = _face(function, layer)
 
-    @functools.wraps(fn)
-    def detail(model, images, targets=None, **options):
-      found = fn(model, images, targets, **options)
-      found = found if isinstance(found, Detail) else Detail(found)
-      _look_at(METHODS[name], by_gradient, found, model, images, targets, options)
+    def detail(*args, **kwargs):
+      asked = face.ask(args, kwargs)
+      found = asked.found if isinstance(asked.found, Detail) else Detail(asked.found)
+      _look_at(METHODS[name], by_gradient, found, asked)
       return found
 
-    @functools.wraps(fn)
-    def maps(model, images, targets=None, **options):
-      return detail(model, images, targets, **options).maps
+    def maps(*args, **kwargs):
+      return detail(*args, **kwargs).maps
 
-    METHODS[name] = Method(name, maps, detail, needs_layer, needs_key, count, source)
-    return maps
+    public, with_detail = face.put_on(maps), face.put_on(detail)
+    called = title or name.replace('_', ' ')
+    needs_key = takes_key(function)
+    METHODS[name] = Method(name, public, with_detail, layer, needs_key, count, source, called)
+    return public
 
   return add
 
 
-def _look_at(method, by_gradient: bool, found: Detail, model, images, targets, options) -> None:
-  from rest_jax.explain import checking  # it imports methods, which are registered here
+def _face(function: Callable[..., Any], layer: bool) -> Face:
+  return Face.of(
+    function,
+    ('model', 'images', 'targets'),
+    layer=layer,
+    query_batch=LAYER_QUERY_BATCH if layer else QUERY_BATCH,
+    returns=('jax.Array', 'float32 (B, H, W) in [0, 1]; a constant map is all zero.'),
+    raises=f'bad images, targets{", layer" if layer else ""} or options.',
+  )
 
-  checking.check_finite(method.name, found.maps, model, images, options)
+
+def _look_at(method: Method, by_gradient: bool, found: Detail, asked: Asked) -> None:
+  checking.check_finite(method.name, found.maps, asked.point, asked.images)
   checking.warn_if_incomplete(method.name, found.delta, found.steps)
   if by_gradient:
-    checking.warn_if_empty(
-      method.name, method.needs_layer, found.maps, model, images, targets, options
-    )
+    checking.warn_if_empty(method.name, method.needs_layer, found.maps, *asked[:3])
 
 
 def list_methods() -> list[str]:
