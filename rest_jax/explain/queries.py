@@ -15,6 +15,7 @@ from jax.core import Tracer
 from rest_jax import inputs
 from rest_jax.errors import UserError
 from rest_jax.explain.taps import Tap, tap
+from rest_jax.ops.rewrite import fast_convolutions
 
 
 def prepare(
@@ -125,7 +126,9 @@ class LayerGradient(NamedTuple):
 def layer_gradient(point: Tap, images: jax.Array, targets: jax.Array | None) -> LayerGradient:
   """One forward pass, and a backward pass down to the layer only."""
   zeros = vary_like(jnp.zeros(point.feature_shape(images), jnp.float32), images)
-  logits, pull, features = jax.vjp(lambda d: point.perturbed(images, d), zeros, has_aux=True)
+  # The perturbation alone is an argument of what is rewritten: model and images stay what they are.
+  perturbed = fast_convolutions(lambda delta: point.perturbed(images, delta))
+  logits, pull, features = jax.vjp(perturbed, zeros, has_aux=True)
   targets = resolve_targets(logits, targets)
   chosen = jax.nn.one_hot(targets, logits.shape[1], dtype=logits.dtype)
   (gradients,) = pull(vary_like(chosen, logits))
@@ -150,7 +153,7 @@ def target_gradients(
     logits = model(x)
     return jnp.sum(pick(logits, resolve_targets(logits, targets))), logits
 
-  gradients, logits = jax.grad(score, has_aux=True)(images)
+  gradients, logits = jax.grad(fast_convolutions(score), has_aux=True)(images)
   return only_finite(gradients, logits)
 
 
