@@ -189,10 +189,12 @@ def takes_key(function: Callable[..., Any]) -> bool:
 
 
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+  """A function's parameters, in their order."""
   return list(inspect.signature(function).parameters.values())
 
 
 def _shared(name: str, by_keyword: bool = True, default: Any = None) -> inspect.Parameter:
+  """The parameter of a shared argument."""
   kind = inspect.Parameter.KEYWORD_ONLY if by_keyword else inspect.Parameter.POSITIONAL_OR_KEYWORD
   chosen = SHARED[name].default if default is None else default
   return inspect.Parameter(name, kind, default=chosen, annotation=SHARED[name].annotation)
@@ -228,4 +230,5 @@ def _lines_of_arguments(section: str) -> dict[str, str]:
 
 
 def _wrapped(text: str, hanging: str = '    ') -> str:
+  """The lines of an entry of a docstring's section."""
   return textwrap.fill(text, _WIDTH, initial_indent='  ', subsequent_indent=hanging)

@@ -16,6 +16,7 @@ from rest_jax.command_line import (
   split_list,
 )
 from rest_jax.errors import UserError
+from rest_jax.explain.methods import list_methods
 from rest_jax.paths import check_folder, safe_name
 
 _FLAGS = (
@@ -33,7 +34,7 @@ _FLAGS = (
     'name',
   ),
   *MODEL_FLAGS[1:],
-  Flag('method', dict(nargs='+', default=['group_cam']), 'one method, several, or all'),
+  Flag('method', dict(nargs='+', default=['group_cam']), 'one method, several, or all of {}'),
   Flag(
     'target',
     dict(default='predicted'),
@@ -115,8 +116,13 @@ def parse(argv: Sequence[str], usage: str) -> Command | None:
   Raises:
     UserError: an unknown flag, a value out of its range, or nothing to do.
   """
-  values = parse_flags(argv, usage, _FLAGS, stray='pictures go to --image')
+  values = parse_flags(argv, usage, [_named(f) for f in _FLAGS], stray='pictures go to --image')
   return None if values is None else _check(values)
+
+
+def _named(flag: Flag) -> Flag:
+  """--method with the names of all methods that there are by now, any other flag as it is."""
+  return flag._replace(text=flag.text.format(', '.join(list_methods())))
 
 
 def _check(values: dict) -> Command:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from rest_jax.evaluation import figures as drawing
 from rest_jax.evaluation.figures import literal, new_figure, quiet_fonts, set_fonts
+from rest_jax.explain.methods import METHODS, list_methods
 from rest_jax.explain.metrics.order import ranks
 from rest_jax.explain.metrics.sanity import SanityCheck
 from rest_jax.explain.pictures import COLOURS, overlay
@@ -26,26 +27,9 @@ _SMALL, _LARGE = 192, 480  # pixels that a picture in a figure has on its longer
 _FRAME_MS, _LAST_MS = 120, 1800
 _LINES = ('-', '--', ':', '-.')
 
-TITLES = {
-  'group_cam': 'Group-CAM',
-  'group_cam:latest': 'Group-CAM (latest)',
-  'grad_cam': 'Grad-CAM',
-  'grad_cam_pp': 'Grad-CAM++',
-  'smooth_grad_cam_pp': 'Smooth Grad-CAM++',
-  'xgrad_cam': 'XGrad-CAM',
-  'hires_cam': 'HiResCAM',
-  'layer_cam': 'LayerCAM',
-  'eigen_cam': 'EigenCAM',
-  'score_cam': 'Score-CAM',
-  'ablation_cam': 'Ablation-CAM',
-  'rise': 'RISE',
-  'gradient': 'Gradient',
-  'guided_backprop': 'Guided backpropagation',
-  'smooth_grad': 'SmoothGrad',
-  'integrated_gradients': 'Integrated gradients',
-  'smooth_integrated_gradients': 'Smooth integrated gradients',
-  'occlusion': 'Occlusion',
-}
+# As tables list them: the methods of the package, and a variant behind its method.
+TITLES = {name: METHODS[name].title for name in list_methods()}
+TITLES = {'group_cam': TITLES['group_cam'], 'group_cam:latest': 'Group-CAM (latest)'} | TITLES
 
 
 class Panel(NamedTuple):
@@ -57,7 +41,8 @@ class Panel(NamedTuple):
 
 def title_of(method: str) -> str:
   """The name of a method as its paper writes it."""
-  return TITLES.get(method, method.replace('_', ' '))
+  known = METHODS.get(method)
+  return TITLES.get(method, method.replace('_', ' ')) if known is None else known.title
 
 
 def save_figure(path: Path, figure: Figure, dpi: int = 110) -> None:

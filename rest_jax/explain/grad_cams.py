@@ -59,6 +59,8 @@ def gradient_cam(
 
 @functools.partial(jax.jit, static_argnames=('combine', 'own', 'query_batch'))
 def _combined(point: Tap, images, targets, combine: Combine, own, query_batch: int) -> jax.Array:
+  """Maps (B, H, W); `combine` and its options `own`, as pairs, are part of the program."""
+
   def part(item):
     chunk, classes = item
     seen = layer_gradient(point, chunk, classes)

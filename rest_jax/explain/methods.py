@@ -158,6 +158,7 @@ def method(
 
 
 def _face(function: Callable[..., Any], layer: bool) -> Face:
+  """The public side of a method."""
   return Face.of(
     function,
     ('model', 'images', 'targets'),
@@ -169,6 +170,7 @@ def _face(function: Callable[..., Any], layer: bool) -> Face:
 
 
 def _look_at(method: Method, by_gradient: bool, found: Detail, asked: Asked) -> None:
+  """Refuses maps that are not numbers, and warns of those that say nothing."""
   checking.check_finite(method.name, found.maps, asked.point, asked.images)
   checking.warn_if_incomplete(method.name, found.delta, found.steps)
   if by_gradient:

@@ -119,6 +119,7 @@ def _attributions(
   score: Callable[[Any], jax.Array] | None = None,
   query_batch: int = QUERY_BATCH,
 ) -> Integral:
+  """Attributions of what a user gave, with their convergence."""
   point, images, targets = prepare(model, images, targets, output=output, score=score)
   return _integrate(point, images, targets, query_batch, baseline, steps)
 
@@ -126,6 +127,7 @@ def _attributions(
 def _integrate(
   point: Tap, images: jax.Array, targets: Any, query_batch: int, baseline: Any, steps: int | None
 ) -> Integral:
+  """Attributions of what was checked; `steps` None until they are complete."""
   if steps is not None and steps < 1:
     raise UserError(f'steps are 1 or more, got {steps}')
   start = fill_images(point, images, baseline)
@@ -135,6 +137,7 @@ def _integrate(
 
 
 def _detail(found: Integral, reduction: str) -> Detail:
+  """Maps of the attributions' sizes, their signed sum over the channels, delta and steps."""
   maps = min_max(channels(found.attributions, reduction))
   return Detail(maps, found.attributions.sum(-1), found.delta, found.steps)
 
