@@ -47,7 +47,7 @@ class Cell(NamedTuple):
 
 
 class Table(NamedTuple):
-  """A table: the first column is text, the others are numbers."""
+  """A table: the first column is text, the others are numbers; the caption may be empty."""
 
   caption: str
   head: Sequence[str]
@@ -89,7 +89,8 @@ def _markdown(block: Block, folder: Path) -> str:
   if isinstance(block, Figure):
     return f'![{block.caption}]({os.path.relpath(block.path, folder)})\n\n*{block.caption}*'
   rows = [[_marked(cell) for cell in row] for row in block.rows]
-  return f'{block.caption}\n\n{markdown_table(block.head, rows, numbers=True)}'
+  caption = f'{block.caption}\n\n' if block.caption else ''
+  return caption + markdown_table(block.head, rows, numbers=True)
 
 
 def _marked(cell: Cell) -> str:
@@ -209,8 +210,9 @@ def _html(block: Block) -> str:
 def _html_table(table: Table) -> str:
   head = ''.join(f'<th scope="col">{_inline(text)}</th>' for text in table.head)
   rows = ['<tr>' + ''.join(map(_html_cell, row)) + '</tr>' for row in table.rows]
+  caption = f'<p class="caption">{_inline(table.caption)}</p>\n' if table.caption else ''
   return (
-    f'<p class="caption">{_inline(table.caption)}</p>\n<div class="wide"><table>'
+    f'{caption}<div class="wide"><table>'
     f'<thead><tr>{head}</tr></thead>\n<tbody>\n' + '\n'.join(rows) + '\n</tbody></table></div>'
   )
 

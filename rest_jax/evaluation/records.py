@@ -52,6 +52,7 @@ class Records:
         version, is damaged before its end, or cannot be written.
     """
     self.path, self._place = path, place
+    self.replaced = False  # whether results of something else gave way
     self._lock = threading.Lock()  # devices report from threads of their own
     self._rows: dict[str, dict[int, Row]] = {}
     header = {'format': _FORMAT, 'model': model and dict(model), 'settings': dict(settings)}
@@ -125,7 +126,7 @@ class Records:
     except UserError:
       if not replace:
         raise
-      self._rows = {}
+      self._rows, self.replaced = {}, True
       return False
     return True
 

@@ -13,13 +13,45 @@ import jax
 import numpy as np
 
 from rest_jax.errors import UserError
-from rest_jax.train.workdir import write_text, writing
+from rest_jax.evaluation.figures import new_figure
+from rest_jax.train.workdir import save_figure, write_text, writing
 
 IN_FLIGHT = 4  # steps that the host may be ahead of the device
 _SHOWN_LABELS = 8
 DIVERGED = (  # what to do about a training that has
   'Lower optim.lr, lengthen optim.warmup_epochs, set optim.clip_norm=1.0, or use '
   'model.dtype=float32, with another --output'
+)
+_Panel = tuple[str, tuple[tuple[str, str], ...]]  # title, and name and label of each curve
+_PANELS: tuple[_Panel, ...] = (
+  (
+    'loss',
+    (('train/loss', 'train'), ('val/loss', 'val'), ('test/loss', 'test'), ('ema/loss', 'average')),
+  ),
+  (
+    'top-1 accuracy',
+    (
+      ('train/top1', 'train'),
+      ('train/adversarial_top1', 'train, attacked'),
+      ('val/top1', 'val'),
+      ('test/top1', 'test'),
+      ('ema/top1', 'average'),
+      ('val/robust_top1', 'val, attacked'),
+      ('test/robust_top1', 'test, attacked'),
+      ('ema/robust_top1', 'average, attacked'),
+    ),
+  ),
+  ('learning rate', (('train/lr', 'learning rate'),)),
+)
+_DENOISING: _Panel = (
+  'PSNR, dB',
+  (
+    ('train/psnr', 'train'),
+    ('val/psnr', 'val'),
+    ('val/noisy_psnr', 'val, before'),
+    ('test/psnr', 'test'),
+    ('test/noisy_psnr', 'test, before'),
+  ),
 )
 
 
@@ -152,3 +184,33 @@ def _check_finite(step: int, metrics: dict[str, Any], labels: np.ndarray) -> Non
         f'the {what} is not finite ({float(metrics[name])}) at step {step}, whose batch '
         f'starts with the labels {labels.tolist()}; the last good checkpoint is kept. {DIVERGED}'
       )
+
+
+def _series(lines: list[dict[str, Any]], name: str) -> tuple[list[float], list[float]]:
+  points = [(line['epoch'], line[name]) for line in lines if line.get(name) is not None]
+  return [x for x, _ in points], [y for _, y in points]
+
+
+def draw_curves(workdir: Path) -> None:
+  """Draws `metrics.jsonl` of a work directory into `curves.png` beside it.
+
+  Raises:
+    UserError: the directory cannot be written.
+  """
+  source = workdir / 'metrics.jsonl'
+  lines = read_metrics(source) if source.exists() else []
+  figure = new_figure(12, 3.4)
+  panels = list(_PANELS)
+  if any('train/psnr' in line for line in lines):
+    panels[1] = _DENOISING
+  for axes, (title, names) in zip(figure.subplots(1, 3), panels, strict=True):
+    for name, label in names:
+      x, y = _series(lines, name)
+      if x:
+        axes.plot(x, y, label=label, marker='.' if len(x) < 60 else None)
+    axes.set_title(title)
+    axes.set_xlabel('epoch')
+    axes.grid(alpha=0.3)
+    if len(names) > 1 and axes.lines:
+      axes.legend()
+  save_figure(workdir / 'curves.png', figure)

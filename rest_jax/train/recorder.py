@@ -9,8 +9,7 @@ from typing import Any
 from rest_jax.evaluation.environment import environment
 from rest_jax.evaluation.progress import Progress
 from rest_jax.train.config import Config
-from rest_jax.train.curves import draw_curves
-from rest_jax.train.metrics import MetricsWriter
+from rest_jax.train.metrics import MetricsWriter, draw_curves
 from rest_jax.train.pipeline import Plan
 from rest_jax.train.processes import is_main
 from rest_jax.train.workdir import write_json

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
+import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from rest_jax.data.device import to_unit
 from rest_jax.errors import UserError
-from rest_jax.train import parallel, totals
+from rest_jax.evaluation.batches import Batch, Images
+from rest_jax.evaluation.records import Records
+from rest_jax.evaluation.runner import Replicas, Tick, run
+from rest_jax.train import totals
 from rest_jax.train.losses import hits_at, predictions, smooth_one_hot, soft_cross_entropy
-from rest_jax.train.metrics import IN_FLIGHT
-from rest_jax.train.step import AXIS
+from rest_jax.train.step import to_unit
 
 BINS = 15  # of the calibration error, as in Guo et al.
-_MEASURED = (
-  'top1', 'top5', 'loss', 'class_top1', 'confusion', 'bin_count', 'bin_confidence', 'bin_top1'
-)  # fmt: skip
-Sums = dict[str, Any]
+_CASE, _SPEED = 'model', 'speed'
+_COLUMNS = {
+  'label': np.int32,
+  'predicted': np.int32,
+  'top1': np.bool_,
+  'top5': np.bool_,
+  'loss': np.float32,
+  'confidence': np.float32,
+  'undefined': np.int32,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +49,8 @@ class Validation:
       its diagonal is what top1 counts).
     class_top1: float (K,), top-1 of each class; NaN where it has no example.
     bins: float (15, 3): examples, mean confidence and accuracy of each bin, NaN where empty.
-    images_per_second: reading and computing, without the first batch, which compiles; NaN where
-      there was only one.
+    images_per_second: reading and computing, without the first batch of a device, which compiles;
+      NaN where there was no other.
   """
 
   count: int
@@ -63,16 +70,22 @@ def validate(
   mesh: Mesh,
   *,
   num_classes: int,
-  progress: Callable[[Iterable], Iterable] = iter,
+  records: Records | None = None,
+  images: Sequence[int] | None = None,
+  progress: Tick | None = None,
 ) -> Validation:
   """Judges every example of a split once, on all devices of all processes.
 
   Args:
     classifier: images (B, H, W, 3) in [0, 1] -> logits (B, K), a pytree of its weights.
-    batches: from `data.eval_batches`; each with 'image' uint8, 'label' and 'mask'.
-    mesh: from `parallel.make_mesh`.
+    batches: of this process; each with 'image' uint8, 'label' and 'mask'.
+    mesh: from `parallel.make_mesh`; a batch is shared over its devices of this process.
     num_classes: K.
-    progress: wraps the batches, for a progress bar.
+    records: where the results of an image go, and from which an evaluation that was stopped goes
+      on; None keeps them in memory.
+    images: numbers of this process's images in the split; `batches` holds those that are `missing`
+      from the records, in order. By default what the batches hold, from 0.
+    progress: as in `evaluation.runner.run`.
 
   Returns:
     The measures, the same in every process.
@@ -81,86 +94,167 @@ def validate(
     NotFiniteError: logits of the model are not finite; the line says how many, of which images.
     UserError: there is no image.
   """
-  step = parallel.map_eval_step(_step, mesh)
-  replicated = NamedSharding(mesh, PartitionSpec())
-  classifier = jax.device_put(classifier, replicated)
-  sums: Sums = {
-    name: jax.make_array_from_process_local_data(replicated, zero)
-    for name, zero in _zeros(num_classes).items()
-  }
-  under_way: collections.deque[Sums] = collections.deque()
-  start, first = 0.0, 0
-  for batch in progress(batches):
-    sums = step(classifier, parallel.to_global(batch, mesh), sums)
-    under_way.append(sums)
-    if not start:
-      first = int(jax.device_get(sums['count']))
-      start = time.perf_counter()
-    if len(under_way) > IN_FLIGHT:
-      jax.block_until_ready(under_way.popleft())
-  found = jax.device_get(sums)
-  seconds, rest = time.perf_counter() - start, int(found['count']) - first
-  if not int(found['count']):
-    raise UserError('there is no image to judge the model by: the split is empty or unreadable')
-  totals.check_finite(found, 'logits of the model')
-  return _summary(found, rest / seconds if rest > 0 else float('nan'))
+  records = Records(None, {}) if records is None else records
+  numbers = itertools.count() if images is None else iter(missing(records, images))
+  devices = list(mesh.local_devices)
+  batches, judging = iter(batches), _Judging(classifier)
+  speed, first = _Speed(judging, progress), next(batches, None)
+  if first is not None:
+    run(
+      [_CASE],
+      _pieces(itertools.chain([first], batches), numbers),
+      records,
+      judging,
+      size=-(-len(first['mask']) // len(devices)),
+      devices=devices,
+      progress=speed,
+    )
+  speed.keep(records)
+  own = sorted(records.rows(_CASE)) if images is None else images
+  found, rate = _of_all_processes(records, own)
+  return _summary(found, num_classes, rate)
 
 
-def _zeros(num_classes: int) -> Sums:
+def missing(records: Records, images: Sequence[int]) -> list[int]:
+  """Those of the images that have not been judged yet, in their order."""
+  there = records.rows(_CASE)
+  return [image for image in images if image not in there]
+
+
+def _pieces(batches: Iterable[dict[str, np.ndarray]], numbers: Iterator[int]) -> Iterator[Images]:
+  """Batches without their filler, under the numbers of their images."""
+  for batch in batches:
+    rows = np.flatnonzero(batch['mask'])
+    indices = list(itertools.islice(numbers, len(rows)))
+    yield Images(indices, {name: batch[name][rows] for name in ('image', 'label')})
+
+
+class _Judging:
+  """The work: what a model says of the images of a batch."""
+
+  def __init__(self, classifier: Any):
+    self._classifiers = Replicas(classifier)
+    self.warm: set[Any] = set()  # devices that have compiled
+
+  def __call__(self, case: str, batch: Batch, device: Any) -> dict[str, np.ndarray]:
+    labels = np.asarray(batch['label'], np.int32)
+    found = jax.device_get(_judged(self._classifiers(device), batch['image'], labels))
+    self.warm.add(device)
+    return {'label': labels, **found}
+
+
+@jax.jit
+def _judged(classifier: Any, images: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+  """Columns of the records, (B,) each."""
+  logits = jnp.asarray(classifier(to_unit(images)), jnp.float32)
   return {
-    **totals.zeros(['count', 'top1', 'top5'], ['loss']),
-    'class_top1': np.zeros(num_classes, np.int32),
-    'confusion': np.zeros((num_classes, num_classes), np.int32),
-    'bin_count': np.zeros(BINS, np.int32),
-    'bin_confidence': np.zeros((2, BINS), np.float32),
-    'bin_top1': np.zeros(BINS, np.int32),
+    'predicted': predictions(logits, labels),
+    'top1': hits_at(logits, labels, 1),
+    'top5': hits_at(logits, labels, 5),
+    'loss': soft_cross_entropy(logits, smooth_one_hot(labels, logits.shape[-1])),
+    'confidence': jnp.max(jax.nn.softmax(logits), axis=-1),
+    'undefined': jnp.sum(~jnp.isfinite(logits), axis=-1, dtype=jnp.int32),
   }
 
 
-def _step(classifier: Any, batch: dict[str, jax.Array], sums: Sums) -> Sums:
-  """Adds one device's rows; runs inside the mapped axis."""
-  logits = jnp.asarray(classifier(to_unit(batch['image'])), jnp.float32)
-  labels, mask = batch['label'], batch['mask']
-  real = mask.astype(jnp.int32)
-  top1, top5 = (hits_at(logits, labels, k) & mask for k in (1, 5))
-  confidence = jnp.max(jax.nn.softmax(logits), axis=-1)
-  # Bin i holds the confidences in (i/15, (i+1)/15].
-  bins = jnp.clip(jnp.ceil(confidence * BINS).astype(jnp.int32) - 1, 0, BINS - 1)
-  losses = soft_cross_entropy(logits, smooth_one_hot(labels, logits.shape[-1]))
-  classes, in_bins = jnp.zeros_like(sums['class_top1']), jnp.zeros_like(sums['bin_count'])
-  added = {
-    'count': jnp.sum(real),
-    'top1': jnp.sum(top1.astype(jnp.int32)),
-    'top5': jnp.sum(top5.astype(jnp.int32)),
-    'loss': jnp.sum(jnp.where(mask, losses, 0.0)),
-    'class_top1': classes.at[labels].add(top1.astype(jnp.int32)),
-    'confusion': jnp.zeros_like(sums['confusion'])
-    .at[labels, predictions(logits, labels)]
-    .add(real),
-    'bin_count': in_bins.at[bins].add(real),
-    'bin_confidence': jnp.zeros(BINS).at[bins].add(jnp.where(mask, confidence, 0.0)),
-    'bin_top1': in_bins.at[bins].add(top1.astype(jnp.int32)),
-  }
-  new = {n: totals.add(sums[n], value) for n, value in jax.lax.psum(added, AXIS).items()}
-  return sums | new | totals.note_outputs(sums, [logits], mask, AXIS)
+class _Speed:
+  """Images a second since the last device has compiled, which takes its first batch."""
+
+  def __init__(self, judging: _Judging, progress: Tick | None):
+    self._judging, self._progress = judging, progress
+    self._warm = self._done = self._before = 0
+    self._began = self._last = 0.0
+
+  def __call__(self, label: str, images: int) -> None:
+    """So many more are through."""
+    self._done += images
+    self._last = time.perf_counter()
+    if len(self._judging.warm) > self._warm:
+      self._warm, self._began, self._before = len(self._judging.warm), self._last, self._done
+    if self._progress is not None:
+      self._progress(label, images)
+
+  def keep(self, records: Records) -> None:
+    """Puts the speed beside the records, where one was measured."""
+    seconds = self._last - self._began
+    if self._done > self._before and seconds > 0:
+      records.add(_SPEED, [0], {'images_per_second': [(self._done - self._before) / seconds]})
 
 
-def _summary(sums: Sums, images_per_second: float) -> Validation:
-  count, sums = int(sums['count']), {n: totals.value_of(sums[n]) for n in _MEASURED}
-  in_bin = sums['bin_count'].astype(np.float64)
-  in_class = sums['confusion'].sum(axis=1).astype(np.float64)
-  with np.errstate(invalid='ignore'):  # empty bins and classes are NaN
-    confidence, accuracy = sums['bin_confidence'] / in_bin, sums['bin_top1'] / in_bin
-    class_top1 = sums['class_top1'] / in_class
-  gaps = np.abs(sums['bin_confidence'] - sums['bin_top1'])
+def _of_all_processes(
+  records: Records, images: Sequence[int]
+) -> tuple[dict[str, np.ndarray], float]:
+  """The columns of all images of all processes by their numbers, and images a second of all."""
+  found = {'image': np.asarray(images, np.int32)}
+  for name, kind in _COLUMNS.items():
+    values = records.column(_CASE, name, images)
+    found[name] = np.asarray([np.nan if v is None else v for v in values], kind)
+  speeds = records.rows(_SPEED).values()
+  rate = np.float32(next((row['images_per_second'] for row in speeds), np.nan))
+  if jax.process_count() > 1:
+    found, rate = _gathered(found, rate)
+  order = np.argsort(found['image'], kind='stable')
+  return {name: values[order] for name, values in found.items()}, float(rate)
+
+
+def _gathered(
+  found: dict[str, np.ndarray], rate: np.floating
+) -> tuple[dict[str, np.ndarray], np.floating]:
+  """The columns of all processes one behind the other, and the sum of their rates."""
+  from jax.experimental.multihost_utils import process_allgather
+
+  counts = np.asarray(process_allgather(np.int32(len(found['image'])))).ravel()
+  most = int(counts.max())
+  there = np.arange(most) < counts[:, None]
+  padded = {name: np.resize(values, most) for name, values in found.items()}
+  together = {n: np.asarray(process_allgather(v))[there] for n, v in padded.items()}
+  return together, np.asarray(process_allgather(rate)).sum()
+
+
+def _summary(found: dict[str, np.ndarray], num_classes: int, rate: float) -> Validation:
+  """The measures of all images."""
+  count = len(found['image'])
+  if not count:
+    raise UserError('there is no image to judge the model by: the split is empty or unreadable')
+  _check_finite(found)
+  confusion = np.zeros((num_classes, num_classes), np.int32)
+  np.add.at(confusion, (found['label'], found['predicted']), 1)
+  right = np.bincount(found['label'][found['top1']], minlength=num_classes)
+  with np.errstate(invalid='ignore'):  # a class without images is NaN
+    class_top1 = right / confusion.sum(axis=1)
+  bins, ece = _calibration(found['confidence'], found['top1'])
   return Validation(
     count=count,
-    top1=float(sums['top1']) / count,
-    top5=float(sums['top5']) / count,
-    loss=float(sums['loss']) / count,
-    ece=float(gaps.sum()) / count,
-    confusion=sums['confusion'],
+    top1=float(found['top1'].mean()),
+    top5=float(found['top5'].mean()),
+    loss=float(found['loss'].mean(dtype=np.float64)),
+    ece=ece,
+    confusion=confusion,
     class_top1=class_top1,
-    bins=np.stack([in_bin, confidence, accuracy], axis=1),
-    images_per_second=images_per_second,
+    bins=bins,
+    images_per_second=rate,
   )
+
+
+def _check_finite(found: dict[str, np.ndarray]) -> None:
+  """Refuses a model whose logits are no numbers."""
+  places = np.flatnonzero(found['undefined'])
+  sums = {
+    'count': len(found['image']),
+    'bad': (found['undefined'].sum(), len(places)),
+    'bad_at': found['image'][places[: totals.SHOWN]],
+  }
+  totals.check_finite(sums, 'logits of the model')
+
+
+def _calibration(confidence: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, float]:
+  """Examples, mean confidence and accuracy (BINS, 3), and the expected calibration error."""
+  # Bin i holds the confidences in (i/15, (i+1)/15].
+  place = np.clip(np.ceil(confidence * np.float32(BINS)).astype(int) - 1, 0, BINS - 1)
+  count, hits, sums = (
+    np.bincount(place, weights=weights, minlength=BINS)
+    for weights in (None, right.astype(np.float64), confidence.astype(np.float64))
+  )
+  with np.errstate(invalid='ignore'):  # an empty bin is NaN
+    bins = np.stack([count.astype(np.float64), sums / count, hits / count], axis=1)
+  return bins, float(np.abs(sums - hits).sum()) / len(right)

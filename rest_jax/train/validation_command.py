@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 from absl import flags
@@ -14,7 +13,15 @@ from absl import flags
 from rest_jax.command_line import MODEL_FLAGS
 from rest_jax.errors import UserError
 from rest_jax.paths import check_folder, expanded, local, model_name, safe_name
+from rest_jax.text import plural
 from rest_jax.train.command import define_processes, given_processes, wants_help
+
+if TYPE_CHECKING:
+  from jax.sharding import Mesh
+
+  from rest_jax.evaluation.records import Records
+  from rest_jax.opening import Judged
+  from rest_jax.train.validation import Validation
 
 USAGE = """Judges a trained model on a data set.
 
@@ -23,10 +30,11 @@ USAGE = """Judges a trained model on a data set.
   python train.py --mode evaluate --model rest_small.pth --data imagenet2012 --data_dir DIR
 
 Top-1, top-5, loss, accuracy of each class, calibration, confusions and throughput go to report.md,
-results.json and confusion.png in the output directory. Test images are resized and cropped as the
-model directory says; a .pth is judged as its paper did (ResT: resize to 256, crop 224; ResTv2:
-crop_pct 1.0); at --image_size 384 and more whole images are warped to the size, as ResTv2's code
-does. Several hosts: as in training."""
+results.json and confusion.png in the output directory, what the model says of each image to
+results.jsonl, from which an evaluation that was stopped goes on when it is run again. Test images
+are resized and cropped as the model directory says; a .pth is judged as its paper did (ResT: resize
+to 256, crop 224; ResTv2: crop_pct 1.0); at --image_size 384 and more whole images are warped to the
+size, as ResTv2's code does. Several hosts: as in training."""
 
 
 def main(argv: list[str]) -> int:
@@ -81,24 +89,47 @@ def _judge(options: dict[str, Any]) -> None:
   from rest_jax.opening import check_data, open_classifier
   from rest_jax.train.parallel import check_batch, make_mesh, memory_advice
   from rest_jax.train.processes import end_with_the_others, is_main
-  from rest_jax.train.validation import validate
   from rest_jax.train.validation_report import write_report
 
-  classifier = open_classifier(options['model'], options['architecture'], options['ema'])
+  model, output = options['model'], options['output']
+  classifier = open_classifier(model, options['architecture'], options['ema'])
   mesh = make_mesh()
   check_batch(options['batch_size'], 1, mesh)
   view = test_view(classifier, options)
-  output = options['output']
-  check_data(options['data'], classifier, options['model'], output if is_main() else None)
-  classifier, source, batches = _open_data(classifier, options, view, mesh)
+  check_data(options['data'], classifier, model, output if is_main() else None)
+  judged = _open_data(classifier, options)
+  make_folder(output)  # before all images are judged
+  with memory_advice(), end_with_the_others(), _naming(model, judged.where):
+    result = _validated(judged, options, view, mesh)
   if is_main():
-    make_folder(output)  # before all images are judged
-  with memory_advice(), end_with_the_others(), _naming(options['model'], source):
-    result = validate(
-      classifier, batches, mesh, num_classes=classifier.num_classes, progress=_progress(is_main())
+    print(write_report(output, result, judged.classifier, model, judged.where, view))
+
+
+def _validated(
+  judged: Judged, options: dict[str, Any], view: dict[str, Any], mesh: Mesh
+) -> Validation:
+  """What was measured, of images that were judged before too."""
+  from rest_jax.evaluation.progress import images_bar
+  from rest_jax.train.processes import is_main
+  from rest_jax.train.validation import missing, validate
+
+  records = _records(judged, options, view)
+  images = range(jax.process_index(), len(judged.sample), jax.process_count())
+  left = missing(records, images)
+  done = len(images) - len(left)
+  if is_main() and done:
+    print(f'{done} of {plural(len(images), "image")} judged before', flush=True)
+  bar = images_bar(len(images), done) if is_main() else contextlib.nullcontext()
+  with bar as through:
+    return validate(
+      judged.classifier,
+      _batches(judged, left, options, view),
+      mesh,
+      num_classes=judged.classifier.num_classes,
+      records=records,
+      images=images,
+      progress=through,
     )
-  if is_main():
-    print(write_report(output, result, classifier, options['model'], source, view))
 
 
 @contextlib.contextmanager
@@ -139,11 +170,8 @@ def test_view(classifier: Any, options: dict[str, Any]) -> dict[str, Any]:
   }
 
 
-def _open_data(
-  classifier: Any, options: dict[str, Any], view: dict[str, Any], mesh: Any
-) -> tuple[Any, str, Any]:
-  """The classifier with the classes of the data, what is judged, and its batches."""
-  from rest_jax import data
+def _open_data(classifier: Any, options: dict[str, Any]) -> Judged:
+  """The classifier with the classes of the data, and the images that it is judged on."""
   from rest_jax.opening import open_judged
   from rest_jax.train.processes import is_main
 
@@ -158,22 +186,38 @@ def _open_data(
   )
   if is_main():
     print(judged.line, flush=True)
-  batches = data.eval_batches(
-    judged.sample,
-    options['batch_size'],
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-    **view,
-  )
-  return judged.classifier, judged.where, batches
+  return judged
 
 
-def _progress(shown: bool) -> Any:
-  from tqdm import tqdm
+def _records(judged: Judged, options: dict[str, Any], view: dict[str, Any]) -> Records:
+  """What this process knows of its images; results of something else give way."""
+  from rest_jax.evaluation.fingerprint import pin
+  from rest_jax.evaluation.records import RESULTS, Records
 
-  return lambda batches: tqdm(
-    batches, desc='evaluate', unit='batch', disable=not shown, file=sys.stderr, leave=False
-  )
+  names = ('data', 'limit', 'seed')
+  settings = {name: options[name] for name in names} | {'view': view}
+  settings |= {'split': judged.data.split, 'files': judged.data.digest}
+  number = jax.process_index()
+  name = f'results-{number}.jsonl' if number else RESULTS
+  model = pin(judged.classifier, judged.classifier.config.to_json())
+  path = options['output'] / name
+  records = Records(path, settings, model=model, place='--output', replace=True)
+  if records.replaced and not number:
+    print(f'{path} held results of another model or other settings; they give way', flush=True)
+  return records
+
+
+def _batches(
+  judged: Judged, images: list[int], options: dict[str, Any], view: dict[str, Any]
+) -> Iterable[dict[str, Any]]:
+  """The batches of some images of the sample, for this process alone."""
+  from rest_jax import data
+  from rest_jax.data.sample import Sample
+
+  if not images:
+    return ()
+  size = options['batch_size'] // jax.process_count()
+  return data.eval_batches(Sample(judged.sample, images), size, **view)
 
 
 def _default_output(options: dict[str, Any]) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rest_jax.evaluation.document import Block, Cell, Figure, Heading, Table, Text, to_markdown
 from rest_jax.evaluation.environment import command_line, describe_devices, environment
 from rest_jax.evaluation.figures import literal, new_figure
 from rest_jax.text import markdown, markdown_code, plural
@@ -42,9 +43,10 @@ def write_report(
     UserError: the directory cannot be written.
   """
   names = classifier.class_names
-  write_json(directory / 'results.json', _record(result, names, model, source, view))
-  write_text(directory / 'report.md', _markdown(result, names, model, source, view))
   _draw(directory, result, names)
+  write_json(directory / 'results.json', _results(result, names, model, source, view))
+  parts = _parts(directory, result, names, view)
+  write_text(directory / 'report.md', to_markdown(f'{model} on {source}', parts, directory))
   top5 = f'top-5 {result.top5:.2%}, ' if len(names) > 5 else ''
   speed = '' if math.isnan(result.images_per_second) else f', {result.images_per_second:.0f} img/s'
   return (
@@ -54,8 +56,8 @@ def write_report(
   )
 
 
-def _record(result: Validation, names, model: str, source: str, view: dict[str, Any]) -> Any:
-  accuracy = {name: _number(value) for name, value in zip(names, result.class_top1, strict=True)}
+def _results(result: Validation, names, model: str, source: str, view: dict[str, Any]) -> Any:
+  """What results.json holds; what is not a number becomes null there."""
   return {
     'model': model,
     'data': source,
@@ -63,56 +65,56 @@ def _record(result: Validation, names, model: str, source: str, view: dict[str, 
     'count': result.count,
     'top1': result.top1,
     'top5': result.top5 if len(names) > 5 else None,  # of five classes it says nothing
-    'loss': _number(result.loss),
+    'loss': result.loss,
     'ece': result.ece,
-    'images_per_second': _number(result.images_per_second),
-    'class_top1': accuracy,
-    'calibration': [[_number(value) for value in row] for row in result.bins],
+    'images_per_second': result.images_per_second,
+    'class_top1': dict(zip(names, result.class_top1.tolist(), strict=True)),
+    'calibration': result.bins.tolist(),
     'confusion': result.confusion.tolist(),
     'environment': environment(),
   }
 
 
-def _number(value: float) -> float | None:
-  return None if math.isnan(value) else float(value)  # JSON has no NaN
-
-
-def _markdown(result: Validation, names, model: str, source: str, view: dict[str, Any]) -> str:
+def _parts(directory: Path, result: Validation, names, view: dict[str, Any]) -> list[Block]:
+  """The report."""
+  speed, shown = result.images_per_second, ', '.join(f'{key} {v}' for key, v in view.items())
+  measures = [
+    f'{result.top1:.2%}',
+    f'{result.top5:.2%}' if len(names) > 5 else '–',
+    f'{result.loss:.4f}',
+    f'{result.ece:.2%}',
+    'one batch only' if math.isnan(speed) else f'{speed:.0f}',
+  ]
   counts = result.confusion.sum(axis=1)
   classes = [
-    f'| {markdown(name)} | {accuracy:.2%} | {count} |'
+    [markdown(name), f'{accuracy:.2%}', str(count)]
     for name, accuracy, count in zip(names, result.class_top1, counts, strict=True)
     if count
   ]
   mistakes = [
-    f'| {markdown(names[true])} | {markdown(names[guess])} | {count} |'
+    [markdown(names[true]), markdown(names[guess]), str(count)]
     for true, guess, count in confusions(result)
   ]
-  bins = [
-    f'| {count:.0f} | {confidence:.3f} | {accuracy:.3f} |'
-    for count, confidence, accuracy in result.bins
-    if count
+  bins = [[f'{n:.0f}', f'{mean:.3f}', f'{share:.3f}'] for n, mean, share in result.bins if n]
+  return [
+    Text(f'{plural(result.count, "image")}; {shown}.'),
+    _table(['top-1', 'top-5', 'loss (nats)', 'ECE, 15 bins', 'images/s'], [measures]),
+    Figure(directory / 'confusion.png', 'Rows: true class; columns: predicted; right: calibration'),
+    Heading('Accuracy of each class'),
+    _table(['class', 'top-1', 'images'], classes),
+    Heading('Most frequent mistakes'),
+    _table(['true', 'predicted', 'images'], mistakes),
+    Heading('Calibration'),
+    _table(['images', 'mean confidence', 'accuracy'], bins),
+    Text(
+      f'{markdown_code(command_line())} on {describe_devices()}. images/s is reading, decoding and '
+      'computing together, without the first batch of each device, which compiles.'
+    ),
   ]
-  top5 = f'{result.top5:.2%}' if len(names) > 5 else '–'
-  shown = ', '.join(f'{key} {value}' for key, value in view.items())
-  speed = (
-    'one batch only' if math.isnan(result.images_per_second) else f'{result.images_per_second:.0f}'
-  )
-  return '\n'.join([
-    f'# {markdown(model)} on {markdown(source)}', '',
-    f'{plural(result.count, "image")}; {shown}.', '',
-    '| top-1 | top-5 | loss (nats) | ECE, 15 bins | images/s |', '| --- | --- | --- | --- | --- |',
-    f'| {result.top1:.2%} | {top5} | {result.loss:.4f} | {result.ece:.2%} | {speed} |',
-    '',
-    '![Rows: true class; columns: predicted; right: calibration](confusion.png)', '',
-    '## Accuracy of each class', '', '| class | top-1 | images |', '| --- | --- | --- |', *classes,
-    '', '## Most frequent mistakes', '', '| true | predicted | images |', '| --- | --- | --- |',
-    *mistakes, '',
-    '## Calibration', '', '| images | mean confidence | accuracy |', '| --- | --- | --- |', *bins,
-    '', f'{markdown_code(command_line())} on {describe_devices()}.',
-    'images/s is reading, decoding and computing together, without the first batch, which',
-    'compiles.', '',
-  ])  # fmt: skip
+
+
+def _table(head: list[str], rows: list[list[str]]) -> Table:
+  return Table('', head, [[Cell(text) for text in row] for row in rows])
 
 
 def confusions(result: Validation, most: int = 20) -> list[tuple[int, int, int]]:

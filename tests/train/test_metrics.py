@@ -7,8 +7,7 @@ import pytest
 
 from rest_jax.errors import UserError
 from rest_jax.train.config import default_config
-from rest_jax.train.curves import draw_curves
-from rest_jax.train.metrics import MetricsWriter, StepMetrics, read_metrics
+from rest_jax.train.metrics import MetricsWriter, StepMetrics, draw_curves, read_metrics
 
 LOG = default_config().log
 

@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rest_jax.evaluation.records import RESULTS, Records
+from rest_jax.train import validation
 from rest_jax.train.parallel import make_mesh
-from rest_jax.train.validation import BINS, validate
+from rest_jax.train.validation import BINS, missing, validate
 from rest_jax.train.validation_report import confusions
 
 K, COUNT = 6, 23
@@ -102,3 +104,77 @@ def test_one_batch_has_no_throughput():
     Lookup(jnp.eye(K)), batches(np.arange(4, dtype=np.int32)), make_mesh(), num_classes=K
   )
   assert result.top1 == 1.0 and np.isnan(result.images_per_second)
+
+
+@pytest.fixture(scope='module')
+def case():
+  rng = np.random.default_rng(5)
+  labels = rng.integers(0, K, COUNT).astype(np.int32)
+  return Lookup(jnp.asarray(rng.normal(0, 2, (COUNT, K)).astype(np.float32))), labels
+
+
+def same(first, second):
+  for name in ('count', 'top1', 'top5', 'loss', 'ece', 'confusion', 'class_top1', 'bins'):
+    np.testing.assert_array_equal(getattr(first, name), getattr(second, name), err_msg=name)
+
+
+def test_four_devices_find_what_one_finds_and_all_are_busy(case, monkeypatch):
+  model, labels = case
+  used, judged = set(), validation._Judging.__call__
+
+  def watched(self, name, batch, device):
+    used.add(device)
+    assert batch.size == 2
+    return judged(self, name, batch, device)
+
+  alone = validate(model, batches(labels, 2), make_mesh(jax.devices()[:1]), num_classes=K)
+  monkeypatch.setattr(validation._Judging, '__call__', watched)
+  same(validate(model, batches(labels), make_mesh(), num_classes=K), alone)
+  assert used == set(jax.devices())
+
+
+def test_it_goes_on_where_it_was_stopped(case, tmp_path, monkeypatch):
+  model, labels = case
+  mesh = make_mesh(jax.devices()[:1])
+  whole = validate(model, batches(labels), mesh, num_classes=K)
+
+  def ends():
+    yield from itertools.islice(batches(labels), 2)
+    raise KeyboardInterrupt
+
+  records = Records(tmp_path / RESULTS, {})
+  with pytest.raises(KeyboardInterrupt):
+    validate(model, ends(), mesh, num_classes=K, records=records, images=range(COUNT))
+  asked, judged = [], validation._Judging.__call__
+
+  def watched(self, name, batch, device):
+    asked.extend(batch.indices.tolist())
+    return judged(self, name, batch, device)
+
+  monkeypatch.setattr(validation._Judging, '__call__', watched)
+  records = Records(tmp_path / RESULTS, {})
+  assert missing(records, range(COUNT)) == list(range(16, COUNT))
+  rest = itertools.islice(batches(labels), 2, None)
+  same(validate(model, rest, mesh, num_classes=K, records=records, images=range(COUNT)), whole)
+  assert asked == list(range(16, COUNT))
+  again = Records(tmp_path / RESULTS, {})
+  same(validate(model, (), mesh, num_classes=K, records=again, images=range(COUNT)), whole)
+
+
+def test_the_speed_is_kept_with_the_results(case, tmp_path):
+  model, labels = case
+  records = Records(tmp_path / RESULTS, {})
+  mesh = make_mesh(jax.devices()[:1])
+  through = []
+  first = validate(
+    model,
+    batches(labels),
+    mesh,
+    num_classes=K,
+    records=records,
+    images=range(COUNT),
+    progress=lambda _, images: through.append(images),
+  )
+  assert first.images_per_second > 0 and through == [8, 8, 7]
+  again = validate(model, (), mesh, num_classes=K, records=records, images=range(COUNT))
+  assert again.images_per_second == pytest.approx(first.images_per_second)
