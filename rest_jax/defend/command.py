@@ -20,7 +20,7 @@ from rest_jax.command_line import (
   parse_flags,
   split_list,
 )
-from rest_jax.defend.denoise.registry import DENOISERS, list_denoisers
+from rest_jax.defend.denoise.denoisers import DENOISERS, list_denoisers
 from rest_jax.defend.protect import DRAWS
 from rest_jax.errors import UserError, did_you_mean
 from rest_jax.inputs import radius

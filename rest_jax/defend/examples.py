@@ -12,7 +12,7 @@ from rest_jax.attacks.evaluation_sample import keys_of
 from rest_jax.attacks.figures import enlarge
 from rest_jax.attacks.queries import logits_once
 from rest_jax.callables import as_function
-from rest_jax.defend.denoise.denoiser import Denoiser
+from rest_jax.defend.denoise.denoisers import Denoiser
 from rest_jax.defend.found import Found
 from rest_jax.defend.protect import protect
 from rest_jax.defend.transferred import images_at_a_time

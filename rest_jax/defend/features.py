@@ -18,7 +18,7 @@ from jax import lax
 from jax.tree_util import Partial
 
 from rest_jax.callables import as_function
-from rest_jax.defend.denoise.denoiser import check_strength
+from rest_jax.defend.denoise.denoisers import check_strength
 from rest_jax.errors import UserError, did_you_mean
 from rest_jax.layers import Filter, capture, with_layer
 

@@ -11,8 +11,7 @@ from jax.tree_util import Partial
 
 from rest_jax.attacks.wrappers import bpda, eot
 from rest_jax.callables import as_function
-from rest_jax.defend.denoise.denoiser import Denoiser
-from rest_jax.defend.denoise.registry import denoiser
+from rest_jax.defend.denoise.denoisers import Denoiser, denoiser
 from rest_jax.defend.features import FeatureDenoiser, at_layer
 from rest_jax.errors import UserError
 from rest_jax.layers import with_layer

@@ -12,8 +12,7 @@ import jax
 
 from rest_jax.defend.command import has_random
 from rest_jax.defend.conclusion import findings, percent, verdict
-from rest_jax.defend.denoise.denoiser import Denoiser
-from rest_jax.defend.denoise.registry import DENOISERS
+from rest_jax.defend.denoise.denoisers import DENOISERS, Denoiser
 from rest_jax.defend.evaluation_table import FLAG, best_rows, blocks, gain, radius_text, title_of
 from rest_jax.defend.examples import example_strips
 from rest_jax.defend.found import Found

@@ -18,7 +18,7 @@ from rest_jax.callables import as_function
 from rest_jax.data.sample import take_sample
 from rest_jax.defend.command import PGD_STEPS, Command, takes_steps
 from rest_jax.defend.denoise.autoencoder import DEFAULT as AUTOENCODER
-from rest_jax.defend.denoise.registry import DENOISERS, denoiser
+from rest_jax.defend.denoise.denoisers import DENOISERS, denoiser
 from rest_jax.defend.evaluation import DefenceEvaluation, check_threats, evaluate_defences
 from rest_jax.defend.features import at_layer
 from rest_jax.defend.found import Found

@@ -11,8 +11,8 @@ import numpy as np
 from rest_jax.attacks.threat import Threat
 from rest_jax.callables import as_function
 from rest_jax.defend.command import Command
+from rest_jax.defend.denoise.denoisers import DENOISERS, denoiser
 from rest_jax.defend.denoise.pca import fit_patch_pca
-from rest_jax.defend.denoise.registry import DENOISERS, denoiser
 from rest_jax.defend.evaluation import check_threats
 from rest_jax.defend.features import at_layer
 from rest_jax.errors import UserError

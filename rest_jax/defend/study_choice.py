@@ -10,8 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rest_jax.defend.denoise.denoiser import Denoiser, check_strength, noise_only
-from rest_jax.defend.denoise.registry import DENOISERS, denoiser
+from rest_jax.defend.denoise.denoisers import (
+  DENOISERS,
+  Denoiser,
+  check_strength,
+  denoiser,
+  noise_only,
+)
 from rest_jax.defend.features import FeatureDenoiser, at_layer
 from rest_jax.errors import UserError
 

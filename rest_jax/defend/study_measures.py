@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 from rest_jax.attacks.losses import undefined, undefined_count
 from rest_jax.attacks.queries import as_classes, image_keys
 from rest_jax.attacks.threat import check_inputs
-from rest_jax.defend.denoise.denoiser import noise_only
+from rest_jax.defend.denoise.denoisers import noise_only
 from rest_jax.defend.features import FeatureDenoiser, noise_only_logits
 from rest_jax.defend.study_choice import Chosen, family_of
 from rest_jax.defend.study_results import (

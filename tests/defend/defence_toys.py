@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from rest_jax.defend.denoise.denoiser import in_pixels, step
+from rest_jax.defend.denoise.denoisers import in_pixels, step
 
 SHAPE = (6, 6, 3)
 CLASSES = 3

@@ -3,12 +3,13 @@
 clean = defend.denoiser('gaussian', 0.5)(images)
 """
 
-from rest_jax.defend.denoise.denoiser import Denoiser, noise_only
-from rest_jax.defend.denoise.registry import (
+from rest_jax.defend.denoise.denoisers import (
   DENOISERS,
+  Denoiser,
   DenoiserInfo,
   denoiser,
   list_denoisers,
+  noise_only,
   register,
 )
 

@@ -8,8 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rest_jax.defend.denoise.denoiser import Denoiser, check_strength, step
-from rest_jax.defend.denoise.registry import register
+from rest_jax.defend.denoise.denoisers import Denoiser, check_strength, register, step
 from rest_jax.errors import UserError
 from rest_jax.models.autoencoder import DenoisingAutoencoder
 from rest_jax.models.classifier import Classifier

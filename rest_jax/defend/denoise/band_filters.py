@@ -11,8 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rest_jax.defend.denoise.denoiser import Denoiser, check_strength, step
-from rest_jax.defend.denoise.registry import register
+from rest_jax.defend.denoise.denoisers import Denoiser, check_strength, register, step
 from rest_jax.errors import UserError
 from rest_jax.ops.bands import TRANSFORMS, inverse2, radii, transform2
 

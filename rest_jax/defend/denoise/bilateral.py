@@ -8,8 +8,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from rest_jax.defend.denoise.denoiser import Denoiser, check_positive, in_pixels, step
-from rest_jax.defend.denoise.registry import register
+from rest_jax.defend.denoise.denoisers import Denoiser, check_positive, in_pixels, register, step
 from rest_jax.defend.denoise.shifts import (
   channels_first,
   channels_last,

@@ -5,8 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from rest_jax.defend.denoise.denoiser import Denoiser, in_pixels, step
-from rest_jax.defend.denoise.registry import register
+from rest_jax.defend.denoise.denoisers import Denoiser, in_pixels, register, step
 from rest_jax.errors import UserError
 
 _PIXEL_BITS = 8

@@ -8,8 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from rest_jax.defend.denoise.denoiser import Denoiser, check_positive, check_strength, step
-from rest_jax.defend.denoise.registry import register
+from rest_jax.defend.denoise.denoisers import (
+  Denoiser,
+  check_positive,
+  check_strength,
+  register,
+  step,
+)
 from rest_jax.ops.dct import block_dct2, block_idct2
 
 _SIZE = 8

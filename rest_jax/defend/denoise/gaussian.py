@@ -7,8 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from rest_jax.defend.denoise.denoiser import Denoiser, check_positive, in_pixels, step
-from rest_jax.defend.denoise.registry import register
+from rest_jax.defend.denoise.denoisers import Denoiser, check_positive, in_pixels, register, step
 from rest_jax.ops.resize import apply_matrices
 
 # Standard deviations to either side at which the kernel ends, as in SciPy.

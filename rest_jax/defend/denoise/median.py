@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rest_jax.defend.denoise.denoiser import Denoiser, in_pixels, step
-from rest_jax.defend.denoise.registry import register
+from rest_jax.defend.denoise.denoisers import Denoiser, in_pixels, register, step
 from rest_jax.errors import UserError
 
 SIZES = (3, 5)

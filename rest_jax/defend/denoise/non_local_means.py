@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rest_jax.attacks.threat import check_count
-from rest_jax.defend.denoise.denoiser import Denoiser, check_positive, in_pixels, step
-from rest_jax.defend.denoise.registry import register
+from rest_jax.defend.denoise.denoisers import Denoiser, check_positive, in_pixels, register, step
 from rest_jax.defend.denoise.shifts import (
   channels_first,
   channels_last,

@@ -16,8 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rest_jax.defend.denoise.denoiser import Denoiser, check_positive, check_strength, step
-from rest_jax.defend.denoise.registry import register
+from rest_jax.defend.denoise.denoisers import (
+  Denoiser,
+  check_positive,
+  check_strength,
+  register,
+  step,
+)
 from rest_jax.errors import UserError
 
 SHRINKS = ('leading', 'wiener')

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from rest_jax.attacks.threat import check_count
-from rest_jax.defend.denoise.denoiser import Denoiser, check_positive, in_pixels, step
-from rest_jax.defend.denoise.registry import register
+from rest_jax.defend.denoise.denoisers import Denoiser, check_positive, in_pixels, register, step
 
 # 1 / (2 * number of axes): the step that is known to converge.
 _STEP = 0.25
