@@ -20,13 +20,13 @@ from rest_jax.defend.denoise import (
   noise_only,
 )
 from rest_jax.defend.denoise.pca import fit_patch_pca
-from rest_jax.defend.evaluation import DefenceEvaluation, Defended, evaluate_defences
+from rest_jax.defend.evaluate import DefenceEvaluation, Defended, evaluate_defences
 from rest_jax.defend.features import feature_denoiser
-from rest_jax.defend.protect import attackable, protect
-from rest_jax.defend.rows import UNDEFENDED, DefenceRow
+from rest_jax.defend.protection import attackable, protect
 from rest_jax.defend.spectra import Spectrum, perturbation_spectra
 from rest_jax.defend.study import noise_study
 from rest_jax.defend.study_results import NoiseStudy
+from rest_jax.defend.table import UNDEFENDED, DefenceRow
 
 __all__ = [
   'DENOISERS',

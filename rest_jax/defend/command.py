@@ -21,7 +21,7 @@ from rest_jax.command_line import (
   split_list,
 )
 from rest_jax.defend.denoise.denoisers import DENOISERS, list_denoisers
-from rest_jax.defend.protect import DRAWS
+from rest_jax.defend.protection import DRAWS
 from rest_jax.errors import UserError, did_you_mean
 from rest_jax.inputs import radius
 from rest_jax.paths import check_folder, safe_name

@@ -11,7 +11,7 @@ import numpy as np
 
 from rest_jax.attacks.registry import Attack
 from rest_jax.defend.command import Command
-from rest_jax.defend.evaluation import DefenceEvaluation
+from rest_jax.defend.evaluate import DefenceEvaluation
 from rest_jax.defend.spectra import Spectrum
 from rest_jax.defend.study_results import NoiseStudy
 from rest_jax.models.classifier import Classifier

@@ -1,4 +1,4 @@
-"""The report of defend.py: what was asked, what was found, and what every number means."""
+"""The report of defend.py: what was asked and found, examples, and what every number means."""
 
 from __future__ import annotations
 
@@ -9,16 +9,34 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
+from jax.tree_util import Partial
 
+from rest_jax.attacks.evaluation_sample import keys_of
+from rest_jax.attacks.figures import enlarge
+from rest_jax.attacks.queries import logits_once
+from rest_jax.callables import as_function
 from rest_jax.defend.command import has_random
-from rest_jax.defend.conclusion import findings, percent, verdict
 from rest_jax.defend.denoise.denoisers import DENOISERS, Denoiser
-from rest_jax.defend.evaluation_table import FLAG, best_rows, blocks, gain, radius_text, title_of
-from rest_jax.defend.examples import example_strips
+from rest_jax.defend.figures import draw_bars, draw_radii
 from rest_jax.defend.found import Found
-from rest_jax.defend.report_figures import draw_bars, draw_radii
-from rest_jax.defend.report_study import study_blocks
-from rest_jax.defend.rows import GRADIENT_CHECKS, UNDEFENDED, DefenceRow
+from rest_jax.defend.protection import protect
+from rest_jax.defend.study_results import DenoiserResult, ModelResult
+from rest_jax.defend.table import (
+  FLAG,
+  GRADIENT_CHECKS,
+  UNDEFENDED,
+  DefenceRow,
+  best_rows,
+  blocks,
+  findings,
+  gain,
+  percent,
+  radius_text,
+  title_of,
+  verdict,
+)
+from rest_jax.defend.transferred import images_at_a_time
 from rest_jax.evaluation.document import (
   Block,
   Bullets,
@@ -30,12 +48,15 @@ from rest_jax.evaluation.document import (
   to_html,
   to_markdown,
 )
-from rest_jax.evaluation.figures import draw_strips
+from rest_jax.evaluation.figures import Strip, draw_strips
 from rest_jax.evaluation.files import write_json, write_text
 from rest_jax.evaluation.progress import clock
 from rest_jax.text import markdown, markdown_code, plural
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'numpy')
+COLUMNS = 6
+DEFENCES = 6  # rows below the adversarial images
+_NAME_LENGTH = 14
 
 
 def write_report(found: Found) -> str:
@@ -289,3 +310,144 @@ def _results(found: Found) -> dict[str, Any]:
     'bands': None if study is None else study.noise.band_rows(),
     'spectra': None if study is None else [row for s in study.spectra for row in s.rows()],
   }
+
+
+def study_blocks(found: Found, folder: Path) -> list[Block]:
+  """Words, table and figures of the study; nothing where there is none.
+
+  Args:
+    found: what was evaluated and studied.
+    folder: of the figures, which are drawn.
+  """
+  if found.study is None:
+    return []
+  noise = found.study.noise
+  eps = radius_text(max(found.command.eps))
+  at = f'{title_of(found.attacks[0].label)} within {eps}'
+  words = (
+    f'Suppose a defender could see the perturbation by itself and denoise that alone, so that the '
+    f'image keeps every detail. How much of the perturbation ({at}, made on the undefended model) '
+    'is then gone, and how much harm does the rest still do? This is the test of arXiv 2012.09384; '
+    'that it is the share of energy that counts, and how a denoiser that is not linear is applied '
+    'to noise (on mid grey), is our reading. `weaker` is no denoiser but the same perturbation '
+    'made smaller, for comparison.'
+  )
+  return [
+    Heading('Noise alone'),
+    Text(words),
+    Text(noise.conclusion(), strong=True),
+    *(
+      _study_table(model, [row for row in noise.denoisers if row.model == model.model])
+      for model in noise.models
+    ),
+    Figure(
+      folder / 'study.png',
+      'Accuracy against the share of the energy of the perturbation that was removed: were removal '
+      'of energy enough, the lines would reach the clean accuracy on the right.',
+    ),
+    Figure(
+      folder / 'bands.png',
+      'The perturbation cut into bands of frequency: the energy of each, the accuracy where a band '
+      'alone is left, and where all but that band is left.',
+    ),
+    Figure(
+      folder / 'spectra.png',
+      'Where the perturbation lies, at the input and after each stage of the model: the share of '
+      'its energy by frequency, and its size relative to the features that it disturbs.',
+    ),
+  ]
+
+
+def _study_table(model: ModelResult, rows: list[DenoiserResult]) -> Table:
+  caption = (
+    f'Noise alone, {plural(model.images, "image")}: {model.clean.value:.1%} are right without a '
+    f'perturbation, {model.attacked.value:.1%} with all of it.'
+  )
+  head = ['denoiser', 'strength', 'energy removed %', 'accuracy %', '95% interval']
+  return Table(caption, head, [_study_row(row) for row in rows])
+
+
+def _study_row(row: DenoiserResult) -> list[Cell]:
+  accuracy = row.alone.accuracy
+  return [
+    Cell(markdown(row.denoiser)),
+    Cell(f'{row.strength:g}'),
+    Cell(f'{100 * row.alone.removed:.1f}'),
+    Cell(f'{100 * accuracy.value:.1f}'),
+    Cell(f'{100 * accuracy.low:.1f} to {100 * accuracy.high:.1f}', 'quiet'),
+  ]
+
+
+def example_strips(found: Found) -> list[Strip]:
+  """Rows of pictures of the first images that the attack turned on the undefended model.
+
+  Args:
+    found: what was evaluated.
+
+  Returns:
+    Clean images, perturbations, adversarial images, and what defences make of the latter; each
+    with what the model says. Empty where there are no images, or none that is a picture.
+  """
+  if found.images.shape[-1] not in (1, 3):
+    return []
+  model = as_function(found.classifier)
+  clean, wrong = (_predict(found, model, x) for x in (found.images, found.adversarial))
+  turned = np.flatnonzero((clean == found.labels) & (wrong != found.labels))
+  others = np.setdiff1d(np.arange(len(found.images)), turned)
+  rows = np.concatenate([turned, others])[:COLUMNS]
+  images, adv, labels = found.images[rows], found.adversarial[rows], found.labels[rows]
+  shown, factor = enlarge(adv - images)
+  strips = [
+    _strip(found, 'clean', images, clean[rows], labels),
+    Strip('perturbation,\nenlarged', shown, [f'× {f:.3g}' for f in factor], [None] * len(rows)),
+    _strip(found, 'adversarial,\nundefended', adv, wrong[rows], labels),
+  ]
+  for label in _chosen(found):
+    strips.append(_defended(found, model, label, rows))
+  return strips
+
+
+def _chosen(found: Found) -> list[str]:
+  """The first strength of each defence that gives pictures."""
+  first = {}
+  for label, defence in found.defences.items():
+    if isinstance(defence, Denoiser):
+      first.setdefault(label.rsplit(' ', 1)[0], label)
+  return list(first.values())[:DEFENCES]
+
+
+def _defended(found: Found, model: Partial, label: str, rows: np.ndarray) -> Strip:
+  defence, adv = found.defences[label], found.adversarial[rows]
+  key = jax.random.key(found.command.seed)
+  pictures = np.asarray(defence(adv, keys_of(key, rows)))
+  # Filled up to the batch that the evaluation has compiled the defended model for.
+  size = images_at_a_time(found.command.batch_size, len(found.images))
+  at = np.resize(rows, max(size, len(rows)))
+  judged = protect(model, defence, key=key, draws=found.command.draws)
+  logits = logits_once(judged, found.adversarial[at], keys_of(key, at))
+  predicted = np.asarray(logits).argmax(axis=1)[: len(rows)]
+  title = label.replace(' ', ',\nstrength ')
+  return _strip(found, title, np.clip(pictures, 0, 1), predicted, found.labels[rows])
+
+
+def _predict(found: Found, model: Partial, images: np.ndarray) -> np.ndarray:
+  count = len(images)
+  size = images_at_a_time(found.command.batch_size, count)
+  parts = []
+  for first in range(0, count, size):
+    at = np.minimum(np.arange(first, first + size), count - 1)
+    keys = keys_of(jax.random.key(found.command.seed), at)
+    parts.append(np.asarray(logits_once(model, images[at], keys)).argmax(axis=1))
+  return np.concatenate(parts)[:count]
+
+
+def _strip(
+  found: Found, title: str, pictures: np.ndarray, predicted: np.ndarray, labels: np.ndarray
+) -> Strip:
+  names: Sequence[str] = found.classifier.class_names
+  captions = [_short(names[int(number)]) for number in predicted]
+  return Strip(title, pictures, captions, [bool(r) for r in predicted == labels])
+
+
+def _short(name: str) -> str:
+  return name if len(name) <= _NAME_LENGTH else name[: _NAME_LENGTH - 1] + '…'

@@ -1,10 +1,15 @@
-"""What defend.py does: opens model and data, evaluates the defences, studies them, reports."""
+"""The run of defend.py: opens model and data, evaluates the defences, studies them, reports.
+
+Everything but the data itself is looked at before any data is touched.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,19 +24,117 @@ from rest_jax.data.sample import take_sample
 from rest_jax.defend.command import PGD_STEPS, Command, takes_steps
 from rest_jax.defend.denoise.autoencoder import DEFAULT as AUTOENCODER
 from rest_jax.defend.denoise.denoisers import DENOISERS, denoiser
-from rest_jax.defend.evaluation import DefenceEvaluation, check_threats, evaluate_defences
+from rest_jax.defend.denoise.pca import fit_patch_pca
+from rest_jax.defend.evaluate import DefenceEvaluation, check_threats, evaluate_defences
 from rest_jax.defend.features import at_layer
-from rest_jax.defend.found import Found
+from rest_jax.defend.figures import draw_bands, draw_spectra, draw_study
+from rest_jax.defend.found import Found, Study
 from rest_jax.defend.report import write_report
-from rest_jax.defend.run_checks import SETTINGS, check_before_data, check_settings, pinned
-from rest_jax.defend.run_study import run_study
+from rest_jax.defend.spectra import Spectrum, perturbation_spectra
+from rest_jax.defend.study import noise_study
+from rest_jax.defend.study_results import NoiseStudy
 from rest_jax.defend.transferred import Transferred, images_at_a_time
 from rest_jax.errors import UserError
 from rest_jax.evaluation.files import write_json
-from rest_jax.opening import Judged, open_classifier, open_judged, open_training, read_examples
+from rest_jax.evaluation.fingerprint import weights_hash
+from rest_jax.layers import with_layer
+from rest_jax.models.classifier import Classifier
+from rest_jax.opening import (
+  Judged,
+  check_data,
+  open_classifier,
+  open_judged,
+  open_training,
+  read_examples,
+)
 from rest_jax.text import legible, plural
 
 PATCH_IMAGES = 200  # of the training split, which the principal components are fitted to
+SETTINGS = 'settings.json'
+FILE = 'study.json'
+
+
+def check_before_data(command: Command, classifier: Classifier) -> None:
+  """Tries what a command line asks for on the shapes that the model takes.
+
+  Args:
+    command: from `command.parse`.
+    classifier: of `--model`.
+
+  Raises:
+    UserError: a radius that holds every image, a defence that does not fit the model, a data set
+      that is not the model's, or an output folder of another model or other settings, or one that
+      cannot be written.
+  """
+  side = classifier.input_size
+  shape = (1, side, side, 3)
+  check_threats([Threat(command.norm, eps) for eps in command.eps], shape)  # pyright: ignore
+  for name in command.defense:
+    _check_fits(name, classifier, shape)
+  check_settings(command, pinned(command, classifier))
+  check_data(command.data, classifier, command.model, command.output)
+
+
+def pinned(command: Command, classifier: Classifier) -> dict[str, Any]:
+  """What results of one folder have in common and is known before the data.
+
+  What may grow is not pinned: images, radii, attacks, defences, strengths.
+  """
+  return {
+    'model': weights_hash(classifier),
+    'data': command.data,
+    'input_size': classifier.input_size,
+    'steps': command.steps,
+    'draws': command.draws,
+    'seed': command.seed,
+  }
+
+
+def check_settings(command: Command, now: dict[str, Any]) -> bool:
+  """Compares with the settings of the results that the output folder holds.
+
+  Args:
+    command: says which folder.
+    now: settings; those of them that the folder's file has not are others too.
+
+  Returns:
+    Whether there is such a file.
+
+  Raises:
+    UserError: it cannot be read, or has other settings.
+  """
+  path = command.output / SETTINGS
+  try:
+    then = json.loads(path.read_text(encoding='utf-8'))
+  except (FileNotFoundError, NotADirectoryError):
+    return False
+  except (OSError, ValueError) as error:
+    raise UserError(f'cannot read {path} ({error}); give another --output') from error
+  other = [name for name in now if then.get(name) != now[name]] if isinstance(then, dict) else ['?']
+  if other:
+    raise UserError(
+      f'{command.output} holds results with another {" and ".join(other)}; give another --output'
+    )
+  return True
+
+
+def _check_fits(name: str, classifier: Classifier, shape: tuple[int, ...]) -> None:
+  """Asks for shapes alone; whatever a denoiser has to be fitted to is made up."""
+  images, function = jax.ShapeDtypeStruct(shape, np.float32), as_function(classifier)
+  try:
+    if '@' in name:
+      kind, _, layer = name.partition('@')
+      defence = at_layer(kind, layer)
+      jax.eval_shape(lambda x: with_layer(function, layer, defence, x), images)
+    else:
+      blank = np.zeros((2, *shape[1:]), np.float32)
+      options: dict[str, Any] = {}
+      if DENOISERS[name].needs == 'patches':
+        options['basis'] = fit_patch_pca(blank)
+      tried = denoiser(name, **options)
+      jax.eval_shape(lambda x: tried(x, jax.random.key(0)), images)
+  except UserError as error:
+    raise UserError(f'--defense {name}: {error}') from error
 
 
 def run(command: Command) -> int:
@@ -201,3 +304,61 @@ def _found(
     attacks=attacks,
     evaluation=evaluation,
   )
+
+
+def run_study(found: Found, say: Callable[[str, int], Any]) -> Study:
+  """Studies the denoisers of an evaluation on the perturbations of the undefended model.
+
+  Args:
+    found: what was evaluated.
+    say: told what is at work.
+
+  Returns:
+    The study, measured or read where it was kept; its three figures are drawn.
+
+  Raises:
+    UserError: the folder cannot be written.
+  """
+  folder, name = found.command.output, found.model_name
+  settings = _settings(found)
+  study = _kept(found, settings)
+  if study is None:
+    say('noise study', 0)
+    denoisers = found.by_name()
+    models, key = {name: found.classifier}, jax.random.key(found.command.seed)
+    data = (found.images, found.labels, found.adversarial)
+    size = found.command.batch_size
+    noise = noise_study(models, *data, denoisers, key=key, batch_size=size)
+    spectra = perturbation_spectra(models, found.images, found.adversarial, batch_size=size)
+    study = Study(noise, tuple(spectra))
+    values = {'noise': noise.to_dict(), 'spectra': [dataclasses.asdict(one) for one in spectra]}
+    write_json(folder / FILE, {'settings': settings, **values})
+  figures = folder / 'figures'
+  draw_study(study.noise, figures / 'study.png')
+  draw_bands(study.noise, figures / 'bands.png')
+  draw_spectra(study.spectra, figures / 'spectra.png')
+  return study
+
+
+def _settings(found: Found) -> dict[str, Any]:
+  """What pins a study: the perturbations hold the model, the attack, the radius and the images."""
+  return {
+    'perturbations': weights_hash((found.images, found.adversarial, np.asarray(found.labels))),
+    'denoisers': {label: weights_hash(one) for label, one in found.by_name().items()},
+    'seed': found.command.seed,
+  }
+
+
+def _kept(found: Found, settings: dict[str, Any]) -> Study | None:
+  """What an earlier run wrote; None where that is missing, damaged or of something else."""
+  try:
+    values = json.loads((found.command.output / FILE).read_text(encoding='utf-8'))
+    if values['settings'] == settings:
+      spectra = tuple(
+        Spectrum(s['model'], s['place'], tuple(s['noise']), tuple(s['clean']))
+        for s in values['spectra']
+      )
+      return Study(NoiseStudy.from_dict(values['noise']), spectra)
+  except (OSError, ValueError, KeyError, TypeError):
+    pass
+  return None

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rest_jax.defend.conclusion import findings, percent, verdict
-from rest_jax.defend.report_figures import draw_bars, draw_radii
-from rest_jax.defend.rows import UNDEFENDED, DefenceRow
+from rest_jax.defend.figures import draw_bars, draw_radii
+from rest_jax.defend.table import UNDEFENDED, DefenceRow, findings, percent, verdict
 from rest_jax.evaluation.document import (
   Bullets,
   Cell,

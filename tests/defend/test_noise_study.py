@@ -10,7 +10,7 @@ from flax import linen as nn
 from jax.tree_util import Partial
 from PIL import Image
 
-from rest_jax.defend import study_figures
+from rest_jax.defend import figures
 from rest_jax.defend.denoise import denoiser
 from rest_jax.defend.features import at_layer
 from rest_jax.defend.study import noise_study
@@ -248,12 +248,12 @@ def test_figures_are_pictures(attacked, tmp_path):
     strengths=(0.5, 1.0),
     bands=3,
   )
-  for draw in (study_figures.draw_study, study_figures.draw_bands):
+  for draw in (figures.draw_study, figures.draw_bands):
     draw(study, tmp_path / f'{draw.__name__}.png')
     picture = np.asarray(Image.open(tmp_path / f'{draw.__name__}.png').convert('RGB'))
     assert min(picture.shape[:2]) > 200 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 30
   with pytest.raises(UserError, match='cannot write to'):
-    study_figures.draw_study(study, '/proc/nowhere/figure.png')
+    figures.draw_study(study, '/proc/nowhere/figure.png')
 
 
 def test_bad_input_is_one_line(attacked):

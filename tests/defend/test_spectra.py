@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 from PIL import Image
 
-from rest_jax.defend import study_figures
+from rest_jax.defend import figures
 from rest_jax.defend.spectra import perturbation_spectra
 from rest_jax.errors import UserError
 from rest_jax.models.classifier import Classifier
@@ -80,7 +80,7 @@ def test_stages_of_a_backbone_side_by_side(images, backbone, tmp_path):
     assert sum(spectrum.noise) == pytest.approx(np.sum(difference**2), rel=1e-3)
     assert sum(spectrum.clean) == pytest.approx(np.sum(np.asarray(clean) ** 2), rel=1e-3)
 
-  study_figures.draw_spectra(spectra, tmp_path / 'spectra.png')
+  figures.draw_spectra(spectra, tmp_path / 'spectra.png')
   picture = np.asarray(Image.open(tmp_path / 'spectra.png').convert('RGB'))
   assert min(picture.shape[:2]) > 300 and len(np.unique(picture.reshape(-1, 3), axis=0)) > 30
 

@@ -255,11 +255,11 @@ def _code_half(plane: jax.Array, table: jax.Array) -> jax.Array:
   # To the right pixels are repeated up to whole blocks before they are averaged, below only up to
   # whole pairs: beyond, `code_plane` repeats what was averaged.
   plane = jnp.pad(plane, ((0, 0), (0, height % 2), (0, -width % 16)), mode='edge')
-  small = code_plane(_halve(plane), table)
+  small = code_plane(_halve_whole(plane), table)
   return _double(small[:, :, : (width + 1) // 2])[:, :height, :width]
 
 
-def _halve(plane: jax.Array) -> jax.Array:
+def _halve_whole(plane: jax.Array) -> jax.Array:
   """Means of 2x2 pixels, rounded down and up by turns."""
   pairs = plane[:, 0::2] + plane[:, 1::2]
   added = pairs[:, :, 0::2] + pairs[:, :, 1::2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,19 +15,24 @@ import numpy as np
 from jax.tree_util import Partial
 
 from rest_jax.attacks.evaluation import evaluate
-from rest_jax.attacks.health import HealthCheck
+from rest_jax.attacks.evaluation_sample import SampleRows, keys_of
+from rest_jax.attacks.health import HealthCheck, check_model_health
+from rest_jax.attacks.judge import judge
 from rest_jax.attacks.registry import Attack, as_attacks
 from rest_jax.attacks.threat import Threat, check_count, check_inputs, check_key
 from rest_jax.callables import as_function
-from rest_jax.defend.evaluation_health import defended_health
-from rest_jax.defend.evaluation_table import markdown, to_csv
-from rest_jax.defend.protect import DRAWS, as_defences, attackable, is_random, protect
-from rest_jax.defend.rows import UNDEFENDED, Cell, DefenceRow, make_row
+from rest_jax.defend.protection import DRAWS, as_defences, attackable, is_random, protect
+from rest_jax.defend.table import UNDEFENDED, Cell, DefenceRow, make_row, markdown, to_csv
 from rest_jax.defend.transferred import Tick, Transferred, images_at_a_time, through
 from rest_jax.errors import UserError
+from rest_jax.evaluation.batches import chunks
 from rest_jax.evaluation.files import write_json, write_text
+from rest_jax.evaluation.fingerprint import weights_hash
 from rest_jax.paths import local
 from rest_jax.programs import in_use, release_programs
+
+SAMPLE = 32  # images; as in any short attack, more of them hardly change what is raised
+FILE = 'health.json'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -361,3 +367,66 @@ class _Work:
 
   def _tick(self, text: str) -> Tick:
     return lambda count: self.progress(text, count)
+
+
+def defended_health(
+  judged: Partial,
+  attacked: Partial,
+  data: tuple[np.ndarray, np.ndarray],
+  *,
+  threat: Threat,
+  key: jax.Array,
+  directory: Path | None,
+) -> list[HealthCheck]:
+  """Checks a defended model on the first images that it classifies correctly.
+
+  Args:
+    judged: the defended model.
+    attacked: the same with the gradients that the adaptive attack follows.
+    data: images float32 (N, H, W, C) and labels (N,).
+    threat: the radius at which steps and radius are compared.
+    key: one PRNG key.
+    directory: where they are kept; None for nowhere.
+
+  Returns:
+    The checks that look at the model; what was kept, where it is of the same model and settings.
+  """
+  path = None if directory is None else directory / FILE
+  settings = {
+    'model': weights_hash(attacked),
+    'threat': [threat.norm, float(threat.eps)],
+    'seed': np.asarray(jax.random.key_data(key)).ravel().tolist(),
+    'sample': SAMPLE,
+    # They grow with --limit, until there are enough of them.
+    'images': weights_hash(tuple(one[: 2 * SAMPLE] for one in data)),
+  }
+  kept = None if path is None else _kept(path, settings)
+  if kept is not None:
+    return kept
+  checks = check_model_health(attacked, _sample(judged, data, key), threat)
+  if path is not None:
+    found = [dataclasses.asdict(check) for check in checks]
+    write_json(path, {'settings': settings, 'checks': found})
+  return checks
+
+
+def _sample(judged: Partial, data: tuple[np.ndarray, np.ndarray], key: jax.Array):
+  images, labels = data[0][: 2 * SAMPLE], data[1][: 2 * SAMPLE]
+  rows = SampleRows(SAMPLE)
+  for chunk in chunks(images, labels, None, None):
+    at = np.arange(2 * SAMPLE) % len(chunk.images)
+    keys = keys_of(key, chunk.indices[at])
+    found = judge(judged, chunk.images[at], chunk.labels[at], keys).predicted
+    rows.add(chunk, found[: len(chunk.images)] == chunk.labels)
+  return rows.sample(key)
+
+
+def _kept(path: Path, settings: dict[str, Any]) -> list[HealthCheck] | None:
+  """What an earlier run wrote; None where that is missing, damaged or of something else."""
+  try:
+    found = json.loads(path.read_text(encoding='utf-8'))
+    if found['settings'] == settings and settings['model'] is not None:
+      return [HealthCheck(**check) for check in found['checks']]
+  except (OSError, ValueError, KeyError, TypeError):
+    pass
+  return None

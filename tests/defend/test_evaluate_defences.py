@@ -14,7 +14,7 @@ from defence_toys import data, fading, linear_model, noise, rounding
 from rest_jax import attacks, defend
 from rest_jax.attacks import Threat
 from rest_jax.attacks.record import Record, RunName
-from rest_jax.defend.rows import UNDEFENDED, Cell, make_row
+from rest_jax.defend.table import UNDEFENDED, Cell, make_row
 from rest_jax.defend.transferred import through
 from rest_jax.errors import UserError
 from rest_jax.evaluation.intervals import mcnemar
