@@ -1,39 +1,6 @@
-"""Shows where in a picture a classifier finds its decision, and measures methods that do so.
+"""Explains a classifier: `python explain.py --help`, and rest_jax/commands/explain.py."""
 
-  python explain.py --image cat.jpg --model MODEL_DIRECTORY
-  python explain.py --image photos --method group_cam grad_cam rise --curves --target top3
-  python explain.py --image cat.jpg --method all --layer stage3 --animate --output work/cat
-  python explain.py --evaluate --data digit_scenes --method all --limit 500
-
-Each picture gets a folder with an overlay (.png) and the raw map (.npy) of every method and with
-explanation.json; several methods give comparison.png, --curves curves.png, --sanity sanity.png,
---animate a GIF. --evaluate writes table.md, table.csv, table.json and examples.png, and goes on
-where it stopped when run again. Exit status: 0, or 2 where something failed.
-"""
-
-import sys
-
-from rest_jax.errors import run_script
-
-
-def main() -> int:
-  """Parses the command line and explains; returns the exit status."""
-  from rest_jax.explain import command
-
-  parsed = command.parse(sys.argv, __doc__ or '')
-  if parsed is None:
-    return 0
-  try:
-    if parsed.evaluate:
-      from rest_jax.explain.evaluate import evaluate
-
-      return evaluate(parsed)
-    from rest_jax.explain.run import explain_pictures
-
-    return explain_pictures(parsed)
-  except KeyboardInterrupt:
-    return 130
-
+from rest_jax.commands import script
 
 if __name__ == '__main__':
-  run_script(main)
+  script('explain')

@@ -26,7 +26,10 @@ def _version(package: str) -> str | None:
 
 def command_line() -> str:
   """Returns the command that started this process, as a user would type it."""
-  return shlex.join(['python', os.path.basename(sys.argv[0]), *sys.argv[1:]])
+  name = os.path.basename(sys.argv[0])
+  begun = ['python', '-m', 'rest_jax'] if name == '__main__.py' else ['python', name]
+  # The entry point of the package, rest-jax, is a program by itself.
+  return shlex.join([*(begun if name.endswith('.py') else [name]), *sys.argv[1:]])
 
 
 def describe_devices() -> str:

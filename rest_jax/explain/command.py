@@ -29,9 +29,9 @@ _FLAGS = (
   Flag(
     'model',
     {},
-    'work directory, model directory, name of the zoo, or a checkpoint (.pth, .safetensors); '
-    'efficientnet_lite0 if unset, digit_scenes to --evaluate on that data set',
-    'name',
+    'work directory, model directory, name of the zoo, checkpoint (.pth, .safetensors) or\n'
+    '      hf://owner/name; efficientnet_lite0 if unset, digit_scenes to --evaluate on those',
+    'model',
   ),
   *MODEL_FLAGS[1:],
   Flag('method', dict(nargs='+', default=['group_cam']), 'one method, several, or all of {}'),

@@ -27,9 +27,9 @@ _COMMAND_ADVICE = HeadAdvice(
 )
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(program: str) -> argparse.ArgumentParser:
   parser = Parser(
-    prog='python -m rest_jax.models.convert',
+    prog=program,
     description='Turns a PyTorch checkpoint into a model directory.',
   )
   parser.add_argument('checkpoint', help='.safetensors, or .pth/.pt/.bin')
@@ -48,16 +48,17 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None, program: str = 'python -m rest_jax.models.convert') -> None:
   """The command: reads a checkpoint, writes a model directory.
 
   Args:
     argv: the command line's words; `sys.argv` by default.
+    program: what the user typed to get here.
 
   Raises:
     UserError: a bad file, model or label list.
   """
-  args = _parser().parse_args(argv)
+  args = _parser(program).parse_args(argv)
   if args.num_classes is not None and args.num_classes < 0:
     raise UserError(f'--num_classes is 0 or more, not {args.num_classes}')
   registry.create_model(args.architecture)

@@ -21,8 +21,8 @@ from rest_jax.text import legible
 _ADVICE = 'give another --csv'
 
 
-def _parser() -> argparse.ArgumentParser:
-  parser = Parser(prog='python -m rest_jax predict', description='Names what pictures show.')
+def _parser(program: str) -> argparse.ArgumentParser:
+  parser = Parser(prog=program, description='Names what pictures show.')
   parser.add_argument('pictures', nargs='+', help='files, folders, glob patterns; "**" goes down')
   parser.add_argument(
     '--model',
@@ -39,13 +39,14 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
-def main(argv: Sequence[str]) -> int:
+def main(argv: Sequence[str], program: str = 'python -m rest_jax predict') -> int:
   """Prints the most probable classes of pictures, and writes them as a table where asked.
 
   A picture that cannot be read is reported on stderr, and the others go on.
 
   Args:
     argv: the words behind the command's name.
+    program: what the user typed to get here.
 
   Returns:
     The exit status: 0, or 2 where a picture failed.
@@ -55,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
   """
   from rest_jax.opening import open_classifier
 
-  args = _parser().parse_args(argv)
+  args = _parser(program).parse_args(argv)
   for name, value in (('--top', args.top), ('--batch_size', args.batch_size)):
     if value < 1:
       raise UserError(f'{name} is a whole number from 1, not {value}')

@@ -15,6 +15,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
+from rest_jax import configs
 from rest_jax.errors import UserError
 from rest_jax.inputs import radius
 from rest_jax.paths import check_folder, local, safe_name
@@ -29,7 +30,7 @@ from rest_jax.train.config import (
 )
 from rest_jax.train.config_checks import RADII
 
-_DEFAULT_CONFIG = 'configs/digit_scenes.py'
+_DEFAULT_CONFIG = 'digit_scenes'
 # Flags that stand for one config key.
 _SHORT = {
   'data_dir': ('data', 'dir'),
@@ -90,6 +91,7 @@ def parse(argv: list[str], usage: str) -> Command | None:
   if wants_help(argv):
     print(_help(usage))
     return None
+  program = Path(argv[0]).name
   file, variant, rest = _split(argv[1:])
   loaded = load_config(file, variant)
   _check_override_keys(loaded, rest)
@@ -98,7 +100,7 @@ def parse(argv: list[str], usage: str) -> Command | None:
     values = _define(loaded, rest)
     extra = values([argv[0], *rest])[1:]
   except (flags.Error, AttributeError, TypeError, ValueError) as error:
-    raise UserError(f'{str(error).splitlines()[0]}; train.py --help lists the flags') from error
+    raise UserError(f'{str(error).splitlines()[0]}; {program} --help lists the flags') from error
   if extra:
     raise UserError(f'unexpected argument {extra[0]!r}; values go to flags, see --help')
   config = _resolve(values)
@@ -128,11 +130,12 @@ def given_processes(values: flags.FlagValues) -> tuple[str | None, int | None, i
   return values['coordinator'].value, values['num_processes'].value, values['process_id'].value
 
 
-def load_config(file: Path, variant: str | None = None) -> Config:
+def load_config(file: Path | str, variant: str | None = None) -> Config:
   """Runs a config file.
 
   Args:
-    file: Python file with a function `get_config`.
+    file: Python file with a function `get_config`, or the name of a config that comes with the
+      package; 'digit_scenes:full' names a variant too.
     variant: its argument; None calls it without one.
 
   Returns:
@@ -141,6 +144,9 @@ def load_config(file: Path, variant: str | None = None) -> Config:
   Raises:
     UserError: the file fails, or its config has unknown keys or wrong values.
   """
+  if not isinstance(file, Path):
+    name, _, named = file.partition(':')
+    file, variant = configs.find(name), variant or named or None
   spec = importlib.util.spec_from_file_location('experiment_config', file)
   if spec is None or spec.loader is None:
     raise UserError(f'config {file} is not a Python file')
@@ -176,7 +182,10 @@ def _define(config: Config, argv: list[str]) -> flags.FlagValues:
 def _help(usage: str) -> str:
   values = _define(default_config(), [])
   lines = [usage.strip(), '', 'Flags:']
-  lines.append(f'  --config\n      config file, or FILE:VARIANT (default: {_DEFAULT_CONFIG})')
+  lines.append(
+    f'  --config\n      config file, or FILE:VARIANT (default: {_DEFAULT_CONFIG}); '
+    f'by name those of the package:\n      {", ".join(configs.names())}'
+  )
   for name in (name for name in values if name != 'config'):
     shown = "the config's" if name in ('seed', *_SHORT) else values[name].default
     lines.append(f'  --{name}\n      {values[name].help} (default: {shown})')
@@ -196,10 +205,7 @@ def _split(arguments: list[str]) -> tuple[Path, str | None, list[str]]:
     else:
       rest.append(argument)
   path, _, variant = given.partition(':')
-  if not Path(path).is_file():
-    there = ', '.join(sorted(str(found) for found in Path('configs').glob('*.py')))
-    raise UserError(f'no config file {path!r}; there are: {there or "none in ./configs"}')
-  return Path(path), variant or None, rest
+  return configs.find(path), variant or None, rest
 
 
 def _check_override_keys(config: Config, arguments: list[str]) -> None:

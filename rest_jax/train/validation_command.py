@@ -11,6 +11,7 @@ import jax
 from absl import flags
 
 from rest_jax.command_line import MODEL_FLAGS
+from rest_jax.commands import usage
 from rest_jax.errors import UserError
 from rest_jax.paths import check_folder, expanded, local, model_name, safe_name
 from rest_jax.text import plural
@@ -48,13 +49,13 @@ def main(argv: list[str]) -> int:
   """
   values = _define()
   if wants_help(argv):
-    print(_help(values))
+    print(usage(_help(values), 'train', argv[0]))
     return 0
   try:
     extra = values(argv)[1:]
   except flags.Error as error:
     raise UserError(
-      f'{str(error).splitlines()[0]}; train.py --mode evaluate --help lists the flags'
+      f'{str(error).splitlines()[0]}; {Path(argv[0]).name} --mode evaluate --help lists the flags'
     ) from error
   if extra:
     raise UserError(f'unexpected argument {extra[0]!r}; values go to flags, see --help')

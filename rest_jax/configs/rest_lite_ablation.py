@@ -10,7 +10,7 @@ split; those of gl and none are not known to us. Not measured here.
 Time and device: not measured, 128 million images; see configs/common/imagenet.py.
 """
 
-from configs.common.imagenet import imagenet
+from rest_jax.configs.common.imagenet import imagenet
 from rest_jax.errors import UserError
 
 VARIANTS = {

@@ -17,7 +17,7 @@ Variants: STRATEGY or STRATEGY_l2 for none, low_pass, uniform, soft_threshold, w
 (the default). Its options: --config.model.overrides.compression.bands=4, .stages='(1, 2)', ...
 """
 
-from configs import digit_scenes_at
+from rest_jax.configs import digit_scenes_at
 from rest_jax.errors import UserError
 from rest_jax.models.compression import STRATEGIES
 

@@ -10,7 +10,7 @@ measured here, and neither are time and devices.
 Variants: tiny (default), small, base, large.
 """
 
-from configs.common.imagenet import recipe_v2
+from rest_jax.configs.common.imagenet import recipe_v2
 from rest_jax.errors import UserError
 
 # Stochastic depth: the authors' command names it for tiny; the others as in training at 224 px.

@@ -16,7 +16,7 @@ Variants: STRATEGY or STRATEGY_finetune for none, low_pass, uniform, soft_thresh
 learned (the default).
 """
 
-from configs import cifar10_at
+from rest_jax.configs import cifar10_at
 from rest_jax.errors import UserError
 from rest_jax.models.compression import STRATEGIES
 

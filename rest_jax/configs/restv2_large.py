@@ -6,7 +6,7 @@ Published result: top-1 84.2 on the validation split. Not measured here.
 Time and device: not measured, 384 million images; see configs/common/imagenet.py.
 """
 
-from configs.common.imagenet import recipe_v2
+from rest_jax.configs.common.imagenet import recipe_v2
 
 
 def get_config():

@@ -6,7 +6,7 @@ Published result: top-1 / top-5 79.6 / 94.9 on the validation split. Not measure
 Time and device: not measured, 384 million images; see configs/common/imagenet.py.
 """
 
-from configs.common.imagenet import recipe_v1
+from rest_jax.configs.common.imagenet import recipe_v1
 
 
 def get_config():

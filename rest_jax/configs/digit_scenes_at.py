@@ -10,7 +10,7 @@ Variants: pgd (default); trades; linf8 (pgd within 8/255); l2 (pgd within 0.5 in
 (pgd of 2 steps, 250 updates, judged by 10); short8 (pgd of 3 steps within 8/255, 500 updates).
 """
 
-from configs import digit_scenes
+from rest_jax.configs import digit_scenes
 from rest_jax.errors import UserError
 
 VARIANTS = ('pgd', 'trades', 'linf8', 'l2', 'short', 'short8')

@@ -10,7 +10,7 @@ points (95 % interval -1.01 to +0.44), from 98.45 %: benchmarks/results/group_ca
 benchmarks/group_cam_finetuning.py.
 """
 
-from configs import digit_scenes
+from rest_jax.configs import digit_scenes
 from rest_jax.errors import UserError
 
 VARIANTS = ('default', 'plain')

@@ -1,0 +1,75 @@
+"""The commands: `rest-jax COMMAND`, `python -m rest_jax COMMAND`, and the scripts of a clone.
+
+A command is a module with `main(words, program)`: the words behind its name, and what the user
+typed to get it, for `--help` and for errors. `COMMANDS` is the table of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import rest_jax
+from rest_jax.errors import UserError, did_you_mean, run_script
+
+# Name: the module whose `main(words, program)` runs it, and a line.
+COMMANDS = {
+  'train': ('rest_jax.commands.train', 'train a classifier, or judge one (--mode evaluate)'),
+  'explain': ('rest_jax.commands.explain', 'show where in a picture a decision comes from'),
+  'defend': ('rest_jax.commands.defend', 'attack a classifier, and measure defences'),
+  'predict': ('rest_jax.models.predict_command', 'name what pictures show'),
+  'convert': ('rest_jax.models.convert', 'make a model directory of a PyTorch checkpoint'),
+  'models': ('rest_jax.commands.models', 'list the models, their size and published accuracy'),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int | None:
+  """Runs the command that the first word names.
+
+  Args:
+    argv: the words behind `rest-jax`; `sys.argv` by default.
+
+  Returns:
+    The command's exit status.
+
+  Raises:
+    UserError: no command of that name, or whatever the command refuses.
+  """
+  words, program = list(sys.argv[1:] if argv is None else argv), _program()
+  if words[:1] == ['--version']:
+    print(f'rest_jax {rest_jax.__version__}')
+    return 0
+  if not words or words[0] in ('-h', '--help', 'help'):
+    lines = (f'  {name:10} {line}' for name, (_, line) in COMMANDS.items())
+    print(f'{program} COMMAND ...\n\n' + '\n'.join(lines))
+    print(f'\n{program} COMMAND --help says what it takes; {program} --version which this is.')
+    return 0
+  if words[0] not in COMMANDS:
+    raise UserError(f'no command {words[0]!r}; {did_you_mean(words[0], COMMANDS)}')
+  module = importlib.import_module(COMMANDS[words[0]][0])
+  return module.main(words[1:], f'{program} {words[0]}')
+
+
+def entry() -> NoReturn:
+  """What the entry point `rest-jax` calls."""
+  run_script(main)
+
+
+def script(name: str) -> NoReturn:
+  """What a script of the clone calls, such as train.py: the command of that name."""
+  module = importlib.import_module(COMMANDS[name][0])
+  run_script(functools.partial(module.main, sys.argv[1:], f'{name}.py'))
+
+
+def usage(text: str, name: str, program: str) -> str:
+  """The text of `--help`, whose examples call the clone's script, for another way to call it."""
+  return text if program == f'{name}.py' else text.replace(f'python {name}.py', program)
+
+
+def _program() -> str:
+  found = os.path.basename(sys.argv[0])
+  return 'python -m rest_jax' if found == '__main__.py' or found.endswith('.py') else found
