@@ -1,6 +1,10 @@
 """The notebooks run from their first cell to the last, and hold what a notebook must."""
 
 import json
+import os
+import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +12,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-# Cells tagged 'install' are left out; what is tagged 'parameters' is followed by these.
+# Cells tagged 'install' have a test of their own; what is tagged 'parameters' is followed by these.
 SMALLER = {'explain.ipynb': {'METHODS': ('group_cam', 'grad_cam')}}
 
 
@@ -99,3 +103,30 @@ def test_notebooks_hold_their_output_and_end_well(name):
   assert sum('image/png' in output.get('data', {}) for output in outputs) >= 4
   assert not any(output['output_type'] == 'error' for output in outputs)
   assert (ROOT / 'notebooks' / name).stat().st_size < 1_500_000
+
+
+ADDRESS = runpy.run_path(str(ROOT / 'notebooks' / 'set_address.py'))
+
+
+@pytest.mark.parametrize('name', ADDRESS['NOTEBOOKS'])
+def test_the_address_stands_in_one_place(name):
+  (install,) = (c for c in cells(f'{name}.ipynb') if 'install' in c['metadata'].get('tags', []))
+  assert install['source'] == ADDRESS['cell'](ADDRESS['address']())
+  badge = f'/blob/main/notebooks/{name}.ipynb'
+  assert badge in (ROOT / 'README.md').read_text(encoding='utf-8')
+
+
+def test_the_installing_cell_in_a_fresh_environment(tmp_path):
+  """From a clone of this clone. Of the packages it needs none is brought; the rest is pip's."""
+  subprocess.run([sys.executable, '-m', 'venv', tmp_path / 'env'], check=True)
+  code = ''.join(ADDRESS['cell'](str(ROOT)))
+  alone = {'PIP_NO_DEPS': '1', 'PYTHONPATH': '', 'PYTHONNOUSERSITE': '1', 'PATH': '/usr/bin:/bin'}
+  python = tmp_path / 'env' / 'bin' / 'python'
+  run = lambda code: subprocess.run(  # noqa: E731
+    [python, '-c', code], cwd=tmp_path, env=os.environ | alone, text=True, capture_output=True
+  )
+  done = run(code)
+  assert done.returncode == 0, done.stderr
+  found = run('import rest_jax; print(rest_jax.__file__, rest_jax.__version__)')
+  assert str(tmp_path / 'env') in found.stdout, found.stderr
+  assert run(code).returncode == 0  # there already: nothing is done

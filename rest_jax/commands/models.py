@@ -74,18 +74,18 @@ def main(words: Sequence[str], program: str = 'rest-jax models') -> int:
 
 def _weights() -> dict[str, dict[str, str]]:
   """{model: {name of the zoo: whether its weights are here}}."""
-  from rest_jax.models import model_dir, packaged
+  from rest_jax.models import model_dir
 
   found: dict[str, dict[str, str]] = {}
   for name in model_dir.zoo_names():
     place = Path(str(resources.files('rest_jax'))) / 'zoo' / name
     model = json.loads((place / model_dir.CONFIG).read_text(encoding='utf-8'))['model']
     state = 'here'
-    if packaged.is_packaged(place):
+    if model_dir.is_packaged(place):
       try:
-        packaged.checkpoint(place)
+        model_dir.packaged_checkpoint(place)
       except UserError:
-        state = (place / packaged.PACKAGE).read_text(encoding='utf-8').splitlines()[1]
+        state = (place / model_dir.PACKAGE).read_text(encoding='utf-8').splitlines()[1]
     found.setdefault(model, {})[name] = state
   return found
 
