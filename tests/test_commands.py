@@ -80,7 +80,7 @@ def test_every_model_is_in_the_table(capsys):
 
 
 # Of each family one; the ResTs' numbers are those of tests/models/test_rest.py.
-@pytest.mark.parametrize('name', ['resnet18', 'resnet20', 'vgg16', 'efficientnet_lite0'])
+@pytest.mark.parametrize('name', ['resnet20', 'vgg16'])
 def test_numbers_of_parameters(name):
   init = functools.partial(create_model(name).init, train=False)
   shapes = jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))['params']

@@ -21,13 +21,14 @@ from rest_jax.text import markdown_code, plural
 __all__ = ['from_pytorch', 'load_state_dict', 'main', 'to_pytorch']
 
 
+_PROGRAM = 'python -m rest_jax.models.convert'
 _COMMAND_ADVICE = HeadAdvice(
   'leave --num_classes out to take it, or give --drop_head to start a new one',
   '--num_classes 0 makes a model without one, --drop_head starts a new one',
 )
 
 
-def _parser(program: str) -> argparse.ArgumentParser:
+def _parser(program: str = _PROGRAM) -> argparse.ArgumentParser:
   parser = Parser(
     prog=program,
     description='Turns a PyTorch checkpoint into a model directory.',
@@ -48,7 +49,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
   return parser
 
 
-def main(argv: list[str] | None = None, program: str = 'python -m rest_jax.models.convert') -> None:
+def main(argv: list[str] | None = None, program: str = _PROGRAM) -> None:
   """The command: reads a checkpoint, writes a model directory.
 
   Args:
