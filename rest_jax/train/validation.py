@@ -100,6 +100,7 @@ def validate(
   batches, judging = iter(batches), _Judging(classifier)
   speed, first = _Speed(judging, progress), next(batches, None)
   if first is not None:
+    speed.first = int(np.sum(first['mask']))
     run(
       [_CASE],
       _pieces(itertools.chain([first], batches), numbers),
@@ -158,27 +159,31 @@ def _judged(classifier: Any, images: jax.Array, labels: jax.Array) -> dict[str, 
 
 
 class _Speed:
-  """Images a second since the last device has compiled, which takes its first batch."""
+  """Images a second once the devices have compiled, each of which does so with its first batch."""
 
   def __init__(self, judging: _Judging, progress: Tick | None):
     self._judging, self._progress = judging, progress
-    self._warm = self._done = self._before = 0
-    self._began = self._last = 0.0
+    self.first = 0  # images of the first batch
+    self._done, self._last = 0, 0.0
+    self._moments: list[tuple[float, int]] = []  # a device was warm, and so many images were done
 
   def __call__(self, label: str, images: int) -> None:
     """So many more are through."""
     self._done += images
     self._last = time.perf_counter()
-    if len(self._judging.warm) > self._warm:
-      self._warm, self._began, self._before = len(self._judging.warm), self._last, self._done
+    if len(self._judging.warm) > len(self._moments):
+      self._moments.append((self._last, self._done))
     if self._progress is not None:
       self._progress(label, images)
 
   def keep(self, records: Records) -> None:
     """Puts the speed beside the records, where one was measured."""
-    seconds = self._last - self._began
-    if self._done > self._before and seconds > 0:
-      records.add(_SPEED, [0], {'images_per_second': [(self._done - self._before) / seconds]})
+    # Of a device that was warm when most was done already, compiling is not what counts.
+    early = [moment for moment in self._moments if 2 * moment[1] <= self._done]
+    began, before = [*self._moments[:1], *early][-1] if self._moments else (0.0, self._done)
+    if self._done > max(before, self.first):
+      speed = (self._done - before) / max(self._last - began, 1e-9)
+      records.add(_SPEED, [0], {'images_per_second': [speed]})
 
 
 def _of_all_processes(

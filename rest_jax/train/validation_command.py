@@ -115,7 +115,8 @@ def _validated(
   from rest_jax.train.validation import missing, validate
 
   records = _records(judged, options, view)
-  images = range(jax.process_index(), len(judged.sample), jax.process_count())
+  # By their numbers in the split, so that a larger sample goes on from a smaller one.
+  images = list(judged.sample.indices)[jax.process_index() :: jax.process_count()]
   left = missing(records, images)
   done = len(images) - len(left)
   if is_main() and done:
@@ -195,9 +196,8 @@ def _records(judged: Judged, options: dict[str, Any], view: dict[str, Any]) -> R
   from rest_jax.evaluation.fingerprint import pin
   from rest_jax.evaluation.records import RESULTS, Records
 
-  names = ('data', 'limit', 'seed')
-  settings = {name: options[name] for name in names} | {'view': view}
-  settings |= {'split': judged.data.split, 'files': judged.data.digest}
+  data = judged.data
+  settings = {'data': options['data'], 'split': data.split, 'files': data.digest, 'view': view}
   number = jax.process_index()
   name = f'results-{number}.jsonl' if number else RESULTS
   model = pin(judged.classifier, judged.classifier.config.to_json())
@@ -211,14 +211,14 @@ def _records(judged: Judged, options: dict[str, Any], view: dict[str, Any]) -> R
 def _batches(
   judged: Judged, images: list[int], options: dict[str, Any], view: dict[str, Any]
 ) -> Iterable[dict[str, Any]]:
-  """The batches of some images of the sample, for this process alone."""
+  """The batches of some images of the split, for this process alone."""
   from rest_jax import data
   from rest_jax.data.sample import Sample
 
   if not images:
     return ()
   size = options['batch_size'] // jax.process_count()
-  return data.eval_batches(Sample(judged.sample, images), size, **view)
+  return data.eval_batches(Sample(judged.sample.source, images), size, **view)
 
 
 def _default_output(options: dict[str, Any]) -> Path:

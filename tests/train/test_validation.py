@@ -1,6 +1,7 @@
 """Measures of a trained classifier against their definitions, in NumPy."""
 
 import itertools
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -121,10 +122,13 @@ def same(first, second):
 def test_four_devices_find_what_one_finds_and_all_are_busy(case, monkeypatch):
   model, labels = case
   used, judged = set(), validation._Judging.__call__
+  together = threading.Barrier(4, timeout=60)
 
   def watched(self, name, batch, device):
     used.add(device)
     assert batch.size == 2
+    if batch.indices[0] < 8:
+      together.wait()  # the four parts of the first batch are under way at once
     return judged(self, name, batch, device)
 
   alone = validate(model, batches(labels, 2), make_mesh(jax.devices()[:1]), num_classes=K)
