@@ -14,11 +14,11 @@ import collections
 import json
 import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,40 +30,16 @@ _SPEED = 'speed'  # the case that holds one
 class Evaluation(NamedTuple):
   """A command, without its place for results, and the JSON file there that holds the results."""
 
-  command: Sequence[str]
+  command: str
   results: str
 
 
 EVALUATIONS = {
   'explain.py --evaluate': Evaluation(
-    [
-      'explain.py',
-      '--evaluate',
-      '--method',
-      'grad_cam',
-      'rise',
-      '--limit',
-      '48',
-      '--batch_size',
-      '8',
-      '--output',
-    ],
-    'table.json',
+    'explain.py --evaluate --method grad_cam hires_cam --limit 32 --batch_size 4', 'table.json'
   ),
   'train.py --mode evaluate': Evaluation(
-    [
-      'train.py',
-      '--mode',
-      'evaluate',
-      '--model',
-      'digit_scenes',
-      '--limit',
-      '400',
-      '--batch_size',
-      '8',
-      '--output',
-    ],
-    'results.json',
+    'train.py --mode evaluate --model digit_scenes --batch_size 4', 'results.json'
   ),
 }
 
@@ -124,7 +100,7 @@ def start(evaluation: Evaluation, folder: Path, devices: int) -> subprocess.Pope
   env = os.environ | {'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} {flag}'.strip()}
   with (folder / 'said.txt').open('a') as said:
     return subprocess.Popen(
-      [sys.executable, *evaluation.command, str(folder.resolve())],
+      [sys.executable, *shlex.split(evaluation.command), '--output', str(folder.resolve())],
       cwd=ROOT,
       env=env,
       stdout=said,
