@@ -58,11 +58,19 @@ def _score(point: Tap, images, targets, variant: str, query_batch: int) -> jax.A
     return maps, resolve_targets(logits, classes)
 
   maps, targets = chunked(look, (images, targets), query_batch)
+  weights = _score_weights(point, images, targets, maps, variant, query_batch)
+  # Bringing to size is linear, so the sum comes first.
+  total = jnp.einsum('bk,bkhw->bhw', weights, maps, precision='highest')
+  return min_max(jax.nn.relu(upsample(total, size)))
+
+
+def _score_weights(point: Tap, images, targets, maps, variant: str, query_batch: int) -> jax.Array:
+  """What each channel's map (B, K, h, w) does for the target's probability: (B, K)."""
   hidden = jnp.asarray(point.mean or 0.0, jnp.float32) + jnp.zeros(images.shape[-1:])
 
   def query(pairs):
     image, channel = pairs
-    up = upsample(maps[image, channel], size)
+    up = upsample(maps[image, channel], images.shape[1:3])
     mask = min_max(up)[..., None]
     seen = images[image] * mask + hidden[None, None, None] * (1 - mask)
     varied = span(up).varied[:, 0, 0]
@@ -75,10 +83,7 @@ def _score(point: Tap, images, targets, variant: str, query_batch: int) -> jax.A
     baseline = jnp.broadcast_to(hidden[None, None, None], images.shape)
     ask = lambda item: probability(point, *item)  # noqa: E731
     weights = gained(weights, chunked(ask, (baseline, targets), query_batch)[:, None])
-  weights = jnp.where(varied, weights, 0)
-  # Bringing to size is linear, so the sum comes first.
-  total = jnp.einsum('bk,bkhw->bhw', weights, maps, precision='highest')
-  return min_max(jax.nn.relu(upsample(total, size)))
+  return jnp.where(varied, weights, 0)
 
 
 @method(

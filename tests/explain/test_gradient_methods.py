@@ -10,8 +10,10 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from rest_jax import UserError, explain
+from rest_jax.explain import queries
 from rest_jax.explain.checking import Incomplete
 from rest_jax.explain.queries import target_gradients
+from rest_jax.ops.platform import use_form
 
 FEW = {'smooth_integrated_gradients': {'samples': 64, 'noise': 0.01}}
 METHODS = ('gradient', 'smooth_grad', 'integrated_gradients', 'smooth_integrated_gradients')
@@ -247,3 +249,30 @@ def test_images_shared_out_over_devices(name):
   mesh = Mesh(np.asarray(jax.devices()), ('batch',))
   shared = jax.shard_map(maps, mesh=mesh, in_specs=P('batch'), out_specs=P('batch'))
   np.testing.assert_allclose(jax.jit(shared)(images, targets), maps(images, targets), atol=5e-5)
+
+
+def _convolve(x, kernel):
+  kinds = ('NHWC', 'HWIO', 'NHWC')
+  return jax.lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=kinds)
+
+
+def test_gradients_are_those_of_convolutions_that_stay_fast_in_loops():
+  """A stranger's gradient keeps its kernel in XLA's slow layout (benchmarks/NOTES.md)."""
+  first, second = (jax.random.normal(jax.random.key(k), (3, 3, 3, 3)) for k in (1, 2))
+  images = jax.random.uniform(jax.random.key(0), (2, 6, 6, 3))
+  pair = (lambda x: _convolve(x, first), lambda a: _convolve(jnp.sin(a), second).mean((1, 2)))
+  point = explain.tap(pair)
+  ask = {
+    'image': lambda x: queries.target_gradients(point, x, None),
+    'layer': lambda x: queries.layer_gradient(point, x, None).gradients,
+  }
+  for name, gradients in ask.items():
+    with use_form('plain'):
+      expected, slow = jax.jit(gradients)(images), str(jax.make_jaxpr(gradients)(images))
+    # A new function, for the form is no part of jit's key.
+    quick = lambda x, gradients=gradients: gradients(x)  # noqa: E731
+    with jax.checking_leaks(), use_form('fast'):
+      found, fast = jax.jit(quick)(images), str(jax.make_jaxpr(quick)(images))
+    np.testing.assert_allclose(found, expected, atol=1e-6, err_msg=name)
+    transposed = 'rhs_spec=(2, 3, 0, 1)'
+    assert transposed in slow and transposed not in fast, name
