@@ -34,10 +34,9 @@ DEFAULT_STRENGTH = '0.5'
 PGD_STEPS = 20
 _ALIASES = {'apgd': 'apgd_ce', 'autoattack': 'auto_attack', 'aa': 'auto_attack'}
 
+
 _FLAGS = (
-  Flag(
-    'attack', dict(nargs='+', default=['pgd']), f'one or several of {", ".join(list_attacks())}'
-  ),
+  Flag('attack', dict(nargs='+', default=['pgd']), 'one or several of'),
   Flag('norm', dict(default='linf'), f'what bounds the perturbation: {", ".join(NORMS)}'),
   Flag(
     'eps',
@@ -60,7 +59,7 @@ _FLAGS = (
   Flag(
     'defense',
     dict(nargs='+', default=list(DEFAULT_DEFENCES)),
-    'one, several, all or none; NAME@LAYER denoises features, such as non_local@stage2',
+    'one, several, all or none; NAME@LAYER denoises features, such as non_local@stage2; there are',
   ),
   Flag(
     'strength',
@@ -85,6 +84,13 @@ _FLAGS = (
   Flag('seed', dict(type=int, default=0), 'of the attacks, of random defences and of the sample'),
   Flag('batch_size', dict(type=int, default=50), 'images attacked together'),
 )
+
+
+def _flags() -> tuple[Flag, ...]:
+  """The flags; what is registered by now is named in their help."""
+  known = {'attack': list_attacks(), 'defense': list_denoisers()}
+  named = (f._replace(text=f'{f.text} {", ".join(known.get(f.name, ()))}'.rstrip()) for f in _FLAGS)
+  return tuple(named)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +134,7 @@ def parse(argv: Sequence[str], usage: str) -> Command | None:
   Raises:
     UserError: an unknown flag, attack, norm or defence, or a value out of its range.
   """
-  values = parse_flags(argv, usage, _FLAGS, stray='attacks go to --attack, defences to --defense')
+  values = parse_flags(argv, usage, _flags(), stray='attacks go to --attack, defences to --defense')
   return None if values is None else _check(values)
 
 
@@ -156,6 +162,8 @@ def _check_use(values: dict[str, Any]) -> None:
   named = values['defense']
   if values['strength'] and not named:
     raise UserError('--strength is that of defences, and --defense is none; leave it out')
+  if not values['adaptive'] and not named:
+    raise UserError('--no-adaptive is about defences, and --defense is none; leave it out')
   if values['draws'] is not None and not has_random(named):
     random = ', '.join(name for name, info in DENOISERS.items() if info.random)
     raise UserError(f'--draws is for random defences ({random}), and none is here; leave it out')

@@ -328,7 +328,8 @@ def run_study(found: Found, say: Callable[[str, int], Any]) -> Study:
     models, key = {name: found.classifier}, jax.random.key(found.command.seed)
     data = (found.images, found.labels, found.adversarial)
     size = found.command.batch_size
-    noise = noise_study(models, *data, denoisers, key=key, batch_size=size)
+    place = folder / 'study'
+    noise = noise_study(models, *data, denoisers, key=key, batch_size=size, output_dir=place)
     spectra = perturbation_spectra(models, found.images, found.adversarial, batch_size=size)
     study = Study(noise, tuple(spectra))
     values = {'noise': noise.to_dict(), 'spectra': [dataclasses.asdict(one) for one in spectra]}

@@ -11,16 +11,17 @@ paper's body could not be read.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from rest_jax.attacks.losses import undefined, undefined_count
-from rest_jax.attacks.queries import as_classes, image_keys
+from rest_jax.attacks.devices import shared_batch
+from rest_jax.attacks.queries import image_keys
 from rest_jax.attacks.threat import check_count, check_inputs, check_key
 from rest_jax.defend.denoise.denoisers import (
   DENOISERS,
@@ -29,7 +30,17 @@ from rest_jax.defend.denoise.denoisers import (
   denoiser,
   noise_only,
 )
-from rest_jax.defend.features import FeatureDenoiser, at_layer, noise_only_logits
+from rest_jax.defend.features import FeatureDenoiser, at_layer
+from rest_jax.defend.study_measures import (
+  IN_LAYER,
+  IN_PIXELS,
+  Band,
+  Rows,
+  everywhere,
+  plain,
+  spread_out,
+  weakened,
+)
 from rest_jax.defend.study_results import (
   EVEN,
   REFERENCE,
@@ -40,12 +51,15 @@ from rest_jax.defend.study_results import (
   NoiseStudy,
 )
 from rest_jax.errors import UserError
+from rest_jax.evaluation.batches import Batch, Images
+from rest_jax.evaluation.fingerprint import pin, weights_hash
 from rest_jax.evaluation.intervals import Interval, accuracy_interval
-from rest_jax.layers import with_layer
-from rest_jax.ops.bands import band_energies, scale_bands
-from rest_jax.programs import release_programs
+from rest_jax.evaluation.records import RESULTS, Records
+from rest_jax.evaluation.runner import run
+from rest_jax.paths import local
 
 STRENGTHS = (0.1, 0.25, 0.5, 1.0)
+UNDEFENDED = 'undefended'  # the setting without a denoiser
 EVENLY = (0.25, 0.5, 0.75, 0.9)  # shares of the energy that the even reference is short of
 
 
@@ -142,6 +156,7 @@ def noise_study(
   context: bool = False,
   key: jax.Array | None = None,
   batch_size: int = 100,
+  output_dir: str | Path | None = None,
   progress: Callable[[int, int], None] | None = None,
 ) -> NoiseStudy:
   """Measures what denoisers leave of adversarial perturbations, and how much that still does.
@@ -167,7 +182,10 @@ def noise_study(
       defended model f(D(.)) on clean and on adversarial images.
     key: of random denoisers, `jax.random.key(0)` by default; image i draws with
       `fold_in(key, i)`, whatever the batches.
-    batch_size: images at a time.
+    batch_size: images at a time, shared over the devices of this process; rounded up to a multiple
+      of their number.
+    output_dir: where what was measured is kept, so that a study that was stopped goes on; results
+      of something else there give way. None for in memory.
     progress: called with how many settings are done, of how many.
 
   Returns:
@@ -192,54 +210,57 @@ def noise_study(
     for name, model in named.items()
   ]
   chosen = choose_denoisers(denoisers, strengths, subjects[0].images)
-  count = len(subjects) * (len(EVENLY) + len(chosen) * len(strengths) + bands)
-  steps = _Steps(progress, count)
+  settings = _settings(chosen, [float(s) for s in strengths], bands, transform, context)
+  records = _records(output_dir, subjects, chosen, transform, context, key)
+  steps = _Steps(progress, subjects, settings, records)
+  for subject in subjects:
+    _measure(subject, settings[:1], records, steps)
+    _undefended(subject, records)  # of a broken model nothing more is measured
+    _measure(subject, settings[1:], records, steps)
   return NoiseStudy(
-    models=tuple(undefended(subject) for subject in subjects),
+    models=tuple(_undefended(subject, records) for subject in subjects),
     denoisers=tuple(
-      steps.done(row)
+      _denoiser_result(subject, setting, records)
       for subject in subjects
-      for row in denoiser_rows(
-        subject, chosen, [float(strength) for strength in strengths], context
-      )
+      for setting in settings
+      if setting.family
     ),
     bands=tuple(
-      steps.done(band_row(subject, band, bands, transform))
-      for subject in subjects
-      for band in range(bands)
+      _band_result(subject, band, bands, records) for subject in subjects for band in range(bands)
     ),
     transform=transform,
   )
 
 
 class _Steps:
-  """Counts what is done, for the bar of the caller."""
+  """Counts settings that are through, for the bar of the caller."""
 
-  def __init__(self, progress: Callable[[int, int], None] | None, count: int):
-    self._progress, self._count, self._done = progress, count, 0
+  def __init__(
+    self,
+    progress: Callable[[int, int], None] | None,
+    subjects: Sequence[Subject],
+    settings: Sequence[Setting],
+    records: Records,
+  ):
+    self._progress, self._done = progress, 0
+    names = [_label(s, one) for s in subjects for one in settings if one.label != UNDEFENDED]
+    self._count, size = len(names), len(subjects[0].images)
+    self._left = {name: size - len(records.rows(name)) for name in names}
+    for name in names:
+      if not self._left[name]:
+        self._tell()
 
-  def done(self, result: Any) -> Any:
+  def through(self, label: str, images: int) -> None:
+    """So many more images of a setting."""
+    if label in self._left:
+      self._left[label] -= images
+      if not self._left[label]:
+        self._tell()
+
+  def _tell(self) -> None:
     self._done += 1
     if self._progress is not None:
       self._progress(self._done, self._count)
-    return result
-
-
-class Batch:
-  """Rows of the images, filled up to one size; `cut` takes off what fills."""
-
-  def __init__(self, subject: Subject, start: int):
-    size = subject.batch_size
-    self.count = min(size, len(subject.images) - start)
-    rows = start + np.minimum(np.arange(size), self.count - 1)
-    self.images = jnp.asarray(subject.images[rows])
-    self.delta = jnp.asarray(subject.delta[rows])
-    self.labels = jnp.asarray(subject.labels[rows])
-    self.keys = subject.keys[rows]
-
-  def cut(self, values: tuple[jax.Array, ...]) -> tuple[np.ndarray, ...]:
-    """The real rows of arrays, on the host."""
-    return tuple(np.asarray(value)[: self.count] for value in values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,15 +275,26 @@ class Subject:
   keys: jax.Array
   batch_size: int
 
-  def batches(self) -> Iterator[Batch]:
-    """All images, in order."""
-    for start in range(0, len(self.images), self.batch_size):
-      yield Batch(self, start)
 
-  def over(self, measure: Callable[[Batch], tuple[jax.Array, ...]]) -> tuple[np.ndarray, ...]:
-    """The arrays (N,) that `measure` gives of all batches."""
-    pieces = [batch.cut(measure(batch)) for batch in self.batches()]
-    return tuple(np.concatenate(column) for column in zip(*pieces, strict=True))
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """What is measured of every image in one go.
+
+  Attributes:
+    label: its name within a model's settings.
+    measure: `measure(model, parts, rows)` gives columns (B,).
+    parts: a pytree, data of the compiled programs: a denoiser, a factor, a band.
+    denoiser: label of the denoiser.
+    family: of the denoiser; '' of what is none.
+    strength: from 0 to 1.
+  """
+
+  label: str
+  measure: Callable[[Partial, Any, Rows], dict[str, jax.Array]]
+  parts: Any = None
+  denoiser: str = ''
+  family: str = ''
+  strength: float = 0.0
 
 
 def make_subject(
@@ -287,46 +319,110 @@ def make_subject(
     delta=adv.astype(np.float32) - images,
     labels=np.asarray(labels).astype(np.int32),
     keys=image_keys(key, len(images)),
-    batch_size=size,
+    batch_size=shared_batch(size),
   )
 
 
-# ---- What is measured ---------------------------------------------------------------------------
+def _settings(
+  chosen: Sequence[Chosen], strengths: Sequence[float], bands: int, transform: str, context: bool
+) -> list[Setting]:
+  """The model alone, the reference, every denoiser at every strength, every band."""
+  found = [Setting(UNDEFENDED, plain)]
+  for share in EVENLY:
+    factor = np.float32(np.sqrt(1 - share))  # the pattern as it was
+    found.append(Setting(f'{EVEN} {share:g}', weakened, factor, EVEN, REFERENCE, share))
+  for one in chosen:
+    at_layer_ = isinstance(one.denoiser, FeatureDenoiser)
+    measure = IN_LAYER[context] if at_layer_ else IN_PIXELS[context]
+    for strength in strengths:
+      parts, label = one.denoiser.with_strength(strength), f'{one.label} {strength:g}'
+      found.append(Setting(label, measure, parts, one.label, family_of(one.denoiser), strength))
+  measure = Band(bands, transform)
+  return found + [Setting(f'band {i}', measure, np.int32(i)) for i in range(bands)]
 
 
-@jax.jit
-def _correct(model: Partial, images: jax.Array, noise: jax.Array, labels: jax.Array) -> jax.Array:
-  return _is_right(as_classes(model(images + noise)), labels)
+def _label(subject: Subject, setting: Setting) -> str:
+  return f'{subject.name}: {setting.label}'
 
 
-def _is_right(logits: jax.Array, labels: jax.Array) -> jax.Array:
-  """Whether the label's logit is the first of the highest; never where one is not a number."""
-  return (jnp.argmax(logits, axis=1) == labels) & ~undefined(logits)
+def _records(
+  output_dir: str | Path | None,
+  subjects: Sequence[Subject],
+  chosen: Sequence[Chosen],
+  transform: str,
+  context: bool,
+  key: jax.Array,
+) -> Records:
+  """Where rows go; what may grow (strengths, denoisers by other names, bands) is not pinned."""
+  path = None if output_dir is None else local(output_dir, 'output_dir') / RESULTS
+  pins = {one.label: weights_hash(one.denoiser.with_strength(1.0)) for one in chosen}
+  settings = {
+    'perturbations': {s.name: weights_hash((s.images, s.delta, s.labels)) for s in subjects},
+    'denoisers': pins,
+    'transform': transform,
+    'context': context,
+    'seed': np.asarray(jax.random.key_data(key)).ravel().tolist(),
+  }
+  model = pin({subject.name: subject.model for subject in subjects})
+  return Records(path, settings, model=model, replace=True)
 
 
-@jax.jit
-def _clean(model: Partial, images: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-  logits = as_classes(model(images))
-  return _is_right(logits, labels), undefined_count(logits)
+def _measure(
+  subject: Subject, settings: Sequence[Setting], records: Records, steps: _Steps
+) -> None:
+  """Records every setting of every image, as far as it has no record."""
+  arrays = {
+    'images': subject.images,
+    'delta': subject.delta,
+    'labels': subject.labels,
+    'keys': np.asarray(jax.random.key_data(subject.keys)),
+  }
+  model = everywhere(subject.model)
+  cases = [_Case(_label(subject, setting), setting) for setting in settings]
+
+  def work(case: _Case, batch: Batch, device: Any) -> dict[str, Any]:
+    del device  # all of them, with a share of the rows each
+    impl = jax.random.key_impl(subject.keys)
+    keys = jax.random.wrap_key_data(jnp.asarray(batch['keys']), impl=impl)
+    rows = Rows(batch['images'], batch['delta'], batch['labels'], keys)
+    return case.setting.measure(model, everywhere(case.setting.parts), spread_out(rows))
+
+  piece = Images(np.arange(len(subject.images)), arrays)
+  run(
+    cases,
+    [piece],
+    records,
+    work,
+    size=subject.batch_size,
+    devices=(None,),
+    progress=steps.through,
+  )
 
 
-@jax.jit
-def _energy(x: jax.Array) -> jax.Array:
-  return jnp.sum(jnp.square(x), axis=(1, 2, 3))
+class _Case(NamedTuple):
+  """A setting on a model."""
+
+  label: str
+  setting: Setting
 
 
-def undefended(subject: Subject) -> ModelResult:
+# ---- What it comes to ---------------------------------------------------------------------------
+
+
+def _columns(subject: Subject, label: str, records: Records, *names: str) -> list[np.ndarray]:
+  """Columns of a setting, float64 (N,) each; NaN for what was not finite."""
+  name, images = f'{subject.name}: {label}', range(len(subject.images))
+  columns = [records.column(name, column, list(images)) for column in names]
+  return [np.asarray([np.nan if v is None else v for v in column], float) for column in columns]
+
+
+def _undefended(subject: Subject, records: Records) -> ModelResult:
   """Accuracy without any denoiser.
 
   Raises:
     UserError: the model's logits of clean images are not numbers.
   """
-
-  def measure(batch: Batch):
-    attacked = _correct(subject.model, batch.images, batch.delta, batch.labels)
-    return *_clean(subject.model, batch.images, batch.labels), attacked
-
-  clean, bad, attacked = subject.over(measure)
+  clean, bad, attacked = _columns(subject, UNDEFENDED, records, 'clean', 'bad', 'attacked')
   if bad.any():
     raise UserError(
       f'{int(bad.sum())} logits of {subject.name} are not finite on clean images, on '
@@ -336,117 +432,31 @@ def undefended(subject: Subject) -> ModelResult:
   return ModelResult(subject.name, len(clean), _share(clean), _share(attacked))
 
 
-def denoiser_rows(
-  subject: Subject, chosen: Sequence[Chosen], strengths: Sequence[float], context: bool
-) -> Iterator[DenoiserResult]:
-  """The reference, then every denoiser at every strength, one after the other."""
-  for share in EVENLY:
-    yield _weaker(subject, share)
-  for one in chosen:
-    release_programs()
-    for strength in strengths:
-      yield _denoised(subject, one, strength, context)
+def _denoiser_result(subject: Subject, setting: Setting, records: Records) -> DenoiserResult:
+  """A denoiser at a strength, or the reference."""
 
+  def effect(prefix: str = '') -> Effect:
+    names = [f'{prefix}{name}' for name in ('right', 'before', 'after')]
+    return _effect(*_columns(subject, setting.label, records, *names))
 
-def _weaker(subject: Subject, share: float) -> DenoiserResult:
-  """The perturbation with `share` of its energy gone and its pattern as it was."""
-  factor = np.float32(np.sqrt(1 - share))
-
-  def measure(batch: Batch):
-    left = factor * batch.delta
-    correct = _correct(subject.model, batch.images, left, batch.labels)
-    return correct, _energy(batch.delta), _energy(left)
-
-  return DenoiserResult(subject.name, EVEN, REFERENCE, share, _effect(*subject.over(measure)))
-
-
-def _denoised(subject: Subject, chosen: Chosen, strength: float, context: bool) -> DenoiserResult:
-  denoiser = chosen.denoiser.with_strength(strength)
-  alone, in_place = _at_layer if isinstance(denoiser, FeatureDenoiser) else _in_pixels
-  correct, before, after = subject.over(lambda batch: alone(subject.model, denoiser, batch))
-  effect = _effect(correct, before, after)
-  result = DenoiserResult(subject.name, chosen.label, family_of(denoiser), strength, alone=effect)
-  if not context:
+  result = DenoiserResult(
+    subject.name, setting.denoiser, setting.family, setting.strength, alone=effect()
+  )
+  if setting.measure not in (IN_PIXELS[True], IN_LAYER[True]):
     return result
-  correct, before, after, clean, defended = subject.over(
-    lambda batch: in_place(subject.model, denoiser, batch)
-  )
+  clean, defended = _columns(subject, setting.label, records, 'clean', 'defended')
   return dataclasses.replace(
-    result,
-    in_place=_effect(correct, before, after),
-    clean=_share(clean),
-    defended=_share(defended),
+    result, in_place=effect('in_place_'), clean=_share(clean), defended=_share(defended)
   )
 
 
-def _pixels_alone(model: Partial, denoiser: Any, batch: Batch) -> tuple[jax.Array, ...]:
-  left = noise_only(denoiser, batch.delta, batch.keys)
-  correct = _correct(model, batch.images, left, batch.labels)
-  return correct, _energy(batch.delta), _energy(left)
-
-
-def _pixels_in_place(model: Partial, denoiser: Any, batch: Batch) -> tuple[jax.Array, ...]:
-  clean, noisy = (denoiser(x, batch.keys) for x in (batch.images, batch.images + batch.delta))
-  left, none = noisy - clean, jnp.zeros_like(clean)
-  return (
-    _correct(model, batch.images, left, batch.labels),
-    _energy(batch.delta),
-    _energy(left),
-    _correct(model, clean, none, batch.labels),
-    _correct(model, noisy, none, batch.labels),
-  )
-
-
-@jax.jit
-def _layer_alone(model: Partial, denoiser: FeatureDenoiser, x: jax.Array, noisy: jax.Array):
-  return noise_only_logits(model, denoiser, x, noisy)
-
-
-@jax.jit
-def _layer_in_place(model: Partial, denoiser: FeatureDenoiser, x: jax.Array, noisy: jax.Array):
-  found = noise_only_logits(model, denoiser, x, noisy, in_place=True)
-  defended = (with_layer(model, denoiser.layer, denoiser, images) for images in (x, noisy))
-  return *found, *defended
-
-
-def _features_alone(model: Partial, denoiser: Any, batch: Batch) -> tuple[jax.Array, ...]:
-  logits, before, after = _layer_alone(model, denoiser, batch.images, batch.images + batch.delta)
-  return _is_right(as_classes(logits), batch.labels), before, after
-
-
-def _features_in_place(model: Partial, denoiser: Any, batch: Batch) -> tuple[jax.Array, ...]:
-  found = _layer_in_place(model, denoiser, batch.images, batch.images + batch.delta)
-  logits, before, after, clean, defended = found
-  right = [_is_right(as_classes(one), batch.labels) for one in (logits, clean, defended)]
-  return right[0], before, after, right[1], right[2]
-
-
-_in_pixels = (_pixels_alone, _pixels_in_place)
-_at_layer = (_features_alone, _features_in_place)
-
-
-def band_row(subject: Subject, band: int, bands: int, transform: str) -> BandResult:
-  """One band of the perturbations, alone and left out."""
-
-  def measure(batch: Batch):
-    kept = _only(batch.delta, band, bands, transform)
-    return (
-      _correct(subject.model, batch.images, kept, batch.labels),
-      _correct(subject.model, batch.images, batch.delta - kept, batch.labels),
-      band_energies(batch.delta, bands, transform).sum(axis=2)[:, band],
-      _energy(batch.delta),
-    )
-
-  kept, removed, energy, total = subject.over(measure)
-  everything = total.sum(dtype=np.float64)
-  share = energy.sum(dtype=np.float64) / everything if everything else np.nan
+def _band_result(subject: Subject, band: int, bands: int, records: Records) -> BandResult:
+  names = ('kept', 'removed', 'energy', 'total')
+  kept, removed, energy, total = _columns(subject, f'band {band}', records, *names)
+  everything = total.sum()
+  share = energy.sum() / everything if everything else np.nan
   low, high = band / bands, (band + 1) / bands
   return BandResult(subject.name, band, low, high, float(share), _share(kept), _share(removed))
-
-
-def _only(delta: jax.Array, band: int, bands: int, transform: str) -> jax.Array:
-  gains = jnp.zeros((1, bands, 1)).at[:, band].set(1.0)
-  return scale_bands(delta, gains, transform)
 
 
 def _share(correct: np.ndarray) -> Interval:

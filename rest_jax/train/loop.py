@@ -15,7 +15,7 @@ from rest_jax.train.processes import StopRequest, any_process, end_with_the_othe
 from rest_jax.train.run import Run
 from rest_jax.train.start import check_start
 from rest_jax.train.task import build_task
-from rest_jax.train.workdir import open_workdir
+from rest_jax.train.workdir import open_workdir, unmade_on_failure
 
 
 def train(config: Config, workdir: str | Path) -> dict[str, Any]:
@@ -38,17 +38,18 @@ def train(config: Config, workdir: str | Path) -> dict[str, Any]:
   check_config(config)
   mesh = make_mesh()
   check_start(config, mesh)
-  workdir = open_workdir(workdir, config.to_dict())
+  with unmade_on_failure(workdir):
+    workdir = open_workdir(workdir, config.to_dict())
 
-  # ---- Data ----------------------------------------------------------------------------------
-  sources = pipeline.load_sources(config)
-  check_text(sources.class_names)
-  plan = pipeline.make_plan(config, len(sources.train), mesh)
-  batches = pipeline.train_batches(config, sources.train)
+    # ---- Data ----------------------------------------------------------------------------------
+    sources = pipeline.load_sources(config)
+    check_text(sources.class_names)
+    plan = pipeline.make_plan(config, len(sources.train), mesh)
+    batches = pipeline.train_batches(config, sources.train)
 
-  # ---- Model, optimizer, steps; from the start or from the last checkpoint -------------------
-  task = build_task(config, plan, mesh, len(sources.class_names))
-  run = Run(config, workdir, plan, sources, task, batches)
+    # ---- Model, optimizer, steps; from the start or from the last checkpoint -------------------
+    task = build_task(config, plan, mesh, len(sources.class_names))
+    run = Run(config, workdir, plan, sources, task, batches)
   window = StepMetrics(config.log.every)
 
   # ---- Train ---------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,26 @@ def open_workdir(directory: str | Path, config: dict[str, Any]) -> Path:
   if any((path / 'checkpoints').glob('*/[0-9]*')):
     _check_same(path, config)
   return path
+
+
+@contextlib.contextmanager
+def unmade_on_failure(directory: str | Path) -> Iterator[None]:
+  """Around the start of a run: a start that fails leaves no directory that it made.
+
+  Args:
+    directory: of the run; one that was there before stays as it is.
+  """
+  path = local(directory, 'the work directory').absolute()
+  missing = [place for place in (path, *path.parents) if not place.exists()]
+  try:
+    yield
+  except BaseException:
+    if path in missing:
+      shutil.rmtree(path, ignore_errors=True)
+    for parent in missing[1:]:
+      with contextlib.suppress(OSError):  # another run may have begun there meanwhile
+        parent.rmdir()
+    raise
 
 
 def _check_same(path: Path, config: dict[str, Any]) -> None:

@@ -70,6 +70,7 @@ def test_help_explains_every_flag(capsys):
     (('--strength', '-0.5'), r'--strength is -0.5; it takes numbers from 0'),
     (('--strength', '2'), r'--strength is 2;'),
     (('--strength', 'much'), r'--strength is much;'),
+    (('--no-adaptive', '--defense', 'none'), '--no-adaptive is about defences, .* none; leave'),
     (('--study', 'sound'), r"--study: invalid choice: 'sound'"),
     (('--limit', '0'), '--limit is 0; it takes a whole number from 1'),
     (('--seed', '-1'), '--seed is -1'),

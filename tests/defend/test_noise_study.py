@@ -196,6 +196,33 @@ def test_each_denoiser_compiles_once(attacked):
   assert len(traces) <= 3  # two looks at the shapes of all and of a batch, one compilation
 
 
+def test_a_study_that_was_stopped_goes_on_and_nothing_is_measured_twice(attacked, tmp_path):
+  images, labels, even, _ = attacked
+
+  def study(model, place, progress=None):
+    key = jax.random.key(3)
+    options = dict(strengths=(0.4, 0.8), bands=3, batch_size=4, key=key, progress=progress)
+    return noise_study(model, images, labels, even, ['bit_depth'], output_dir=place, **options)
+
+  def stopped(done, count):
+    if done == 5:
+      raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    study(by_brightness, tmp_path, stopped)
+  file = tmp_path / 'results.jsonl'
+  before = file.read_text()
+  file.write_text(before + '{"case": "model: band 0", "ima')  # as a kill leaves it
+  calls = []
+  resumed = study(by_brightness, tmp_path, lambda done, count: calls.append((done, count)))
+  assert calls == [(i, 9) for i in range(1, 10)]
+  assert resumed == study(by_brightness, None)
+  lines = file.read_text().splitlines()
+  assert file.read_text().startswith(before) and len(lines) == 1 + 10 * 10  # undefended too
+  other = study(Partial(by_stripes, jnp.float32(0.5)), tmp_path)  # gives way
+  assert other.models[0].clean.value == 1 and len(file.read_text().splitlines()) == len(lines)
+
+
 def test_tables_json_and_conclusion(attacked):
   images, labels, even, fine = attacked
   models = {'brightness': by_brightness, 'stripes': Partial(by_stripes, jnp.float32(0.5))}

@@ -132,6 +132,13 @@ def test_interrupted_and_resumed_to_the_bit(
   assert tests[0] == tests[1]
 
 
+def test_a_start_without_data_leaves_no_directory(experiment, tmp_path):
+  experiment.data.name = str(tmp_path / 'none')
+  with pytest.raises(UserError, match='none'):
+    loop.train(experiment, tmp_path / 'runs' / 'run')
+  assert not list(tmp_path.iterdir())
+
+
 def test_loss_that_is_not_finite(experiment, tmp_path):
   experiment.optim.update(name='sgd', lr=1e37, warmup_epochs=1.0, warmup_lr=1e-3, clip_norm=0.0)
   experiment.train.checkpoint_every_steps = 1

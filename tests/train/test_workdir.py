@@ -24,6 +24,16 @@ def test_created_with_its_parents(tmp_path):
   assert path.is_absolute() and path.is_dir() and not list(path.iterdir())
 
 
+def test_a_failed_start_leaves_nothing_that_it_made(tmp_path):
+  there = tmp_path / 'there'
+  there.mkdir()
+  for place in (there / 'b' / 'c', there):
+    with pytest.raises(UserError, match='no data'), workdir.unmade_on_failure(place):
+      workdir.write_json(workdir.open_workdir(place, {}) / 'config.json', {})
+      raise UserError('no data')
+    assert [path.name for path in there.iterdir()] == ['config.json'] * (place == there)
+
+
 def test_same_config_goes_on(used):
   assert workdir.open_workdir(used, default_config().to_dict()) == used
 
