@@ -104,11 +104,12 @@ class Records:
   def _append(self, path: Path, lines: list[dict[str, Any]]) -> None:
     """Writes lines in one piece; of a write that fails nothing is left."""
     text = ''.join(json.dumps(line, allow_nan=False) + '\n' for line in lines)
-    with writing(path.parent, self._advice), path.open('ab') as file:
-      before = file.tell()
+    # Without a buffer, which would write the rest of a failed write when it is closed.
+    with writing(path.parent, self._advice), path.open('ab', buffering=0) as file:
+      before, left = file.seek(0, os.SEEK_END), memoryview(text.encode())
       try:
-        file.write(text.encode())
-        file.flush()
+        while left:
+          left = left[file.write(left) :]
         os.fsync(file.fileno())
       except OSError:
         os.truncate(path, before)

@@ -1,6 +1,7 @@
 """Records on disk: what a kill leaves, what other settings and former versions are refused with."""
 
 import json
+import resource
 
 import hypothesis
 import jax.numpy as jnp
@@ -146,6 +147,22 @@ def test_a_pin_is_of_weights_facts_and_answers():
   assert pin(weights, probe=[1.0], model_id='mine') == {'weights': 'id mine', 'probe': []}
   assert same_model(one, one) and not same_model(one, pin(weights)) and same_model(None, None)
   assert not same_model(one, None) and not same_model(None, one) and not same_model('x', one)
+
+
+def test_a_write_that_is_cut_off_leaves_whole_lines(tmp_path):
+  path = tmp_path / RESULTS
+  records = Records(path, {})
+  records.add('case', [0], {'x': [0]})
+  whole, (soft, hard) = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 10, hard))  # ten bytes more are taken
+  try:
+    with pytest.raises(UserError, match='cannot write to'):
+      records.add('case', [1, 2], {'x': [1, 2]})
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  assert path.read_bytes() == whole
+  records.add('case', [1], {'x': [1]})
+  assert Records(path, {}).column('case', 'x', [0, 1]) == [0, 1]
 
 
 def test_a_write_that_fails_leaves_whole_lines(tmp_path, monkeypatch):
