@@ -8,7 +8,10 @@ by one sample; the two agree inside and differ at the rim.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 
@@ -23,28 +26,35 @@ def paste_masks(
     size: (H, W) of the image.
 
   Returns:
-    (N, H, W): values in [0, 1], 0 away from the box. A box without area gives zeros.
+    (N, H, W): values in [0, 1], 0 away from the box. A box without area gives zeros. NumPy arrays
+    are worked on by NumPy, without a compilation for every size of an image.
   """
+  on_host = isinstance(masks, np.ndarray)
+  xp: Any = np if on_host else jnp
   rows, columns = (
-    _positions(boxes[:, i], boxes[:, i + 2], masks.shape[2 - i], size[1 - i]) for i in (1, 0)
+    _positions(boxes[:, i], boxes[:, i + 2], masks.shape[2 - i], size[1 - i], xp) for i in (1, 0)
   )
+  if on_host:
+    return rows @ masks.astype(rows.dtype) @ columns.swapaxes(1, 2)
   half = jnp.einsum('nyh,nhw->nyw', rows, masks.astype(rows.dtype), precision='highest')
   return jnp.einsum('nxw,nyw->nyx', columns, half, precision='highest')
 
 
-def _positions(start, end, samples: int, pixels: int):
+def _positions(start, end, samples: int, pixels: int, xp: Any):
   """(N, pixels, samples): weights of a mask's samples at the centres of the image's pixels."""
-  side = jnp.maximum(end - start, 0)
-  centres = jnp.arange(pixels, dtype=start.dtype)[None] + 0.5
-  share = (centres - start[:, None]) / jnp.where(side > 0, side, 1)[:, None]
-  weights = hat_weights(share * samples - 0.5, samples)
-  return jnp.where((side > 0)[:, None, None], weights, 0)
+  side = xp.maximum(end - start, 0)
+  centres = xp.arange(pixels, dtype=start.dtype)[None] + 0.5
+  share = (centres - start[:, None]) / xp.where(side > 0, side, 1)[:, None]
+  weights = hat_weights(share * samples - 0.5, samples, xp)
+  return xp.where((side > 0)[:, None, None], weights, 0)
 
 
-def hat_weights(points: Float[Array, 'N P'], samples: int) -> Float[Array, 'N P samples']:
+def hat_weights(
+  points: Float[Array, 'N P'], samples: int, xp: Any = jnp
+) -> Float[Array, 'N P samples']:
   """Bilinear weights of `samples` values at whole numbers, with zeros beyond the first and last."""
-  grid = jnp.arange(samples, dtype=points.dtype)[None, None]
-  return jnp.maximum(1 - jnp.abs(points[..., None] - grid), 0)
+  grid = xp.arange(samples, dtype=points.dtype)[None, None]
+  return xp.maximum(1 - xp.abs(points[..., None] - grid), 0)
 
 
 def crop_masks(

@@ -52,6 +52,7 @@ def nms(
     The first `count` survivors, the same as those of the plain loop over all pairs.
   """
   count = boxes.shape[0] if count is None else count
+  boxes, scores = lax.stop_gradient((boxes, scores))  # indices have no slope; a loop no transpose
   left = jnp.isfinite(scores) if valid is None else jnp.isfinite(scores) & valid
   groups = jnp.zeros(scores.shape, jnp.int32) if groups is None else groups
   if boxes.shape[0] == 0:

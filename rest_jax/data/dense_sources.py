@@ -1,0 +1,195 @@
+"""Data sets for detection and segmentation by name: `digit_mosaics`, or a folder in a known layout.
+
+A folder is COCO's where it has `annotations/instances_SPLIT.json` and the pictures in `SPLIT/` or
+`images/SPLIT/`, Pascal VOC's where it has `Annotations/`, and one of `semantic_folder`'s otherwise,
+for which `classes.txt` in it names the classes, one a line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+
+from rest_jax.data.coco import CocoSource, load_coco
+from rest_jax.data.digit_mosaics import PIXEL_CLASSES, SIDE, MosaicSource, load_digit_mosaics
+from rest_jax.data.semantic_folder import SemanticSource, load_semantic
+from rest_jax.data.sources import DataSources
+from rest_jax.data.voc import VocSource, load_voc
+from rest_jax.errors import UserError
+
+EMBEDDED = 'digit_mosaics'
+CLASSES_FILE = 'classes.txt'
+# What is learnt: boxes, boxes with masks, or a class for every pixel.
+Kind = Literal['boxes', 'masks', 'pixels']
+_ADE20K = ('images/training', 'annotations/training')
+
+
+@dataclasses.dataclass(frozen=True)
+class DenseSource:
+  """A split of a data set, with what its examples do not say themselves.
+
+  Attributes:
+    examples: random access to examples, see `rest_jax.data.objects` and `semantic_folder`.
+    class_names: the name of each label.
+    digest: changes with the annotations.
+  """
+
+  examples: Any
+  class_names: tuple[str, ...]
+  digest: str
+
+  def __len__(self) -> int:
+    return len(self.examples)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    return self.examples[index]
+
+  def size(self, index: int) -> tuple[int, int]:
+    """(H, W) of a picture, from what is known of it or from the head of its file."""
+    source = self.examples
+    if isinstance(source, MosaicSource):
+      return SIDE, SIDE
+    if isinstance(source, CocoSource):
+      return source.images[index][2], source.images[index][3]
+    if isinstance(source, VocSource):
+      return source.sizes[index]
+    if isinstance(source, SemanticSource):
+      with Image.open(source.images[index]) as picture:
+        return picture.height, picture.width
+    return source[index]['image'].shape[:2]
+
+
+def load_dense(
+  name: str,
+  kind: Kind,
+  *,
+  data_dir: str | os.PathLike | None = None,
+  train_split: str = 'train',
+  test_split: str = 'test',
+  val_split: str = '',
+) -> DataSources:
+  """Opens a data set to train a detector or a segmenter on.
+
+  Args:
+    name: 'digit_mosaics', or a folder.
+    kind: 'boxes', 'masks' (boxes with masks) or 'pixels'.
+    data_dir: where the scenes of digit_mosaics stand; None for $TFDS_DATA_DIR or
+      ~/tensorflow_datasets.
+    train_split: what is learnt from; of COCO such as 'train2017'.
+    test_split: what is judged by.
+    val_split: what chooses the best epoch; empty where the test split has to.
+
+  Returns:
+    The sources; each split is a `DenseSource`.
+
+  Raises:
+    UserError: no such data set or split, damaged annotations, splits of different classes, or
+      masks where the data set has none.
+  """
+  if name == EMBEDDED:
+    opened = _mosaics(kind, data_dir, (train_split, test_split, val_split))
+  else:
+    root = Path(os.path.expanduser(name))
+    if not root.is_dir():
+      raise UserError(f'there is no folder {name}, and the embedded data set is {EMBEDDED}')
+    opened = _opener(root, kind)
+  wanted = [train_split, test_split] + ([val_split] if val_split else [])
+  found = {split: opened(split) for split in dict.fromkeys(wanted)}
+  names = found[train_split].class_names
+  for split, source in found.items():
+    if source.class_names != names:
+      raise UserError(f'{name}: {split} has other classes than {train_split}; make one list')
+    if not len(source):
+      raise UserError(f'{name}: the split {split} has no pictures')
+  chooser = val_split or test_split
+  return DataSources(
+    name,
+    found[train_split],
+    found[test_split],
+    names,
+    found[val_split] if val_split else None,
+    (train_split, chooser, test_split),
+  )
+
+
+def _mosaics(kind: Kind, data_dir: Any, splits: tuple[str, ...]) -> Callable[[str], DenseSource]:
+  """How splits of digit_mosaics are opened."""
+  unknown = [split for split in splits if split not in ('train', 'test', '')]
+  if unknown:
+    raise UserError(f'{EMBEDDED} has the splits train and test, not {unknown[0]!r}')
+  sources = load_digit_mosaics(data_dir)
+  names = PIXEL_CLASSES if kind == 'pixels' else sources.class_names
+
+  def opened(split: str) -> DenseSource:
+    mosaics: Any = sources.train if split == 'train' else sources.test
+    return DenseSource(mosaics, names, f'{EMBEDDED} {split} {len(mosaics)}')
+
+  return opened
+
+
+def _opener(root: Path, kind: Kind) -> Callable[[str], DenseSource]:
+  """How splits of a folder are opened, by its layout."""
+  if kind == 'pixels':
+    return lambda split: _semantic(root, split)
+  if (root / 'annotations').is_dir():
+    return lambda split: _coco(root, split, kind == 'masks')
+  if (root / 'Annotations').is_dir():
+    if kind == 'masks':
+      raise UserError(
+        f'{root} has boxes and no masks (Pascal VOC): take a detector of boxes, such as retinanet_*'
+      )
+    return lambda split: _voc(root, split)
+  raise UserError(
+    f'{root} is no data set of objects: annotations/instances_SPLIT.json (COCO) or Annotations/ '
+    '(Pascal VOC) is needed'
+  )
+
+
+def _coco(root: Path, split: str, masks: bool) -> DenseSource:
+  file = root / 'annotations' / f'instances_{split}.json'
+  if not file.is_file():
+    known = sorted(p.stem.removeprefix('instances_') for p in file.parent.glob('instances_*.json'))
+    raise UserError(f'there is no {file}; the splits of {root} are {", ".join(known) or "none"}')
+  folders = (root / split, root / 'images' / split, root / 'images')
+  folder = next((f for f in folders if f.is_dir()), None)
+  if folder is None:
+    raise UserError(f'the pictures of {file} are missing: {folders[0]} or {folders[1]} is needed')
+  source = load_coco(file, folder, masks=masks)
+  return DenseSource(source, source.class_names, _digest(file.read_bytes()))
+
+
+def _voc(root: Path, split: str) -> DenseSource:
+  source = load_voc(root, split)
+  arrays = [*source.boxes, *source.labels, *source.difficult]
+  parts = [','.join(source.names).encode(), *(np.ascontiguousarray(a).tobytes() for a in arrays)]
+  return DenseSource(source, source.class_names, _digest(*parts))
+
+
+def _semantic(root: Path, split: str) -> DenseSource:
+  listing = root / CLASSES_FILE
+  try:
+    lines = listing.read_text(encoding='utf-8').splitlines()
+  except (OSError, UnicodeDecodeError) as error:
+    raise UserError(
+      f'cannot read {listing}, which names the classes of pixels, one a line: {error}'
+    ) from error
+  names = [line.strip() for line in lines if line.strip()]
+  ade = all((root / part).is_dir() for part in _ADE20K)
+  source = load_semantic(root, split, names, zero_is_ignored=ade)
+  parts = [str(p.relative_to(root)).encode() + b'%d' % p.stat().st_size for p in source.annotations]
+  return DenseSource(source, tuple(names), _digest(*parts))
+
+
+def _digest(*parts: bytes) -> str:
+  """A hash of annotations, hexadecimal."""
+  found = hashlib.sha256()
+  for part in parts:
+    found.update(b'%d ' % len(part) + part)
+  return found.hexdigest()
