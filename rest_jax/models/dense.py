@@ -185,7 +185,7 @@ def best_detections(
 
   Args:
     boxes: (N, 4), clipped to the image: what was found beyond its border has no area left.
-    scores: (N,); those that are not finite do not count.
+    scores: (N,); -inf does not count; with a NaN among them all of the results' scores are NaN.
     labels: (N,) whole numbers.
     threshold: IoU from which the weaker of two results of a class goes.
     count: D; the rest is padded with zeros and labels of -1.
@@ -196,7 +196,10 @@ def best_detections(
   kept = nms(boxes, scores, threshold, count=count, groups=labels, valid=area(boxes) > 0)
   return Detections(
     boxes=jnp.where(kept.valid[:, None], boxes[kept.index], 0),
-    scores=jnp.where(kept.valid, scores[kept.index], 0),
+    # A score that is no number is no result, and not nothing either: all say so.
+    scores=jnp.where(
+      jnp.isnan(scores).any(), jnp.nan, jnp.where(kept.valid, scores[kept.index], 0)
+    ),
     labels=jnp.where(kept.valid, labels[kept.index].astype(jnp.int32), PADDING),
     valid=kept.valid,
   )

@@ -28,6 +28,14 @@ _FOUR_MAPS = ('ResT', 'ResNet', 'VGG', 'EfficientNetLite')
 _OUT_NORMS = {1: 'trunk', 2: 'branch'}
 
 
+def kind_of(name: str) -> str:
+  """'detector' or 'segmenter', as the head that a name begins with; '' of other models."""
+  for kind, heads in (('detector', _DETECTORS), ('segmenter', _SEGMENTERS)):
+    if name.startswith(tuple(f'{head}_' for head in heads)):
+      return kind
+  return ''
+
+
 def list_detectors(pattern: str = '*') -> list[str]:
   """Names that `create_detector` takes, sorted; `pattern` is a shell pattern ('mask_rcnn_*')."""
   return _names(_DETECTORS, pattern)

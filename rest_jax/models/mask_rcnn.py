@@ -185,11 +185,11 @@ class MaskRCNN(nn.Module):
   def _select_one(self, logits, deltas, proposals, valid, size) -> Detections:
     """The results of one image among its proposals."""
     scores = jax.nn.softmax(logits, axis=-1)[:, :-1]
-    good = (scores > self.score_threshold) & valid[:, None]
+    bad = (scores <= self.score_threshold) | ~valid[:, None]  # NaN stays
     boxes = box_ops.decode(deltas, proposals[:, None], _WEIGHTS)
     boxes = box_ops.clip(boxes, size).reshape(-1, 4)
     labels = jnp.tile(jnp.arange(self.num_classes, dtype=jnp.int32), scores.shape[0])
-    flat = jnp.where(good, scores, -jnp.inf).ravel()
+    flat = jnp.where(bad, -jnp.inf, scores).ravel()
     return best_detections(boxes, flat, labels, self.nms_threshold, self.max_detections)
 
   def _masks(self, pyramid, strides, detections: Detections):

@@ -20,6 +20,7 @@ from rest_jax.errors import UserError
 from rest_jax.inputs import radius
 from rest_jax.paths import check_folder, local, safe_name
 from rest_jax.train.config import (
+  OPEN,
   Config,
   check_config,
   check_key,
@@ -213,11 +214,12 @@ def _check_override_keys(config: Config, arguments: list[str]) -> None:
     if match := re.match(r'--?(?:no)?config\.([^=]+)', argument):
       check_key(match[1])
       group, _, key = match[1].rpartition('.')
-      if group == 'model.overrides' and key not in config.model.overrides:
-        there = ', '.join(config.model.overrides) or 'none'
+      options = config.model[group.removeprefix('model.')] if group in OPEN else ()
+      if group in OPEN and key not in options:
+        there = ', '.join(options) or 'none'
         raise UserError(
           f'this config has no {match[1]!r}, only {there}; '
-          f'give all together: --config.model.overrides="{{{key!r}: ...}}"'
+          f'give all together: --config.{group}="{{{key!r}: ...}}"'
         )
 
 

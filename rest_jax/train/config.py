@@ -25,8 +25,9 @@ Config: TypeAlias = Any
 # set. An empty tuple, 0 and 0.0 switch a part off where the meaning says so.
 FIELDS: dict[str, dict[str, tuple[Any, str]]] = {
   'model': {
-    'name': ('rest_lite', 'a name of rest_jax.list_models()'),
+    'name': ('rest_lite', 'a name of list_models(), list_detectors() or list_segmenters()'),
     'overrides': ({}, 'arguments for create_model, for example widths or drop_path_rate'),
+    'backbone': ({}, 'of a detector or segmenter: attributes of its backbone, such as bn_frozen'),
     'dtype': ('float32', "computing type, 'float32' or 'bfloat16'; parameters stay float32"),
     'init': (
       '',
@@ -81,11 +82,11 @@ FIELDS: dict[str, dict[str, tuple[Any, str]]] = {
     'clip_norm': (0.0, 'largest global norm of the gradient; 0 is off'),
     'layer_decay': (1.0, 'factor of the learning rate from each layer to the one below; 1: off'),
     'freeze': ('', "regex from the start of parameters' paths; '(?!head/)' is a linear probe"),
-    'schedule': ('cosine', "after the warm-up: 'cosine', 'step' or 'constant'"),
+    'schedule': ('cosine', "after the warm-up: 'cosine', 'linear', 'step' or 'constant'"),
     'step_epochs': ((), "schedule 'step': epochs from which the rate is a tenth of before"),
     'warmup_epochs': (0.0, 'epochs of linear warm-up'),
     'warmup_lr': (1e-6, 'learning rate of the very first step'),
-    'min_lr': (0.0, 'learning rate the cosine ends at'),
+    'min_lr': (0.0, 'learning rate that the cosine or the line ends at'),
   },
   'train': {
     'epochs': (10.0, 'passes over the training images'),
@@ -113,6 +114,21 @@ FIELDS: dict[str, dict[str, tuple[Any, str]]] = {
     'noise': (0.0, 'above 0 trains images to images: largest deviation of the noise to take out'),
     'eval_noise': (8 / 255, 'deviation of the noise in evaluations; images are in [0, 1]'),
   },
+  'dense': {
+    'canvases': (((800, 1344), (1344, 800)), 'height and width of batches; each compiles once'),
+    'short': ((640, 672, 704, 736, 768, 800), 'shorter sides of training pictures to draw from'),
+    'long': (1333, 'most of the longer side of training pictures'),
+    'jitter': ((1.0, 1.0), 'range of a factor on that size; 0.5 to 2 in the papers for pixels'),
+    'crop_share': ((1.0, 1.0), 'boxes: range of the share of each side that is kept'),
+    'least_visible': (0.0, 'boxes: objects of which less is left by a crop are ignored'),
+    'most_of_a_class': (0.75, 'pixels: a crop of which one class fills more is drawn anew'),
+    'photometric': (False, 'pixels: brightness, contrast, saturation and hue at random'),
+    'max_objects': (100, 'boxes: room for objects of a picture'),
+    'test_short': (800, 'shorter side of test pictures; 0 leaves their size'),
+    'test_long': (1333, 'most of the longer side of test pictures; 0 for any'),
+    'test_scales': ((1.0,), 'pixels: factors of the size at which test pictures are looked at'),
+    'test_flip': (False, 'pixels: look at the mirror images of test pictures too'),
+  },
   'log': {
     'every': (20, 'steps between lines of metrics.jsonl'),
     'tensorboard': (False, 'write TensorBoard files too (needs tensorboardX)'),
@@ -120,6 +136,8 @@ FIELDS: dict[str, dict[str, tuple[Any, str]]] = {
   },
 }
 SEED_HELP = 'of the weights, the order of the images and every augmentation'
+OPEN = ('model.overrides', 'model.backbone')  # groups that take any key
+OPEN_PREFIXES = tuple(f'{name}.' for name in OPEN)
 # What may differ when a run is continued: it changes no bit of the result.
 FREE_KEYS = (
   'data.dir',
@@ -134,8 +152,8 @@ FREE_KEYS = (
 def default_config() -> Config:
   """Returns a ConfigDict with every key at its default; keys can be changed, not added.
 
-  Groups: model, data, augment, optim, train, adversarial, denoise, log; and `seed`. `describe()`
-  prints the meaning of each key.
+  Groups: model, data, augment, optim, train, adversarial, denoise, dense, log; and `seed`.
+  `describe()` prints the meaning of each key.
   """
   config = config_dict.ConfigDict({'seed': 0})
   for group, fields in FIELDS.items():
@@ -166,7 +184,7 @@ def check_key(name: str) -> None:
     UserError: names the nearest known keys.
   """
   known = known_keys()
-  if name in known or name in FIELDS or name.startswith('model.overrides.'):
+  if name in known or name in FIELDS or name.startswith(OPEN_PREFIXES):
     return
   by_leaf = [key for key in known if key.split('.')[-1] == name.split('.')[-1]]
   advice = did_you_mean(
@@ -251,11 +269,11 @@ def without_effect(config: Config, names: Iterable[str] | None = None) -> dict[s
 
 
 def flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
-  """Returns {dotted key: value}; `model.overrides` stays one value."""
+  """Returns {dotted key: value}; those of `OPEN` stay one value."""
   flat: dict[str, Any] = {}
   for key, value in tree.items():
     name = prefix + key
-    if isinstance(value, dict) and name != 'model.overrides':
+    if isinstance(value, dict) and name not in OPEN:
       flat |= flatten(value, name + '.')
     else:
       flat[name] = value

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from rest_jax.errors import UserError
 from rest_jax.inputs import radius
+from rest_jax.models.dense_registry import kind_of
 
 RADII = ('adversarial.eps', 'adversarial.step_size')  # lengths in units of [0, 1]
 
@@ -42,6 +43,16 @@ def _numbers(counts: Sequence[int], words: str, fits: Callable[[Any], bool]) -> 
     return numbers and len(values) in counts and all(map(math.isfinite, values)) and fits(values)
 
   return Rule(check, words)
+
+
+def _are_canvases(value: Any) -> bool:
+  """Whether a value is a tuple of pairs of whole numbers above 0."""
+  return bool(value) and all(
+    isinstance(pair, tuple | list)
+    and len(pair) == 2
+    and all(type(side) is int and 0 < side <= MAX_SIDE for side in pair)
+    for pair in value
+  )
 
 
 _POSITIVE = _within('above 0', lambda x: x > 0)
@@ -91,7 +102,7 @@ RULES: dict[str, Rule] = {
   'optim.eps': _POSITIVE,
   'optim.momentum': _BELOW_ONE,
   'optim.layer_decay': _UP_TO_ONE,
-  'optim.schedule': _one_of('cosine', 'step', 'constant'),
+  'optim.schedule': _one_of('cosine', 'linear', 'step', 'constant'),
   'optim.step_epochs': _numbers(
     range(1000), 'rising epochs above 0', lambda v: min(v, default=1) > 0
   ),
@@ -107,6 +118,19 @@ RULES: dict[str, Rule] = {
   'adversarial.batch_norm': _one_of('eval', 'train'),
   'denoise.noise': _SHARE,
   'denoise.eval_noise': _UP_TO_ONE,
+  'dense.canvases': Rule(_are_canvases, 'one or more (height, width) in pixels'),
+  'dense.short': Rule(
+    lambda v: bool(v) and all(type(x) is int and x > 0 for x in v), 'whole numbers above 0'
+  ),
+  'dense.long': _POSITIVE,
+  'dense.jitter': _numbers([2], f'2 numbers: {_RISING}', lambda v: 0 < v[0] <= v[1]),
+  'dense.crop_share': _numbers(
+    [2], f'2 numbers: {_RISING}, at most 1', lambda v: 0 < v[0] <= v[1] <= 1
+  ),
+  'dense.least_visible': _SHARE,
+  'dense.most_of_a_class': _UP_TO_ONE,
+  'dense.max_objects': _POSITIVE,
+  'dense.test_scales': _numbers(range(1, 100), 'numbers above 0', lambda v: min(v) > 0),
   'log.every': _POSITIVE,
 }
 _ANY_NUMBER = Rule(lambda x: x >= 0, 'a number of 0 or more')
@@ -166,6 +190,8 @@ def _check_together(flat: dict[str, Any]) -> None:
     )
   if flat['augment.padding'] and flat['augment.crop_scale']:
     raise UserError('augment.padding and augment.crop_scale both crop at random; set one of them')
+  if kind_of(flat['model.name']):
+    _check_dense(flat)
   _check_adversarial(flat)
   if flat['denoise.noise']:
     _check_denoising(flat)
@@ -180,6 +206,29 @@ def _check_adversarial(flat: dict[str, Any]) -> None:
     )
   if flat['adversarial.kind'] == 'free' and flat['adversarial.norm'] == 'l1':
     raise UserError("adversarial.kind='free' takes adversarial.norm 'linf' or 'l2', not 'l1'")
+
+
+# What happens to images, labels and pixels of a classifier, and its value where it is off.
+_NOT_DENSE = {
+  **dict.fromkeys(('augment.crop_scale', 'augment.color_jitter'), ()),
+  **dict.fromkeys(('augment.padding', 'augment.mixup', 'augment.cutmix', 'augment.erasing'), 0),
+  **dict.fromkeys(('augment.label_smoothing', 'augment.group_cam', 'denoise.noise'), 0),
+  **dict.fromkeys(('augment.rand_augment', 'adversarial.kind'), ''),
+  **dict.fromkeys(('adversarial.eval_steps',), 0),
+  **dict.fromkeys(('data.cache', 'data.scaled_decoding'), False),
+  'augment.repeats': 1,
+  'data.on_error': 'fatal',
+}
+
+
+def _check_dense(flat: dict[str, Any]) -> None:
+  """What is for classifiers has no place where boxes or pixels are learnt."""
+  names = [name for name, off in _NOT_DENSE.items() if (flat[name] or off) != off]
+  if names:
+    raise UserError(
+      f'{" and ".join(names)}: not for a {kind_of(flat["model.name"])} ({flat["model.name"]}), '
+      'whose augmentation is in the group dense; leave it out'
+    )
 
 
 def _check_denoising(flat: dict[str, Any]) -> None:
@@ -214,6 +263,11 @@ def _on(*names: str, every: bool = False) -> Use:
   )
 
 
+def _kind(*kinds: str) -> Use:
+  return Use(lambda flat: kind_of(flat['model.name']) in kinds, f'a {" or a ".join(kinds)}')
+
+
+_DENSE, _BOXES, _PIXELS = _kind('detector', 'segmenter'), _kind('detector'), _kind('segmenter')
 _ATTACK = _on('adversarial.kind', 'adversarial.eval_steps')
 # Keys that do something only beside others; every other key always does.
 USES: dict[str, Use] = {
@@ -228,7 +282,7 @@ USES: dict[str, Use] = {
   'optim.eps': _is('optim.name', 'adamw'),
   'optim.momentum': _is('optim.name', 'sgd'),
   'optim.warmup_lr': _on('optim.warmup_epochs'),
-  'optim.min_lr': _is('optim.schedule', 'cosine'),
+  'optim.min_lr': _is('optim.schedule', 'cosine', 'linear'),
   'adversarial.norm': _ATTACK,
   'adversarial.eps': _ATTACK,
   'adversarial.step_size': _on('adversarial.kind'),
@@ -238,6 +292,12 @@ USES: dict[str, Use] = {
   'adversarial.replays': _is('adversarial.kind', 'free'),
   'adversarial.batch_norm': _is('adversarial.kind', 'pgd', 'fast', 'trades', 'mart'),
   'denoise.eval_noise': _on('denoise.noise'),
+  'model.backbone': _DENSE,
+  **dict.fromkeys(('dense.canvases', 'dense.short', 'dense.long', 'dense.jitter'), _DENSE),
+  **dict.fromkeys(('dense.test_short', 'dense.test_long'), _DENSE),
+  **dict.fromkeys(('dense.crop_share', 'dense.least_visible', 'dense.max_objects'), _BOXES),
+  **dict.fromkeys(('dense.most_of_a_class', 'dense.photometric'), _PIXELS),
+  **dict.fromkeys(('dense.test_scales', 'dense.test_flip'), _PIXELS),
 }
 
 

@@ -21,7 +21,6 @@ from rest_jax.train import freezing
 from rest_jax.train.config import Config
 from rest_jax.train.gradients import Aux, GradientFunction
 
-METRICS = ('psnr',)  # what the loss measures beside itself, see `gradients.METRICS`
 _BLUR = (5, 1.0)  # taps and deviation in pixels of what makes noise smooth
 _LEAST = 1e-10  # mean squared error that stands for none: 100 dB
 

@@ -20,25 +20,15 @@ from rest_jax.train.losses import hit_rate, soft_cross_entropy
 Rows = tuple[jax.Array, jax.Array, jax.Array | None]
 GradientFunction = Callable[..., Any]
 
-# What each loss measures beside itself: accuracy on the images, mean cross entropy and accuracy on
-# the perturbed images; means over the batch.
-_ATTACKED = ('adversarial_loss', 'adversarial_top1')
-METRICS = {
-  '': ('top1',),
-  'pgd': _ATTACKED,
-  'fast': _ATTACKED,
-  'free': _ATTACKED,
-  'trades': ('top1', *_ATTACKED),
-  'mart': ('top1', *_ATTACKED),
-}
-
 
 class Aux(NamedTuple):
   """What comes out beside the loss.
 
   Attributes:
     stats: the new batch statistics.
-    metrics: float32 scalars under the names of `METRICS`.
+    metrics: float32 scalars, means over the batch: of plain training top1, of adversarial
+      training adversarial_loss and adversarial_top1 (and top1 where the images themselves are asked
+      for), of denoising psnr, of dense tasks each loss.
     perturbation: that of free adversarial training, moved on; None otherwise.
   """
 
@@ -65,15 +55,12 @@ def plain_gradients(model: nn.Module) -> GradientFunction:
   return jax.value_and_grad(loss_fn, has_aux=True)
 
 
-def accumulated(
-  gradients: GradientFunction, pieces: int, metrics: tuple[str, ...]
-) -> GradientFunction:
+def accumulated(gradients: GradientFunction, pieces: int) -> GradientFunction:
   """Averages a gradient function over micro-batches, one after the other.
 
   Args:
     gradients: of a micro-batch.
     pieces: how many there are in a batch.
-    metrics: names of what it measures.
 
   Returns:
     A gradient function of whole batches; the statistics of the micro-batches follow each other.
@@ -91,10 +78,13 @@ def accumulated(
       total = jax.tree.map(jnp.add, total, (loss, aux.metrics, grads))
       return (aux.stats, total), aux.perturbation
 
-    zero = jnp.zeros((), jnp.float32)
-    zeros = (zero, dict.fromkeys(metrics, zero), jax.tree.map(jnp.zeros_like, trained))
     keys = jax.random.split(key, pieces)
-    (stats, total), moved = jax.lax.scan(body, (stats, zeros), (jax.tree.map(split, rows), keys))
+    parts = (jax.tree.map(split, rows), keys)
+    first = jax.tree.map(lambda x: x[0], parts)
+    (loss, aux), grads = jax.eval_shape(gradients, trained, frozen, stats, *first)
+    shapes = (loss, aux.metrics, grads)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    (stats, total), moved = jax.lax.scan(body, (stats, zeros), parts)
     loss, measured, grads = jax.tree.map(lambda x: x / pieces, total)
     moved = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), moved)
     return (loss, Aux(stats, measured, moved)), grads

@@ -48,7 +48,7 @@ def train(config: Config, workdir: str | Path) -> dict[str, Any]:
     batches = pipeline.train_batches(config, sources.train)
 
     # ---- Model, optimizer, steps; from the start or from the last checkpoint -------------------
-    task = build_task(config, plan, mesh, len(sources.class_names))
+    task = build_task(config, plan, mesh, sources.class_names)
     run = Run(config, workdir, plan, sources, task, batches)
   window = StepMetrics(config.log.every)
 
@@ -66,7 +66,7 @@ def train(config: Config, workdir: str | Path) -> dict[str, Any]:
       batch = next(stream)
       run.state, metrics = task.train_step(run.state, to_global(batch, mesh))
       run.step += 1
-      means = window.add(run.step, metrics, batch['label'])
+      means = window.add(run.step, metrics, batch.get('label', ()))
       run.recorder.step_done(run.step, means)
 
       stopping = plan.may_agree(run.step) and any_process(stop.requested)

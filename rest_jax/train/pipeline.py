@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from rest_jax import data
 from rest_jax.errors import UserError
+from rest_jax.train import dense
 from rest_jax.train.config import Config
 from rest_jax.train.parallel import check_batch
 
@@ -84,6 +85,8 @@ def load_sources(config: Config) -> data.DataSources:
   Raises:
     UserError: it is missing or damaged; the line says how to get it.
   """
+  if dense.kind_of(config):
+    return dense.load_sources(config)
   if config.data.cache and config.data.scaled_decoding:
     raise UserError(
       'data.scaled_decoding decodes files smaller, and data.cache keeps them decoded once: set one '
@@ -103,6 +106,8 @@ def load_sources(config: Config) -> data.DataSources:
 
 def train_batches(config: Config, source: Any) -> Any:
   """Returns the endless iterator over this process's rows of augmented training batches."""
+  if dense.kind_of(config):
+    return dense.train_batches(config, source)
   augment = config.augment
   return data.train_iterator(
     source,

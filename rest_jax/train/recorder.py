@@ -8,6 +8,7 @@ from typing import Any
 
 from rest_jax.evaluation.environment import environment
 from rest_jax.evaluation.progress import Progress
+from rest_jax.train import measured
 from rest_jax.train.config import Config
 from rest_jax.train.metrics import MetricsWriter, draw_curves
 from rest_jax.train.pipeline import Plan
@@ -15,7 +16,6 @@ from rest_jax.train.processes import is_main
 from rest_jax.train.workdir import write_json
 
 _CURVES_SECONDS = 60.0
-_MEASURED = ('loss', 'top1', 'top5', 'robust_top1', 'psnr', 'noisy_psnr')
 
 
 class Recorder:
@@ -78,8 +78,8 @@ class Recorder:
     step, epoch = first['step'], first['epoch']
     values: dict[str, Any] = {}
     for prefix, result in ((split, plain), ('ema', ema)):
-      values |= {f'{prefix}/{n}': result[n] for n in _MEASURED if result and n in result}
-    shown = f'{split} {_denoised(plain, ema) if "psnr" in first else _classified(plain, ema)}'
+      values |= _logged(prefix, result or {})
+    shown = f'{split} {measured.line(plain, ema)}'
     if self._writer is not None:
       self._writer.write(step, {'epoch': epoch, **values})
     if self._train:
@@ -91,10 +91,8 @@ class Recorder:
   def judged(self, step: int, test: dict[str, Any]) -> None:
     """Logs and shows what the best weights do on the test split, which chose nothing."""
     if self._writer is not None:
-      values = {f'test/{name}': test[name] for name in _MEASURED if name in test}
-      self._writer.write(step, {'epoch': test['epoch'], **values})
-    shown = _denoised(test, None) if 'psnr' in test else _classified(test, None)
-    self.say(f'epoch {test["epoch"]:5.1f}, the best: test {shown}')
+      self._writer.write(step, {'epoch': test['epoch'], **_logged('test', test)})
+    self.say(f'epoch {test["epoch"]:5.1f}, the best: test {measured.line(test, None)}')
 
   def draw(self, at_most_every: float = _CURVES_SECONDS) -> None:
     """Draws the curves anew, unless that was done less than so many seconds ago."""
@@ -109,18 +107,7 @@ class Recorder:
       self._writer.close()
 
 
-def _classified(plain: dict[str, Any] | None, ema: dict[str, Any] | None) -> str:
-  one = plain or ema or {}
-  shown = f'loss {one["loss"]:.4f}, top-1 {one["top1"]:.2%}{"" if plain else " (average)"}'
-  if plain and ema:
-    shown += f' (average {ema["top1"]:.2%})'
-  if 'robust_top1' in one:
-    shown += f', robust {one["robust_top1"]:.2%}'
-    shown += f' (average {ema["robust_top1"]:.2%})' if plain and ema else ''
-  return shown
-
-
-def _denoised(plain: dict[str, Any] | None, ema: dict[str, Any] | None) -> str:
-  one = plain or ema or {}
-  average = f' (average {ema["psnr"]:.2f})' if plain and ema else '' if plain else ' (average)'
-  return f'PSNR {one["noisy_psnr"]:.2f} -> {one["psnr"]:.2f} dB{average}'
+def _logged(prefix: str, result: dict[str, Any]) -> dict[str, Any]:
+  """What `metrics.jsonl` gets of a result."""
+  names = measured.kind_of(result).logged if result else ()
+  return {f'{prefix}/{name}': result[name] for name in names if name in result}

@@ -13,6 +13,7 @@ from rest_jax.evaluation.environment import command_line, describe_devices
 from rest_jax.evaluation.progress import clock
 from rest_jax.models.classifier import Classifier
 from rest_jax.text import markdown, markdown_code, plural, radius_text
+from rest_jax.train import dense, measured
 from rest_jax.train.config import Config
 from rest_jax.train.workdir import writing
 
@@ -63,6 +64,11 @@ def write_model(
   Returns:
     The model directory, which `Classifier.load` reads.
   """
+  directory, text = workdir / 'model', card(config, results, workdir.name)
+  if dense.kind_of(config):
+    with writing(workdir):
+      dense.release(config, variables, class_names, directory, text)
+    return directory
   if config.denoise.noise:
     class_names = ()  # it gives images
   classifier = Classifier.create(
@@ -78,8 +84,6 @@ def write_model(
     crop_pct=config.data.eval_crop_pct,
     interpolation=config.augment.interpolation,
   )
-  directory = workdir / 'model'
-  text = card(config, results, workdir.name)
   with writing(workdir):
     classifier.save(directory, card=text, overwrite=True)
   return directory
@@ -98,8 +102,7 @@ def card(config: Config, results: Results, name: str) -> str:
     [
       f'# {markdown(name)}',
       '',
-      f'{markdown(model)} trained{begun} on {markdown_code(results.source)} '
-      f'at {config.data.image_size} px.',
+      f'{markdown(model)} trained{begun} on {markdown_code(results.source)} at {_size(config)} px.',
       '',
       *_table(results),
       '',
@@ -119,6 +122,13 @@ def card(config: Config, results: Results, name: str) -> str:
   )
 
 
+def _size(config: Config) -> str:
+  """How large pictures are to the model."""
+  if not dense.kind_of(config):
+    return str(config.data.image_size)
+  return ', '.join(f'{height}x{width}' for height, width in config.dense.canvases)
+
+
 def _chosen(results: Results) -> str:
   if results.chooser == 'test':
     return (
@@ -129,29 +139,13 @@ def _chosen(results: Results) -> str:
   if results.test is not None:
     count = results.test['count']
     judged = f'was judged once, with these weights: {plural(count, "image")}, '
-    judged += _values(results.test, results.classes)
+    judged += measured.values(results.test, results.classes)
   return f'The best evaluation was chosen on the validation split; the test split {judged}.'
-
-
-def _values(result: dict[str, Any], classes: int) -> str:
-  if 'psnr' in result:
-    return f'PSNR {result["noisy_psnr"]:.2f} dB before, {result["psnr"]:.2f} dB after'
-  robust = f', robust {result["robust_top1"]:.2%}' if 'robust_top1' in result else ''
-  most = f'top-5 {result["top5"]:.2%}, ' if classes > 5 else ''
-  return f'top-1 {result["top1"]:.2%}, {most}loss {result["loss"]:.4f}{robust}'
 
 
 def _table(results: Results) -> list[str]:
   """The measured values of the best and of the last evaluation."""
-  columns = {'top-1': 'top1:.2%', 'top-5': 'top5:.2%', 'loss': 'loss:.4f'}
-  if 0 < results.classes <= 5:
-    del columns['top-5']
-  if 'psnr' in results.best:
-    columns = {
-      'PSNR before, dB': 'noisy_psnr:.2f',
-      'PSNR after, dB': 'psnr:.2f',
-      'mean squared error': 'loss:.3g',
-    }
+  columns = measured.columns(results.best, results.classes)
   of = 'test' if results.chooser == 'test' else 'validation'
   head = [plural(results.best['count'], f'{of} image'), *columns, 'epoch']
   lines = [head, ['---'] * len(head)]

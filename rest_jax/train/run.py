@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import textwrap
 import time
 from pathlib import Path
@@ -12,17 +11,17 @@ from rest_jax import data
 from rest_jax.errors import UserError
 from rest_jax.evaluation.environment import command_line
 from rest_jax.evaluation.progress import clock
-from rest_jax.train import pipeline
+from rest_jax.train import measured
 from rest_jax.train.checkpoints import Checkpoints
 from rest_jax.train.config import Config, without_effect
-from rest_jax.train.evaluate import evaluate
 from rest_jax.train.metrics import DIVERGED
+from rest_jax.train.pipeline import Plan
 from rest_jax.train.processes import any_process, is_main
 from rest_jax.train.recorder import Recorder
 from rest_jax.train.release import Results, write_model
 from rest_jax.train.state import TrainState, not_finite
 from rest_jax.train.task import Task
-from rest_jax.train.totals import NotFiniteError, finite_or
+from rest_jax.train.totals import NotFiniteError
 
 
 class Run:
@@ -32,7 +31,7 @@ class Run:
     self,
     config: Config,
     workdir: Path,
-    plan: pipeline.Plan,
+    plan: Plan,
     sources: data.DataSources,
     task: Task,
     batches: Any,
@@ -105,10 +104,10 @@ class Run:
       UserError: the model's outputs are not finite, those of the average neither.
     """
     plain, averaged = self._measure_both()
-    result = _better(plain, averaged)
+    result = measured.better(plain, averaged)
     self._meta |= {'evaluated': self.step, 'last': result}
     self.recorder.evaluation(plain, averaged, self._chooser)
-    if self._best is None or _merit(result) > _merit(self._best['result']):
+    if self._best is None or measured.merit(result) > measured.merit(self._best['result']):
       self._best = {'step': self.step, 'result': result}
       self._checkpoints.save_best(self.state, self._best)
       self._release(self.state)
@@ -123,12 +122,12 @@ class Run:
 
   def _judge(self) -> None:
     """Measures the released weights on the test split, once."""
-    found = self._checkpoints.restore_best(self._task.template, self._task.mesh)
-    if found is None or self._best is None:
+    kept = self._checkpoints.restore_best(self._task.template, self._task.mesh)
+    if kept is None or self._best is None:
       return
-    state, where = found[0], {key: self._best['result'][key] for key in ('step', 'epoch')}
-    measured = self._measure(self._is_average(state), state=state, test=True)
-    self._meta['test'] = where | measured
+    state, where = kept[0], {key: self._best['result'][key] for key in ('step', 'epoch')}
+    found = self._measure(self._is_average(state), state=state, test=True)
+    self._meta['test'] = where | found
     self.recorder.judged(self.step, self._meta['test'])
 
   def _measure_both(self) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
@@ -151,11 +150,8 @@ class Run:
     self, averaged: bool, state: TrainState | None = None, test: bool = False
   ) -> dict[str, float]:
     source = self._sources.test if test else self._sources.val
-    batches = pipeline.test_batches(self._config, source)
     variables = (self.state if state is None else state).variables(averaged)
-    robust = bool(self._config.adversarial.eval_steps)
-    denoising = bool(self._config.denoise.noise)
-    return evaluate(self._task.eval_step, variables, batches, self._task.mesh, robust, denoising)
+    return self._task.measure(variables, source)
 
   def checkpoint_is_due(self) -> bool:
     """Whether steps or time ask for a checkpoint; all processes get the same answer."""
@@ -192,10 +188,11 @@ class Run:
       best = self._best['result'] if self._best else last
       ended = 'Finished' if self.step > self._first else 'This run is finished already:'
       test = self._meta.get('test')
-      judged = '' if test is None else f', test {_accuracy(test)}'
+      judged = '' if test is None else f', test {measured.short(test)}'
       self.recorder.say(
         f'{ended} {self.step} steps in {clock(self._meta["seconds"])}, '
-        f'{self._chooser} {_accuracy(last)}, best {_accuracy(best)} at epoch {best["epoch"]:.1f}'
+        f'{self._chooser} {measured.short(last)}, best {measured.short(best)} '
+        f'at epoch {best["epoch"]:.1f}'
         f'{judged}; model in {self._workdir / "model"}'
       )
     self.recorder.draw(at_most_every=0.0)
@@ -273,28 +270,3 @@ def _check_data(saved: dict[str, Any] | None, sources: data.DataSources, workdir
     f'{sources.name} is not what the run in {workdir} began with: {" and ".join(changes)}; '
     'restore it, or give another --output'
   )
-
-
-def _merit(result: dict[str, Any]) -> float:
-  """What the best evaluation is chosen by: accuracy under attack where that is measured.
-
-  What is not a number, as older runs could keep it, is worse than every number.
-  """
-  if 'psnr' in result:
-    return finite_or(result['psnr'])
-  if 'top5' in result and not math.isfinite(result['loss']):
-    return -math.inf  # that accuracy was one of logits that are no numbers
-  return finite_or(result.get('robust_top1', result['top1']))
-
-
-def _better(plain: dict[str, Any] | None, averaged: dict[str, Any] | None) -> dict[str, Any]:
-  """The better of two measurements; of equal ones that of the lower loss, then the average."""
-  there = [result for result in (averaged, plain) if result is not None]
-  return max(there, key=lambda result: (_merit(result), -result['loss']))
-
-
-def _accuracy(result: dict[str, Any]) -> str:
-  if 'psnr' in result:
-    return f'PSNR {result["psnr"]:.2f} dB'
-  robust = f' (robust {result["robust_top1"]:.2%})' if 'robust_top1' in result else ''
-  return f'top-1 {result["top1"]:.2%}{robust}'

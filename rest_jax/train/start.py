@@ -13,7 +13,7 @@ from rest_jax import hub
 from rest_jax.errors import UserError
 from rest_jax.models import create_model, model_dir
 from rest_jax.models.model_config import ModelConfig, freeze_overrides
-from rest_jax.train import freezing
+from rest_jax.train import dense, freezing
 from rest_jax.train.config import Config
 from rest_jax.train.optim import depths_of
 from rest_jax.train.parallel import check_batch
@@ -35,8 +35,11 @@ def check_start(config: Config, mesh: Mesh) -> None:
   train = config.train
   check_batch(train.batch_size, train.accumulate, mesh, 'train.batch_size')
   check_batch(config.data.eval_batch_size or train.batch_size, 1, mesh, 'data.eval_batch_size')
-  _check_model(config)
-  _check_release(config)
+  if dense.kind_of(config):
+    dense.check(config)
+  else:
+    _check_model(config)
+    _check_release(config)
   init = config.model.init
   if (
     init

@@ -19,12 +19,11 @@ from jax.tree_util import Partial
 
 from rest_jax.data import device
 from rest_jax.data.device import normalise, to_unit
-from rest_jax.train import freezing
+from rest_jax.train import dense, freezing
 from rest_jax.train.adversarial import adversarial_gradients, attack_for_evaluation
 from rest_jax.train.config import Config
-from rest_jax.train.denoising import METRICS as DENOISING_METRICS
 from rest_jax.train.denoising import denoising_gradients, denoising_sums
-from rest_jax.train.gradients import METRICS, GradientFunction, accumulated, plain_gradients
+from rest_jax.train.gradients import GradientFunction, accumulated, plain_gradients
 from rest_jax.train.losses import hits_at, smooth_one_hot, soft_cross_entropy
 from rest_jax.train.optim import global_norm
 from rest_jax.train.saliency import blur_background
@@ -107,9 +106,9 @@ def make_train_step(
 
   Returns:
     Function (state, batch) -> (state, metrics) to be mapped over `AXIS`. The batch is this
-    device's slice: 'image' uint8 (b, H, W, 3), 'label' int32 (b,). The metrics are float32
-    scalars equal on all devices: loss, grad_norm (before clipping), lr, and those of the loss
-    (`gradients.METRICS`).
+    device's slice: 'image' uint8 (b, H, W, 3), 'label' int32 (b,), or one of
+    `DenseTrainBatches`. The metrics are float32 scalars equal on all devices: loss, grad_norm
+    (before clipping), lr, and those of the loss (`gradients.Aux`).
   """
   update = _make_update(model, optimizer, config)
   apply = functools.partial(_logits, model, config)
@@ -120,11 +119,14 @@ def make_train_step(
     key = jax.random.fold_in(key, jax.lax.axis_index(AXIS))
     augment_key, loss_key = jax.random.split(key)
     classify = Partial(apply, state.variables())
-    images, targets = augment_on_device(augment_key, batch, config, num_classes, classify)
-    if config.adversarial.kind:
-      images = jnp.clip(images, 0.0, 1.0)  # the noise of random erasing goes beyond
+    if dense.kind_of(config):
+      images, targets = dense.inputs(batch, config)
     else:
-      images = normalise(images, config.data.mean, config.data.std)
+      images, targets = augment_on_device(augment_key, batch, config, num_classes, classify)
+      if config.adversarial.kind:
+        images = jnp.clip(images, 0.0, 1.0)  # the noise of random erasing goes beyond
+      else:
+        images = normalise(images, config.data.mean, config.data.std)
     new, metrics = update(state, images, targets, loss_key)
     metrics['lr'] = jnp.asarray(schedule(state.step))
     return dataclasses.replace(new, step=state.step + 1), metrics
@@ -180,10 +182,12 @@ def _make_gradients(model: nn.Module, config: Config) -> GradientFunction:
   gradients are means over all rows.
   """
   kind, pieces = config.adversarial.kind, config.train.accumulate
+  if dense.kind_of(config):
+    return accumulated(dense.gradients(model), pieces)
   if config.denoise.noise:
-    return accumulated(denoising_gradients(model, config), pieces, DENOISING_METRICS)
+    return accumulated(denoising_gradients(model, config), pieces)
   of_batch = adversarial_gradients(model, config) if kind else plain_gradients(model)
-  return accumulated(of_batch, pieces, METRICS[kind])
+  return accumulated(of_batch, pieces)
 
 
 def _averaged(

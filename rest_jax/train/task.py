@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,11 @@ from rest_jax.models.compression import is_compressor
 from rest_jax.models.pytorch import from_pytorch, load_state_dict
 from rest_jax.models.pytorch_names import table_for, target
 from rest_jax.text import plural
-from rest_jax.train import freezing, parallel
+from rest_jax.train import dense, dense_evaluate, freezing, parallel
 from rest_jax.train.config import Config
+from rest_jax.train.evaluate import evaluate
 from rest_jax.train.optim import depths_of, make_optimizer, make_schedule
-from rest_jax.train.pipeline import Plan
+from rest_jax.train.pipeline import Plan, test_batches
 from rest_jax.train.processes import is_main
 from rest_jax.train.state import TrainState, create_state
 from rest_jax.train.step import AXIS, make_eval_step, make_train_step, seed_keys
@@ -48,24 +49,24 @@ class Task:
     create: () -> TrainState at step 0, replicated.
     template: shapes and dtypes of the state.
     train_step: (state, global batch) -> (state, metrics); uses the state up.
-    eval_step: (variables, global batch, totals) -> totals.
+    measure: (variables, source) -> result, see `rest_jax.train.measured`.
   """
 
   mesh: Mesh
   create: Callable[[], TrainState]
   template: TrainState
   train_step: Callable[..., Any]
-  eval_step: Callable[..., Any]
+  measure: Callable[[Any, Any], dict[str, Any]]
 
 
-def build_task(config: Config, plan: Plan, mesh: Mesh, num_classes: int) -> Task:
+def build_task(config: Config, plan: Plan, mesh: Mesh, class_names: Sequence[str]) -> Task:
   """Builds model, optimizer and mapped steps of a config; compiles nothing yet.
 
   Args:
     config: the whole experiment configuration.
     plan: from `pipeline.make_plan`.
     mesh: from `parallel.make_mesh`.
-    num_classes: K.
+    class_names: one a class.
 
   Returns:
     The task.
@@ -73,13 +74,8 @@ def build_task(config: Config, plan: Plan, mesh: Mesh, num_classes: int) -> Task
   Raises:
     UserError: unknown model or overrides.
   """
-  overrides = config.model.overrides.to_dict()
-  if config.model.dtype != 'float32':
-    overrides['dtype'] = jnp.dtype(config.model.dtype)
-  model = create_model(config.model.name, num_classes=num_classes, **overrides)
   # Only the training step runs inside the mapped axis that synchronised batch norm needs.
-  axis = {'bn_axis_name': AXIS} if config.train.sync_bn else {}
-  trained = create_model(config.model.name, num_classes=num_classes, **overrides, **axis)
+  model, trained = (_model(config, len(class_names), axis) for axis in (None, AXIS))
   schedule = make_schedule(
     config.optim,
     batch_size=config.train.batch_size,
@@ -95,19 +91,66 @@ def build_task(config: Config, plan: Plan, mesh: Mesh, num_classes: int) -> Task
   def start() -> TrainState:
     if not config.model.init:
       return compiled()
-    weights, what = load_initial(config, num_classes)
+    weights, what = load_initial(config, len(class_names))
     if is_main():
       print(what, flush=True)
     return compiled(weights)
 
-  step = make_train_step(trained, optimizer, schedule, config, num_classes)
+  step = make_train_step(trained, optimizer, schedule, config, len(class_names))
   return Task(
     mesh=mesh,
     create=start,
     template=template,
     train_step=parallel.map_train_step(step, mesh, spec),
-    eval_step=parallel.map_eval_step(make_eval_step(model, config), mesh),
+    measure=_measure(model, config, mesh, class_names),
   )
+
+
+def _model(config: Config, num_classes: int, axis: str | None) -> nn.Module:
+  """The model outside of the mapped axis, or inside of it."""
+  if dense.kind_of(config):
+    return dense.create(config, num_classes, axis)
+  overrides = config.model.overrides.to_dict()
+  if config.model.dtype != 'float32':
+    overrides['dtype'] = jnp.dtype(config.model.dtype)
+  if config.train.sync_bn and axis is not None:
+    overrides['bn_axis_name'] = axis
+  return create_model(config.model.name, num_classes=num_classes, **overrides)
+
+
+def _measure(
+  model: nn.Module, config: Config, mesh: Mesh, class_names: Sequence[str]
+) -> Callable[[Any, Any], dict[str, Any]]:
+  """What measures weights on a split; it compiles at its first use."""
+  if dense.kind_of(config):
+    return _measure_dense(model, config, mesh, class_names)
+  step = parallel.map_eval_step(make_eval_step(model, config), mesh)
+  robust, denoising = bool(config.adversarial.eval_steps), bool(config.denoise.noise)
+
+  def measure(variables: Any, source: Any) -> dict[str, Any]:
+    batches = test_batches(config, source)
+    return evaluate(step, variables, batches, mesh, robust, denoising)
+
+  return measure
+
+
+def _measure_dense(
+  model: nn.Module, config: Config, mesh: Mesh, class_names: Sequence[str]
+) -> Callable[[Any, Any], dict[str, Any]]:
+  """As `_measure`, of a detector or a segmenter."""
+  own, kind = dense_evaluate.local_mesh(mesh), dense.kind_of(config)
+  step = dense_evaluate.make_step(model, kind, config.data.mean, config.data.std, own)
+  masks = dense.data_kind(config) == 'masks'
+
+  def measure(variables: Any, source: Any) -> dict[str, Any]:
+    weights = dense_evaluate.replicated(variables, own)
+    batches = dense.test_batches(config, source)
+    if kind == 'detector':
+      return dense_evaluate.judge_detector(step, weights, batches, class_names, masks)
+    options: Any = {'scales': config.dense.test_scales, 'mirrored': config.dense.test_flip}
+    return dense_evaluate.judge_segmenter(step, weights, batches, class_names, **options)
+
+  return measure
 
 
 def _create(model: nn.Module, optimizer: Any, config: Config, start: Any = None) -> TrainState:
@@ -116,7 +159,7 @@ def _create(model: nn.Module, optimizer: Any, config: Config, start: Any = None)
     model,
     optimizer,
     key,
-    config.data.image_size,
+    dense.INIT_SIDE if dense.kind_of(config) else config.data.image_size,
     ema=bool(config.train.ema),
     start=start,
     freeze=config.optim.freeze,
@@ -158,6 +201,8 @@ def load_initial(config: Config, num_classes: int) -> tuple[Tensors, str]:
   Raises:
     UserError: no such model, or one that does not fit the config's.
   """
+  if dense.kind_of(config):
+    return _initial_dense(config, num_classes)
   name, overrides = config.model.name, config.model.overrides.to_dict()
   init = config.model.init
   model = create_model(name, num_classes, **overrides)
@@ -171,6 +216,28 @@ def load_initial(config: Config, num_classes: int) -> tuple[Tensors, str]:
   return tensors, (
     f'Starting from {init}: {plural(len(tensors), "array")}, {head} for '
     f'{plural(num_classes, "class")}{compression}'
+  )
+
+
+def _initial_dense(config: Config, num_classes: int) -> tuple[Tensors, str]:
+  """The backbone from a classifier; as `load_initial`."""
+  classifier = Classifier.load(config.model.init)
+  _check_normalisation(classifier, config)
+  tensors = {n: np.asarray(a) for n, a in model_dir.flatten(classifier.variables).items()}
+  expected = model_dir.shapes(model_dir.abstract_tensors(dense.create(config, num_classes)))
+  taken, left = dense.backbone_weights(tensors, expected)
+  blocks = [n for n in left if not n.startswith((_HEAD, 'params/norm/'))]
+  if blocks or not taken:
+    raise UserError(
+      f'model.init: {config.model.init} is {classifier.config.model} with overrides '
+      f'{dict(classifier.config.overrides)}, which is not the backbone of {config.model.name} with '
+      f'model.backbone {config.model.backbone.to_dict()}: {plural(len(blocks), "array")} do not '
+      f'fit ({", ".join(blocks[:3])})'
+    )
+  count = sum(name.startswith(('params/backbone/', 'batch_stats/backbone/')) for name in expected)
+  return taken, (
+    f'Starting from {config.model.init}: {len(taken)} of the {plural(count, "array")} of the '
+    'backbone; its output norms and the head start new'
   )
 
 

@@ -1,0 +1,23 @@
+"""A small Semantic FPN on digit_mosaics: a class for every pixel.
+
+Source: Kirillov et al. 2019 (arXiv 1901.02446) with a quarter of the channels, on the zoo's ResT of
+digit_scenes, whose batch norms stay as they were trained.
+Command: python train.py --config configs/segment_mosaics.py[:variant]
+Variants: default; smoke (a minute, to try things out).
+"""
+
+from rest_jax.configs.common.mosaics import BACKBONE, mosaics
+from rest_jax.errors import UserError
+
+STEPS = {'default': 1000, 'smoke': 40}
+
+
+def get_config(variant: str = 'default'):
+  """Returns the config of a variant."""
+  if variant not in STEPS:
+    raise UserError(f'segment_mosaics has no variant {variant!r}; there are {", ".join(STEPS)}')
+  config = mosaics(STEPS[variant])
+  config.model.name = 'semantic_fpn_rest_lite'
+  config.model.backbone = BACKBONE
+  config.model.overrides = dict(fpn_width=64, width=64)
+  return config

@@ -1,0 +1,257 @@
+"""Training of detectors and segmenters: their model, batches, losses and release.
+
+The loop, the state, the optimizer, checkpoints and resuming are those of classifiers; what is
+another stands here. Which of them a config is for says `model.name` (`kind_of`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rest_jax.data.dense_augment import DetectionAugment, SegmentationAugment
+from rest_jax.data.dense_batches import DenseEvalBatches, DenseTrainBatches, View
+from rest_jax.data.dense_sources import Kind as DataKind
+from rest_jax.data.dense_sources import load_dense
+from rest_jax.data.iterators import TrainIterator
+from rest_jax.data.sources import DataSources
+from rest_jax.errors import UserError
+from rest_jax.models import create_detector, create_segmenter
+from rest_jax.models.dense import Targets, normalise
+from rest_jax.models.dense_model import Detector, Segmenter
+from rest_jax.models.dense_registry import kind_of as kind_of_name
+from rest_jax.train import freezing
+from rest_jax.train.config import Config
+from rest_jax.train.gradients import Aux, GradientFunction
+
+INIT_SIDE = 64  # px of the canvas that parameters are initialised on; no shape depends on it
+
+
+def kind_of(config: Config) -> str:
+  """'detector', 'segmenter', or '' of a classifier or denoiser."""
+  return kind_of_name(config.model.name)
+
+
+def data_kind(config: Config) -> DataKind:
+  """What is learnt of a picture."""
+  if kind_of(config) == 'segmenter':
+    return 'pixels'
+  with_masks = config.model.name.startswith('mask_rcnn_')
+  return 'masks' if with_masks and config.model.overrides.get('masks', True) else 'boxes'
+
+
+def canvases_of(config: Config) -> tuple[tuple[int, int], ...]:
+  """The canvases of a config as pairs of whole numbers."""
+  return tuple((int(height), int(width)) for height, width in config.dense.canvases)
+
+
+def create(config: Config, num_classes: int, axis: str | None = None) -> nn.Module:
+  """Builds the model of a config.
+
+  Args:
+    config: the whole experiment configuration.
+    num_classes: K.
+    axis: mapped axis of the training step, over which counts are summed and, with
+      `train.sync_bn`, batch norms synchronised; None outside of it.
+
+  Raises:
+    UserError: unknown names or options.
+  """
+  backbone, options = config.model.backbone.to_dict(), config.model.overrides.to_dict()
+  detector = kind_of(config) == 'detector'
+  if config.model.dtype != 'float32':
+    backbone['dtype'] = options['dtype'] = jnp.dtype(config.model.dtype)
+  if axis is not None and config.train.sync_bn:
+    backbone['bn_axis_name'] = axis
+    options |= {} if detector else {'bn_axis_name': axis}
+  if axis is not None and detector:
+    options['axis_name'] = axis
+  make = create_detector if detector else create_segmenter
+  return make(config.model.name, num_classes, backbone=backbone, **options)
+
+
+def load_sources(config: Config) -> DataSources:
+  """Opens the data set of a config.
+
+  Raises:
+    UserError: it is missing or damaged; the line says where.
+  """
+  return load_dense(
+    config.data.name,
+    data_kind(config),
+    data_dir=config.data.dir,
+    train_split=config.data.train_split,
+    test_split=config.data.test_split,
+    val_split=config.data.val_split,
+  )
+
+
+def train_batches(config: Config, source: Any) -> TrainIterator:
+  """The endless iterator over this process's rows of augmented training batches."""
+  batches = DenseTrainBatches(
+    source,
+    config.train.batch_size,
+    augmentation(config),
+    canvases_of(config),
+    max_objects=config.dense.max_objects,
+    seed=config.seed,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+  return TrainIterator(batches, config.data.workers)  # pyright: ignore[reportArgumentType]
+
+
+def augmentation(config: Config) -> DetectionAugment | SegmentationAugment:
+  """What happens to a training picture.
+
+  Raises:
+    UserError: a value out of its range.
+  """
+  dense, mirrored = config.dense, 0.5 if config.augment.flip else 0.0
+  if kind_of(config) == 'segmenter':
+    return SegmentationAugment(
+      short=dense.short[0],
+      long=dense.long,
+      ratio=tuple(dense.jitter),
+      square=min(min(canvas) for canvas in canvases_of(config)),
+      most_of_a_class=dense.most_of_a_class,
+      flip=mirrored,
+      photometric=dense.photometric,
+    )
+  return DetectionAugment(
+    short=tuple(dense.short),
+    long=dense.long,
+    jitter=tuple(dense.jitter),
+    crop_share=tuple(dense.crop_share),
+    flip=mirrored,
+    least_visible=dense.least_visible,
+  )
+
+
+def test_batches(config: Config, source: Any) -> DenseEvalBatches:
+  """All test pictures, each on the smallest canvas; every process gets all of them."""
+  size = config.data.eval_batch_size or config.train.batch_size
+  view = View(config.dense.test_short, config.dense.test_long, canvases_of(config))
+  return DenseEvalBatches(source, size, view)
+
+
+def inputs(batch: dict[str, jax.Array], config: Config) -> tuple[jax.Array, Any]:
+  """Normalised canvases, and what is learnt from them.
+
+  Args:
+    batch: a device's slice of a batch of `DenseTrainBatches`.
+    config: the whole experiment configuration.
+
+  Returns:
+    float32 (b, H, W, 3), and `Targets` or labels (b, H, W).
+  """
+  images = normalise(batch['image'], batch['size'], tuple(config.data.mean), tuple(config.data.std))
+  if kind_of(config) == 'segmenter':
+    return images, batch['segmentation'].astype(jnp.int32)
+  masks = batch['masks'].astype(jnp.float32) if 'masks' in batch else None
+  return images, Targets(batch['boxes'], batch['labels'], masks, batch['size'])
+
+
+def gradients(model: nn.Module) -> GradientFunction:
+  """The gradient function of the sum of a model's losses, each of which is measured too.
+
+  Args:
+    model: a detector or a segmenter.
+
+  Returns:
+    As `gradients.plain_gradients`, of rows that `inputs` gives.
+  """
+
+  def loss_fn(trained, frozen, stats, rows, key):
+    images, targets, _ = rows
+    losses, new = model.apply(
+      {'params': freezing.merge(trained, frozen), 'batch_stats': stats},
+      images,
+      targets,
+      method='losses',
+      train=True,
+      mutable=['batch_stats'],
+      rngs={'dropout': key},
+    )
+    losses = {f'{name}_loss': value for name, value in losses.items()}
+    return jnp.sum(jnp.stack(list(losses.values()))), Aux(new.get('batch_stats', {}), losses)
+
+  return jax.value_and_grad(loss_fn, has_aux=True)
+
+
+def check(config: Config) -> None:
+  """Refuses a config that would fail later, before any data is opened.
+
+  Raises:
+    UserError: options that make no model, or values of the group `dense` that do not fit together.
+  """
+  for options, name in ((config.model.overrides, 'overrides'), (config.model.backbone, 'backbone')):
+    if given := {'num_classes', 'bn_axis_name', 'axis_name', 'dtype'} & set(options):
+      raise UserError(
+        f'model.{name}: {min(given)!r} is not an option of its own; the classes are those of the '
+        'data, the rest is train.sync_bn and model.dtype'
+      )
+  augmentation(config)
+  try:
+    jax.eval_shape(_initialise(create(config, 2)), jax.random.key(0))
+  except UserError as error:
+    raise UserError(f'model.name={config.model.name!r}: {error}') from error
+  except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    raise UserError(
+      f'model.name={config.model.name!r} and its options make no model: {reason}'
+    ) from error
+
+
+def _initialise(model: nn.Module):
+  image = jnp.zeros((1, INIT_SIDE, INIT_SIDE, 3), jnp.float32)
+  return lambda key: model.init({'params': key}, image, train=False)
+
+
+def release(
+  config: Config, variables: Any, class_names: tuple[str, ...], directory: Path, card: str
+) -> None:
+  """Writes the model directory, which `Detector.load` or `Segmenter.load` reads."""
+  cls = Detector if kind_of(config) == 'detector' else Segmenter
+  found = cls.create(
+    config.model.name,
+    jax.device_get(variables),
+    class_names,
+    backbone=config.model.backbone.to_dict(),
+    overrides=config.model.overrides.to_dict(),
+    mean=tuple(config.data.mean),
+    std=tuple(config.data.std),
+    short=config.dense.test_short,
+    long=config.dense.test_long,
+    canvases=canvases_of(config),
+  )
+  found.save(directory, card=card, overwrite=True)
+
+
+def backbone_weights(
+  tensors: dict[str, np.ndarray], expected: dict[str, tuple[int, ...]]
+) -> tuple[dict[str, np.ndarray], list[str]]:
+  """The weights of a classifier under the names of a backbone.
+
+  Args:
+    tensors: {'params/stem/conv1/kernel': array} of the classifier.
+    expected: {'params/backbone/stem/conv1/kernel': shape} of the dense model.
+
+  Returns:
+    What the dense model takes, under its names, and the names of the classifier's that it does not
+    take: its head, and norms that stand elsewhere below a dense head.
+  """
+  taken, left = {}, []
+  for name, array in tensors.items():
+    collection, _, rest = name.partition('/')
+    below = f'{collection}/backbone/{rest}'
+    if expected.get(below) == array.shape:
+      taken[below] = array
+    else:
+      left.append(name)
+  return taken, left

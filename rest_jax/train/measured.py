@@ -1,0 +1,143 @@
+"""What an evaluation measured, by what the model is for: how it is judged, shown and tabulated.
+
+A result is a dictionary of numbers. Which kind it is of shows in its keys: 'top1' of a classifier,
+'psnr' of a denoiser, 'AP' of a detector (and 'mask_AP'), 'miou' of a segmenter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from rest_jax.train.totals import finite_or
+
+Result = dict[str, Any]
+
+
+class Kind(NamedTuple):
+  """One kind of result.
+
+  Attributes:
+    key: that tells the kind.
+    merit: what the best evaluation is chosen by; more is better.
+    short: in the line at the end of a run.
+    columns: title -> 'key:format', for the card.
+    logged: keys that `metrics.jsonl` gets.
+  """
+
+  key: str
+  merit: Callable[[Result], float]
+  short: Callable[[Result], str]
+  columns: dict[str, str]
+  logged: tuple[str, ...]
+
+
+def _accuracy(result: Result) -> str:
+  robust = f' (robust {result["robust_top1"]:.2%})' if 'robust_top1' in result else ''
+  return f'top-1 {result["top1"]:.2%}{robust}'
+
+
+def _precision(result: Result) -> str:
+  masks = f', mask AP {result["mask_AP"]:.1%}' if 'mask_AP' in result else ''
+  return f'box AP {result["AP"]:.1%} (AP50 {result["AP50"]:.1%}){masks}'
+
+
+_BOXES = {'box AP': 'AP:.1%', 'AP50': 'AP50:.1%', 'AP75': 'AP75:.1%'}
+_MASKS = {'mask AP': 'mask_AP:.1%', 'mask AP50': 'mask_AP50:.1%'}
+KINDS = (
+  Kind(
+    'psnr',
+    lambda result: finite_or(result['psnr']),
+    lambda result: f'PSNR {result["psnr"]:.2f} dB',
+    {
+      'PSNR before, dB': 'noisy_psnr:.2f',
+      'PSNR after, dB': 'psnr:.2f',
+      'mean squared error': 'loss:.3g',
+    },
+    ('loss', 'psnr', 'noisy_psnr'),
+  ),
+  Kind(
+    'mask_AP',
+    lambda result: finite_or(result['mask_AP']),
+    _precision,
+    {**_BOXES, **_MASKS},
+    ('AP', 'AP50', 'AP75', 'mask_AP', 'mask_AP50', 'mask_AP75'),
+  ),
+  Kind('AP', lambda result: finite_or(result['AP']), _precision, _BOXES, ('AP', 'AP50', 'AP75')),
+  Kind(
+    'miou',
+    lambda result: finite_or(result['miou']),
+    lambda result: f'mIoU {result["miou"]:.1%}, pixels {result["accuracy"]:.1%}',
+    {'mIoU': 'miou:.1%', 'right pixels': 'accuracy:.1%', 'mean over classes': 'mean_accuracy:.1%'},
+    ('miou', 'accuracy', 'mean_accuracy'),
+  ),
+  Kind(
+    'top1',
+    # Where accuracy under attack is measured it counts.
+    lambda result: finite_or(result.get('robust_top1', result['top1'])),
+    _accuracy,
+    {'top-1': 'top1:.2%', 'top-5': 'top5:.2%', 'loss': 'loss:.4f'},
+    ('loss', 'top1', 'top5', 'robust_top1'),
+  ),
+)
+
+
+def kind_of(result: Result) -> Kind:
+  """The kind of a result, by its keys."""
+  return next(kind for kind in KINDS if kind.key in result)
+
+
+def merit(result: Result) -> float:
+  """What the best evaluation is chosen by; what is no number is worse than every number."""
+  if 'top5' in result and not math.isfinite(result['loss']):
+    return -math.inf  # that accuracy was one of logits that are no numbers
+  return kind_of(result).merit(result)
+
+
+def better(plain: Result | None, averaged: Result | None) -> Result:
+  """The better of two measurements; of equal ones that of the lower loss, then the average."""
+  there = [result for result in (averaged, plain) if result is not None]
+  return max(there, key=lambda result: (merit(result), -result.get('loss', 0.0)))
+
+
+def short(result: Result) -> str:
+  """The main figures in a few words."""
+  return kind_of(result).short(result)
+
+
+def line(plain: Result | None, averaged: Result | None) -> str:
+  """The main figures of the weights and of their average, where there are such."""
+  one = plain or averaged or {}
+  both = averaged if plain else None
+  if 'psnr' in one:
+    average = f' (average {both["psnr"]:.2f})' if both else '' if plain else ' (average)'
+    return f'PSNR {one["noisy_psnr"]:.2f} -> {one["psnr"]:.2f} dB{average}'
+  if 'top1' not in one:
+    shown = short(one) + ('' if plain else ' (average)')
+    return shown + (f' (average {short(both)})' if both else '')
+  shown = f'loss {one["loss"]:.4f}, top-1 {one["top1"]:.2%}{"" if plain else " (average)"}'
+  shown += f' (average {both["top1"]:.2%})' if both else ''
+  if 'robust_top1' in one:
+    shown += f', robust {one["robust_top1"]:.2%}'
+    shown += f' (average {both["robust_top1"]:.2%})' if both else ''
+  return shown
+
+
+def columns(result: Result, classes: int) -> dict[str, str]:
+  """Title -> 'key:format' of what the card tabulates; of up to five classes there is no top-5."""
+  found = dict(kind_of(result).columns)
+  if 0 < classes <= 5:
+    found.pop('top-5', None)
+  return found
+
+
+def values(result: Result, classes: int) -> str:
+  """All figures of the card in a line of text."""
+  if 'psnr' in result:
+    return f'PSNR {result["noisy_psnr"]:.2f} dB before, {result["psnr"]:.2f} dB after'
+  if 'top1' not in result:
+    return short(result)
+  robust = f', robust {result["robust_top1"]:.2%}' if 'robust_top1' in result else ''
+  most = f'top-5 {result["top5"]:.2%}, ' if classes > 5 else ''
+  return f'top-1 {result["top1"]:.2%}, {most}loss {result["loss"]:.4f}{robust}'
