@@ -12,6 +12,8 @@ __version__ = '0.1.0'
 
 _HOMES = {
   'Classifier': 'rest_jax.models.classifier',
+  'Detector': 'rest_jax.models.dense_model',
+  'Segmenter': 'rest_jax.models.dense_model',
   'UserError': 'rest_jax.errors',
   'create_detector': 'rest_jax.models',
   'create_model': 'rest_jax.models',
@@ -24,6 +26,8 @@ _MODULES = ('attacks', 'data', 'defend', 'explain', 'export', 'metrics', 'models
 
 __all__ = [
   'Classifier',
+  'Detector',
+  'Segmenter',
   'UserError',
   'attacks',
   'create_detector',

@@ -115,8 +115,17 @@ def frame_mask(mask: np.ndarray, box: np.ndarray, size: int) -> np.ndarray:
   Returns:
     (size, size) float64 in [0, 1]; 0 outside of the image.
   """
-  rows, columns = (_shares(box[i], box[i + 2], size, mask.shape[1 - i]) for i in (1, 0))
-  return rows @ mask.astype(np.float64) @ columns.T
+  # Only pixels that the box touches have a share, and a box is a small part of a picture.
+  spans = [
+    (max(int(np.floor(box[i])), 0), min(int(np.ceil(box[i + 2])), mask.shape[1 - i]))
+    for i in (1, 0)
+  ]
+  if any(end <= start for start, end in spans):
+    return np.zeros((size, size))
+  (top, bottom), (left, right) = spans
+  rows = _shares(box[1] - top, box[3] - top, size, bottom - top)
+  columns = _shares(box[0] - left, box[2] - left, size, right - left)
+  return rows @ mask[top:bottom, left:right].astype(np.float64) @ columns.T
 
 
 def _shares(start: float, end: float, size: int, pixels: int) -> np.ndarray:

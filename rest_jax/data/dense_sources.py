@@ -28,6 +28,11 @@ EMBEDDED = 'digit_mosaics'
 CLASSES_FILE = 'classes.txt'
 # What is learnt: boxes, boxes with masks, or a class for every pixel.
 Kind = Literal['boxes', 'masks', 'pixels']
+_LEFT_OUT = {
+  'boxes': ('masks', 'segmentation'),
+  'masks': ('segmentation',),
+  'pixels': ('boxes', 'labels', 'ignore', 'areas', 'masks'),
+}
 _ADE20K = ('images/training', 'annotations/training')
 
 
@@ -39,17 +44,20 @@ class DenseSource:
     examples: random access to examples, see `rest_jax.data.objects` and `semantic_folder`.
     class_names: the name of each label.
     digest: changes with the annotations.
+    kind: what is learnt; the rest of an example is left out. None keeps all.
   """
 
   examples: Any
   class_names: tuple[str, ...]
   digest: str
+  kind: Kind | None = None
 
   def __len__(self) -> int:
     return len(self.examples)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
-    return self.examples[index]
+    left_out = _LEFT_OUT.get(self.kind or '', ())
+    return {name: value for name, value in self.examples[index].items() if name not in left_out}
 
   def size(self, index: int) -> tuple[int, int]:
     """(H, W) of a picture, from what is known of it or from the head of its file."""
@@ -101,7 +109,7 @@ def load_dense(
       raise UserError(f'there is no folder {name}, and the embedded data set is {EMBEDDED}')
     opened = _opener(root, kind)
   wanted = [train_split, test_split] + ([val_split] if val_split else [])
-  found = {split: opened(split) for split in dict.fromkeys(wanted)}
+  found = {split: dataclasses.replace(opened(split), kind=kind) for split in dict.fromkeys(wanted)}
   names = found[train_split].class_names
   for split, source in found.items():
     if source.class_names != names:

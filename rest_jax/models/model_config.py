@@ -107,6 +107,11 @@ class ModelConfig:
       raise UserError(f'not JSON ({error})') from error
     if not isinstance(fields, dict) or not isinstance(fields.get('overrides', {}), dict):
       raise UserError('not an object with an object of overrides')
+    if 'kind' in fields:
+      raise UserError(
+        f'it describes a {fields["kind"]}, no classifier: open it with Detector or '
+        'Segmenter of rest_jax'
+      )
     fields['overrides'] = freeze_overrides(fields.get('overrides', {}))
     try:
       return cls(**{name: freeze(value) for name, value in fields.items()})

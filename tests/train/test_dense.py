@@ -1,0 +1,198 @@
+"""Detectors and segmenters through the loop that trains classifiers."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from rest_jax.data.dense_sources import load_dense
+from rest_jax.errors import UserError
+from rest_jax.metrics import AveragePrecision
+from rest_jax.models.classifier import Classifier
+from rest_jax.models.dense_model import Detector, Segmenter
+from rest_jax.train import dense, loop
+from rest_jax.train.config import check_config, default_config
+from rest_jax.train.loop import train
+from rest_jax.train.parallel import make_mesh
+from rest_jax.train.start import check_start
+
+SIDE = 32
+RED, GREEN = (220, 30, 30), (30, 220, 30)
+
+
+def draw(rng):
+  """A grey picture with a red and a green square, and where they are."""
+  image = np.full((SIDE, SIDE, 3), 100, np.uint8)
+  boxes = []
+  for half, colour in enumerate((RED, GREEN)):
+    side = int(rng.integers(8, 14))
+    top, left = int(rng.integers(SIDE - side)), half * 16 + int(rng.integers(17 - side))
+    image[top : top + side, left : left + side] = colour
+    boxes.append([left, top, side, side])
+  return image, boxes
+
+
+@pytest.fixture(scope='module')
+def squares(tmp_path_factory):
+  """Sixteen pictures of two squares to train on and four to test, as COCO and as pixels."""
+  root, rng = tmp_path_factory.mktemp('squares'), np.random.default_rng(0)
+  (root / 'annotations').mkdir()
+  (root / 'classes.txt').write_text('ground\nred\ngreen\n')
+  for split, count in (('train', 16), ('test', 4)):
+    (root / split).mkdir()
+    (root / f'{split}annot').mkdir()
+    images, annotations = [], []
+    for i in range(count):
+      image, boxes = draw(rng)
+      Image.fromarray(image).save(root / split / f'{i}.png')
+      classes = np.zeros((SIDE, SIDE), np.uint8)
+      images.append({'id': i, 'file_name': f'{i}.png', 'width': SIDE, 'height': SIDE})
+      for label, (x, y, w, h) in enumerate(boxes):
+        classes[y : y + h, x : x + w] = label + 1
+        annotations.append(
+          {'id': len(annotations), 'image_id': i, 'category_id': label + 1, 'iscrowd': 0}
+          | {'bbox': [x, y, w, h], 'area': w * h}
+        )
+      Image.fromarray(classes).save(root / f'{split}annot' / f'{i}.png')
+    text = {'images': images, 'annotations': annotations}
+    text['categories'] = [{'id': 1, 'name': 'red'}, {'id': 2, 'name': 'green'}]
+    (root / 'annotations' / f'instances_{split}.json').write_text(json.dumps(text))
+  return root
+
+
+def experiment(root, name, **overrides):
+  config = default_config()
+  config.model.name = name
+  config.model.backbone = dict(width=8, depths=(1, 1, 1, 1))
+  config.model.overrides = overrides
+  config.data.name = str(root)
+  config.dense.canvases = ((SIDE, SIDE),)
+  config.dense.short, config.dense.long = (SIDE,), SIDE
+  config.dense.test_short, config.dense.test_long = 0, 0
+  config.dense.max_objects = 4
+  config.optim.clip_norm = 1.0
+  config.train.batch_size = 4
+  config.train.epochs = 1.5  # six steps
+  config.train.eval_every = 1.5
+  config.train.checkpoint_every_steps = 3
+  return config
+
+
+@pytest.fixture(scope='module')
+def detection(squares):
+  options = dict(stages=(1, 2), extra_levels=0, width=8, convs=1, octaves=1, candidates=20)
+  config = experiment(squares, 'retinanet_resnet18', **options, max_detections=8)
+  config.train.sync_bn = True  # so that one device gives what four do
+  return config
+
+
+@pytest.fixture(scope='module')
+def trained(detection, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('detector')
+  return workdir, train(detection, workdir)
+
+
+def test_a_detector_leaves_a_model_that_finds_what_was_measured(trained, squares):
+  workdir, results = trained
+  assert results['finished'] and results['best']['count'] == 4
+  assert {'AP', 'AP50', 'AP75'} <= set(results['best'])
+  detector = Detector.load(workdir)
+  assert detector.class_names == ('red', 'green') and detector.config.canvases == ((SIDE, SIDE),)
+  judge = AveragePrecision(detector.class_names)
+  for example in load_dense(str(squares), 'boxes').test:
+    found = detector.predict(example['image'])
+    assert found.masks is None and (found.scores[:-1] >= found.scores[1:]).all()
+    judge.add(example, {'boxes': found.boxes, 'scores': found.scores, 'labels': found.labels})
+  for name, value in judge.figures()['box'].items():
+    if name != 'classes':
+      np.testing.assert_allclose(results['best'][name], value, atol=1e-6)
+  card = (workdir / 'model' / 'README.md').read_text()
+  assert 'box AP' in card and f'{SIDE}x{SIDE} px' in card
+  lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  assert any('train/box_loss' in line for line in lines) and any(
+    'test/AP' in line for line in lines
+  )
+
+
+def test_a_stopped_run_goes_on_to_the_same_bits(trained, detection, tmp_path, monkeypatch):
+  real, seen = loop.Run.save, []
+
+  def stop(self):
+    real(self)
+    seen.append(self.step)
+    if self.step == 3:
+      raise KeyboardInterrupt
+
+  monkeypatch.setattr(loop.Run, 'save', stop)
+  with pytest.raises(KeyboardInterrupt):
+    train(detection, tmp_path)
+  monkeypatch.setattr(loop.Run, 'save', real)
+  train(detection, tmp_path)
+  one, other = (load_file(d / 'model' / 'model.safetensors') for d in (tmp_path, trained[0]))
+  assert seen == [3] and one.keys() == other.keys()
+  assert all((one[name] == value).all() for name, value in other.items())
+
+
+def test_one_device_gives_what_four_do(trained, detection, tmp_path, monkeypatch):
+  monkeypatch.setattr(loop, 'make_mesh', lambda: make_mesh(jax.devices()[:1]))
+  one = train(detection, tmp_path)
+  weights = [load_file(d / 'model' / 'model.safetensors') for d in (tmp_path, trained[0])]
+  for name, value in weights[0].items():
+    np.testing.assert_allclose(value, weights[1][name], atol=2e-4, err_msg=name)
+  assert abs(one['best']['AP'] - trained[1]['best']['AP']) < 0.05
+
+
+def test_a_segmenter_leaves_a_model_of_what_was_measured(squares, tmp_path):
+  config = experiment(squares, 'semantic_fpn_resnet18', fpn_width=8, width=8)
+  config.dense.test_scales, config.dense.test_flip = (1.0, 1.5), True
+  results = train(config, tmp_path)
+  best = results['best']
+  assert best['count'] == 4 and set(best['classes']) == {'ground', 'red', 'green'}
+  assert 0 <= best['miou'] <= best['mean_accuracy'] <= 1
+  segmenter = Segmenter.load(tmp_path)
+  classes = segmenter.predict(squares / 'test' / '0.png')
+  assert classes.shape == (SIDE, SIDE) and set(np.unique(classes)) <= {0, 1, 2}
+  with pytest.raises(UserError, match='describes a segmenter, not a detector'):
+    Detector.load(tmp_path)
+
+
+def test_a_model_of_another_kind_is_told_apart(trained):
+  with pytest.raises(UserError, match='Detector'):
+    Classifier.load(trained[0])
+  with pytest.raises(UserError, match='does not describe a detector'):
+    Detector.load('digit_scenes')
+
+
+def test_weights_of_a_classifier_become_the_backbone():
+  backbone = {'params/stem/conv1/kernel': np.ones((3, 3)), 'params/head/bias': np.ones(10)}
+  expected = {'params/backbone/stem/conv1/kernel': (3, 3), 'params/fpn/kernel': (1, 1)}
+  taken, left = dense.backbone_weights(backbone, expected)
+  assert list(taken) == ['params/backbone/stem/conv1/kernel'] and left == ['params/head/bias']
+
+
+@pytest.mark.parametrize(
+  'change, words',
+  [
+    ({'augment.mixup': 0.2}, 'augment.mixup: not for a detector'),
+    ({'adversarial.kind': 'pgd', 'data.cache': True}, 'adversarial.kind and data.cache'),
+    ({'dense.canvases': ((32,),)}, 'height, width'),
+    ({'dense.short': (0,)}, 'whole numbers above 0'),
+    ({'dense.crop_share': (0.5, 1.5)}, 'at most 1'),
+    ({'model.overrides': {'axis_name': 'batch'}}, "'axis_name' is not an option"),
+    ({'model.backbone': {'colour': 3}}, 'colour'),
+    ({'model.name': 'retinanet_nothing'}, 'unknown detector'),
+  ],
+)
+def test_bad_configs_are_one_line_before_any_data(detection, change, words):
+  config = detection.copy_and_resolve_references()
+  config.data.name = '/nowhere'
+  for name, value in change.items():
+    group, key = name.split('.')
+    config[group][key] = type(config)(value) if isinstance(value, dict) else value
+  with pytest.raises(UserError, match=words) as error:
+    check_config(config)
+    check_start(config, make_mesh(jax.devices()[:1]))
+  assert '\n' not in str(error.value)
