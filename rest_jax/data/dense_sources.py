@@ -62,6 +62,8 @@ class DenseSource:
   def size(self, index: int) -> tuple[int, int]:
     """(H, W) of a picture, from what is known of it or from the head of its file."""
     source = self.examples
+    if hasattr(source, 'chosen'):  # some of another source
+      source, index = source.source, source.chosen[index]
     if isinstance(source, MosaicSource):
       return SIDE, SIDE
     if isinstance(source, CocoSource):

@@ -93,15 +93,16 @@ def load_sources(config: Config) -> DataSources:
 
 def train_batches(config: Config, source: Any) -> TrainIterator:
   """The endless iterator over this process's rows of augmented training batches."""
+  room = {'max_objects': config.dense.max_objects} if kind_of(config) == 'detector' else {}
   batches = DenseTrainBatches(
     source,
     config.train.batch_size,
     augmentation(config),
     canvases_of(config),
-    max_objects=config.dense.max_objects,
     seed=config.seed,
     process_index=jax.process_index(),
     process_count=jax.process_count(),
+    **room,
   )
   return TrainIterator(batches, config.data.workers)  # pyright: ignore[reportArgumentType]
 

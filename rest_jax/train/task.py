@@ -49,6 +49,8 @@ class Task:
     create: () -> TrainState at step 0, replicated.
     template: shapes and dtypes of the state.
     train_step: (state, global batch) -> (state, metrics); uses the state up.
+    eval_step: (variables, global batch, totals) -> totals; of a detector or segmenter (variables,
+      images, sizes) -> its outputs.
     measure: (variables, source) -> result, see `rest_jax.train.measured`.
   """
 
@@ -56,6 +58,7 @@ class Task:
   create: Callable[[], TrainState]
   template: TrainState
   train_step: Callable[..., Any]
+  eval_step: Callable[..., Any]
   measure: Callable[[Any, Any], dict[str, Any]]
 
 
@@ -96,13 +99,15 @@ def build_task(config: Config, plan: Plan, mesh: Mesh, class_names: Sequence[str
       print(what, flush=True)
     return compiled(weights)
 
+  eval_step, measure = _measure(model, config, mesh, class_names)
   step = make_train_step(trained, optimizer, schedule, config, len(class_names))
   return Task(
     mesh=mesh,
     create=start,
     template=template,
     train_step=parallel.map_train_step(step, mesh, spec),
-    measure=_measure(model, config, mesh, class_names),
+    eval_step=eval_step,
+    measure=measure,
   )
 
 
@@ -120,8 +125,8 @@ def _model(config: Config, num_classes: int, axis: str | None) -> nn.Module:
 
 def _measure(
   model: nn.Module, config: Config, mesh: Mesh, class_names: Sequence[str]
-) -> Callable[[Any, Any], dict[str, Any]]:
-  """What measures weights on a split; it compiles at its first use."""
+) -> tuple[Callable[..., Any], Callable[[Any, Any], dict[str, Any]]]:
+  """The evaluation step, and what measures weights on a split with it; compiles nothing yet."""
   if dense.kind_of(config):
     return _measure_dense(model, config, mesh, class_names)
   step = parallel.map_eval_step(make_eval_step(model, config), mesh)
@@ -131,12 +136,12 @@ def _measure(
     batches = test_batches(config, source)
     return evaluate(step, variables, batches, mesh, robust, denoising)
 
-  return measure
+  return step, measure
 
 
 def _measure_dense(
   model: nn.Module, config: Config, mesh: Mesh, class_names: Sequence[str]
-) -> Callable[[Any, Any], dict[str, Any]]:
+) -> tuple[Callable[..., Any], Callable[[Any, Any], dict[str, Any]]]:
   """As `_measure`, of a detector or a segmenter."""
   own, kind = dense_evaluate.local_mesh(mesh), dense.kind_of(config)
   step = dense_evaluate.make_step(model, kind, config.data.mean, config.data.std, own)
@@ -150,7 +155,7 @@ def _measure_dense(
     options: Any = {'scales': config.dense.test_scales, 'mirrored': config.dense.test_flip}
     return dense_evaluate.judge_segmenter(step, weights, batches, class_names, **options)
 
-  return measure
+  return step, measure
 
 
 def _create(model: nn.Module, optimizer: Any, config: Config, start: Any = None) -> TrainState:

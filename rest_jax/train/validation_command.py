@@ -35,7 +35,11 @@ results.json and confusion.png in the output directory, what the model says of e
 results.jsonl, from which an evaluation that was stopped goes on when it is run again. Test images
 are resized and cropped as the model directory says; a .pth is judged as its paper did (ResT: resize
 to 256, crop 224; ResTv2: crop_pct 1.0); at --image_size 384 and more whole images are warped to the
-size, as ResTv2's code does. Several hosts: as in training."""
+size, as ResTv2's code does. Several hosts: as in training.
+
+A detector gets the average precision of its boxes and masks, a segmenter the intersection over
+union of its classes, on digit_mosaics or a folder in the layout of COCO, Pascal VOC, ADE20K or
+CamVid, with pictures of what is true and what was found."""
 
 
 def main(argv: list[str]) -> int:
@@ -88,11 +92,17 @@ def _placed(options: dict[str, Any]) -> dict[str, Any]:
 def _judge(options: dict[str, Any]) -> None:
   from rest_jax.files import make_folder
   from rest_jax.opening import check_data, open_classifier
+  from rest_jax.train import dense_validation
   from rest_jax.train.parallel import check_batch, make_mesh, memory_advice
   from rest_jax.train.processes import end_with_the_others, is_main
   from rest_jax.train.validation_report import write_report
 
   model, output = options['model'], options['output']
+  if dense_validation.kind_at(model):
+    line = dense_validation.judge(options)
+    if is_main():
+      print(line)
+    return
   classifier = open_classifier(model, options['architecture'], options['ema'])
   mesh = make_mesh()
   check_batch(options['batch_size'], 1, mesh)

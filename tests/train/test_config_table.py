@@ -61,7 +61,7 @@ BAD = {
   'optim.clip_norm': [-1.0, NAN, INF],
   'optim.layer_decay': [0.0, 1.5, -1.0, NAN, 0.5],  # tiny_net has no stages
   'optim.freeze': ['stem(', 'nothing', '.*'],
-  'optim.schedule': ['linear', 'step'],
+  'optim.schedule': ['poly', 'step'],
   'optim.step_epochs': [(3.0,)],
   'optim.warmup_epochs': [-1.0, NAN, INF],
   'optim.warmup_lr': [-1e-6, NAN, INF],
@@ -86,6 +86,20 @@ BAD = {
   'adversarial.eval_steps': [-1, 0.5],
   'denoise.noise': [-0.1, 2.0, NAN, INF, 0.1],  # with ImageNet's mean
   'denoise.eval_noise': [0.0, 8.0, NAN],
+  'model.backbone': [3],
+  'dense.canvases': [(), ((8,),), ((0, 8),), ((8, 8.5),), (8, 8)],
+  'dense.short': [(), (0,), (8.5,)],
+  'dense.long': [0, -1],
+  'dense.jitter': [(2.0, 1.0), (0.0, 1.0), (1.0,), (1.0, INF)],
+  'dense.crop_share': [(0.9, 0.5), (0.5, 1.5), (0.0, 1.0)],
+  'dense.least_visible': [1.5, -0.1, NAN],
+  'dense.most_of_a_class': [0.0, 1.5, NAN],
+  'dense.photometric': [1],
+  'dense.max_objects': [0, -1],
+  'dense.test_short': [-1, 8.5],
+  'dense.test_long': [-1, 8.5],
+  'dense.test_scales': [(), (0.0,), (1.0, NAN)],
+  'dense.test_flip': [1],
   'log.every': [0, -1],
   'log.tensorboard': [1],
   **{name: [3] for name in NAMES},
@@ -96,8 +110,8 @@ CASES = [(name, value) for name, values in BAD.items() for value in values]
 def changed(config, name, value):
   group, _, key = name.rpartition('.')
   place = config[group] if group else config
-  if key == 'overrides' and isinstance(value, dict):
-    config.model.overrides = value
+  if key in ('overrides', 'backbone') and isinstance(value, dict):
+    config.model[key] = value
     return config
   with place.ignore_type():
     place[key] = value
@@ -212,12 +226,27 @@ ALTERNATIVES = {
   'adversarial.eval_steps': (2, {}),
   'denoise.noise': (0.2, NOISE),
   'denoise.eval_noise': (0.2, NOISE),
+  'model.backbone': ({'bn_frozen': True}, {}),
+  'dense.canvases': (((8, 8), (8, 16)), {}),
+  'dense.short': ((8,), {}),
+  'dense.long': (16, {}),
+  'dense.jitter': ((0.5, 2.0), {}),
+  'dense.crop_share': ((0.5, 1.0), {}),
+  'dense.least_visible': (0.5, {}),
+  'dense.most_of_a_class': (0.5, {}),
+  'dense.photometric': (True, {}),
+  'dense.max_objects': (5, {}),
+  'dense.test_short': (8, {}),
+  'dense.test_long': (16, {}),
+  'dense.test_scales': ((0.5, 1.0), {}),
+  'dense.test_flip': (True, {}),
   'log.every': (3, {}),
   'log.tensorboard': (True, {}),
   'log.wandb': ('project', {}),
 }
-# What these do is seen in whole runs: tests of the loop, of metrics, of weights to start from.
-ELSEWHERE = ('model.init', 'train.checkpoint_every_', 'log.')
+# What these do is seen in whole runs: tests of the loop, of metrics, of weights to start from; and
+# of dense tasks in test_dense.py.
+ELSEWHERE = ('model.init', 'model.backbone', 'dense.', 'train.checkpoint_every_', 'log.')
 
 
 @pytest.fixture
@@ -238,7 +267,7 @@ def consequences(config, opened):
   pipeline.test_batches(config, source)
   plan = pipeline.make_plan(config, 100, mesh)
   yield repr(opened), repr((plan.total, sorted(plan.evaluations)))
-  task, size = build_task(config, plan, mesh, 3), config.data.image_size
+  task, size = build_task(config, plan, mesh, 'abc'), config.data.image_size
   rows = config.train.batch_size
   batch = {
     'image': jax.ShapeDtypeStruct((rows, size, size, 3), np.uint8),
@@ -294,5 +323,6 @@ def off(name):
 
 def test_every_use_names_keys():
   for name, use in USES.items():
-    assert name in known_keys() and any(key in use.words for key in known_keys()), name
+    known = any(key in use.words for key in (*known_keys(), 'a detector', 'a segmenter'))
+    assert name in known_keys() and known, name
   assert {name.split('.')[0] for name in USES} <= set(FIELDS)

@@ -13,11 +13,14 @@ from rest_jax.errors import UserError
 from rest_jax.metrics import AveragePrecision
 from rest_jax.models.classifier import Classifier
 from rest_jax.models.dense_model import Detector, Segmenter
-from rest_jax.train import dense, loop
-from rest_jax.train.config import check_config, default_config
+from rest_jax.train import dense, dense_evaluate, loop
+from rest_jax.train.config import check_config, default_config, without_effect
 from rest_jax.train.loop import train
+from rest_jax.train.optim import warmup_linear
 from rest_jax.train.parallel import make_mesh
+from rest_jax.train.pipeline import make_plan
 from rest_jax.train.start import check_start
+from rest_jax.train.task import build_task
 
 SIDE = 32
 RED, GREEN = (220, 30, 30), (30, 220, 30)
@@ -196,3 +199,56 @@ def test_bad_configs_are_one_line_before_any_data(detection, change, words):
     check_config(config)
     check_start(config, make_mesh(jax.devices()[:1]))
   assert '\n' not in str(error.value)
+
+
+CHANGES = {
+  'canvases': ((SIDE, 2 * SIDE),),
+  'short': (16,),
+  'long': 40,
+  'jitter': (0.5, 2.0),
+  'crop_share': (0.5, 1.0),
+  'least_visible': 0.5,
+  'most_of_a_class': 0.5,
+  'photometric': True,
+  'max_objects': 5,
+  'test_short': 16,
+  'test_long': 40,
+  'test_scales': (0.5, 1.0),
+  'test_flip': True,
+}
+
+
+def consequences(config, squares, monkeypatch):
+  """What batches, views and the evaluation are made of."""
+  asked = []
+  for name in ('judge_detector', 'judge_segmenter'):
+    monkeypatch.setattr(dense_evaluate, name, lambda *a, **k: asked.append(k))
+  sources = dense.load_sources(config)
+  mesh = make_mesh(jax.devices()[:1])
+  build_task(config, make_plan(config, 16, mesh), mesh, sources.class_names).measure(
+    {}, sources.test
+  )
+  iterator = dense.train_batches(config, sources.train)
+  return repr((asked, iterator._batches, dense.test_batches(config, sources.test)))
+
+
+@pytest.mark.parametrize('key', CHANGES)
+def test_every_key_of_the_group_does_something_or_is_said_to_do_nothing(
+  detection, squares, monkeypatch, key
+):
+  assert set(CHANGES) == set(default_config().dense)
+  segmentation = experiment(squares, 'semantic_fpn_resnet18', fpn_width=8, width=8)
+  used = 0
+  for config in (detection, segmentation):
+    other = config.copy_and_resolve_references()
+    other.dense[key] = CHANGES[key]
+    idle = without_effect(other, [f'dense.{key}'])
+    one, two = (consequences(c, squares, monkeypatch) for c in (config, other))
+    assert (one == two) == bool(idle)
+    used += not idle
+  assert used
+
+
+def test_a_line_down_is_mmsegmentations_poly_of_power_one():
+  rate = warmup_linear(1.0, total=10, warmup=2, start=0.1, floor=0.0)
+  np.testing.assert_allclose([rate(s) for s in (0, 1, 2, 6, 9)], [0.1, 0.55, 1.0, 0.5, 0.125])

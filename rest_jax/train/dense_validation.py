@@ -1,0 +1,229 @@
+"""`train.py --mode evaluate` of a detector or a segmenter: figures, and pictures to look at."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rest_jax.data.dense_batches import DenseEvalBatches, View
+from rest_jax.data.dense_sources import EMBEDDED, DenseSource, Kind, load_dense
+from rest_jax.errors import UserError
+from rest_jax.evaluation.document import Block, Cell, Figure, Heading, Table, Text, to_markdown
+from rest_jax.evaluation.environment import command_line, describe_devices, environment
+from rest_jax.evaluation.progress import clock
+from rest_jax.files import make_folder
+from rest_jax.models import model_dir
+from rest_jax.models.dense_config import KINDS
+from rest_jax.models.dense_drawing import beside, draw_objects, draw_segmentation
+from rest_jax.models.dense_model import Detector, Objects, Segmenter
+from rest_jax.text import markdown, markdown_code, plural
+from rest_jax.train import dense_evaluate
+from rest_jax.train.parallel import check_batch, make_mesh, memory_advice
+from rest_jax.train.processes import is_main
+from rest_jax.train.workdir import write_json, write_text, writing
+
+PICTURES = 8  # that are drawn
+# Flags that are about the images of classifiers.
+_NOT_DENSE = ('architecture', 'ema', 'image_size', 'resize', 'crop_pct', 'interpolation')
+
+
+def kind_at(model: str) -> str:
+  """'detector' or 'segmenter' where a model directory holds one, else ''."""
+  if model_dir.checkpoint(model) is not None:
+    return ''
+  path = model_dir.resolve(model) / model_dir.CONFIG
+  try:
+    kind = json.loads(path.read_text(encoding='utf-8')).get('kind', '')
+  except (OSError, ValueError, AttributeError):
+    return ''  # whoever opens it says what is wrong
+  return kind if kind in KINDS else ''
+
+
+def judge(options: dict[str, Any]) -> str:
+  """Judges a model on a split and writes report.md, results.json and pictures/.
+
+  Args:
+    options: of the command line: model, data, data_dir, split, limit, seed, batch_size, output.
+
+  Returns:
+    One line for the terminal.
+
+  Raises:
+    UserError: flags that are for classifiers, other classes, damaged data, or nowhere to write.
+  """
+  given = [f'--{name}' for name in _NOT_DENSE if options[name]]
+  if given:
+    raise UserError(
+      f'{" and ".join(given)}: for classifiers; sizes are those of {options["model"]}'
+    )
+  kind, output = kind_at(options['model']), options['output']
+  found = (Detector if kind == 'detector' else Segmenter).load(options['model'])
+  mesh = make_mesh()
+  check_batch(options['batch_size'], 1, mesh)
+  own = dense_evaluate.local_mesh(mesh)
+  source, where = _source(found, options)
+  make_folder(output)
+  gallery = _Gallery(output / 'pictures', found.class_names) if is_main() else None
+  began = time.monotonic()
+  with memory_advice():
+    result = _result(found, source, options['batch_size'], own, gallery)
+  result['seconds'] = time.monotonic() - began
+  if is_main():
+    _write(output, found, options['model'], where, result, gallery)
+  return _line(options['model'], where, result, output)
+
+
+def _source(found: Any, options: dict[str, Any]) -> tuple[DenseSource, str]:
+  """The pictures, and what they are called."""
+  name = EMBEDDED if options['data'] == 'digit_scenes' else options['data']
+  split = options['split'] or 'test'
+  sources = load_dense(
+    name,
+    _data_kind(found, name),
+    data_dir=options['data_dir'],
+    train_split=split,
+    test_split=split,
+  )
+  if sources.class_names != found.class_names:
+    missing = [n for n in sources.class_names if n not in found.class_names]
+    raise UserError(
+      f'{name} has {plural(len(sources.class_names), "class")}, {options["model"]} '
+      f'{plural(len(found.class_names), "class")}: they are not the same or in another order'
+      + (f'; the model does not know {", ".join(missing[:3])}' if missing else '')
+    )
+  source: Any = sources.test
+  if options['limit'] and options['limit'] < len(source):
+    chosen = np.random.default_rng(options['seed']).permutation(len(source))[: options['limit']]
+    source = dataclasses.replace(source, examples=_Some(source.examples, tuple(chosen.tolist())))
+  return source, f'{name} ({split})'
+
+
+@dataclasses.dataclass(frozen=True)
+class _Some:
+  """Some pictures of a source."""
+
+  source: Any
+  chosen: tuple[int, ...]
+
+  def __len__(self) -> int:
+    return len(self.chosen)
+
+  def __getitem__(self, index: int) -> dict[str, Any]:
+    return self.source[self.chosen[index]]
+
+
+def _data_kind(found: Any, name: str) -> Kind:
+  """What can be judged: masks where the model has them and the data too."""
+  if found.config.kind == 'segmenter':
+    return 'pixels'
+  has_masks = getattr(found.module, 'masks', False)
+  known = name == EMBEDDED or (Path(name).expanduser() / 'annotations').is_dir()
+  return 'masks' if has_masks and known else 'boxes'
+
+
+def _result(found: Any, source: DenseSource, batch_size: int, mesh: Any, watch: Any) -> Any:
+  """What the model reaches."""
+  config = found.config
+  step = dense_evaluate.make_step(found.module, config.kind, config.mean, config.std, mesh)
+  view = View(config.short, config.long, config.canvases)
+  batches = DenseEvalBatches(source, batch_size, view)
+  variables = dense_evaluate.replicated(found.variables, mesh)
+  if config.kind == 'segmenter':
+    return dense_evaluate.judge_segmenter(step, variables, batches, found.class_names, watch=watch)
+  masks = source.kind == 'masks'
+  return dense_evaluate.judge_detector(
+    step, variables, batches, found.class_names, masks, watch=watch
+  )
+
+
+class _Gallery:
+  """Draws the first pictures: the truth, and beside it what was found."""
+
+  def __init__(self, folder: Path, class_names: tuple[str, ...]):
+    self.folder, self._names = folder, class_names
+    self.files: list[Path] = []
+
+  def __call__(self, example: dict[str, Any], found: Any) -> None:
+    if len(self.files) == PICTURES:
+      return
+    picture = example['image']
+    if isinstance(found, Objects):
+      count = len(example['labels'])
+      truth = Objects(
+        example['boxes'], np.ones(count, np.float32), example['labels'], example.get('masks')
+      )
+      both = (draw_objects(picture, one, self._names) for one in (truth, found))
+    else:
+      pair = (example['segmentation'], found)
+      both = (draw_segmentation(picture, classes, self._names) for classes in pair)
+    path = self.folder / f'{len(self.files) + 1}.png'
+    with writing(self.folder.parent):
+      self.folder.mkdir(exist_ok=True)
+      beside(*both).save(path)
+    self.files.append(path)
+
+
+def _write(
+  output: Path, found: Any, model: str, where: str, result: dict[str, Any], gallery: Any
+) -> None:
+  """report.md and results.json."""
+  write_json(
+    output / 'results.json',
+    {
+      'model': model,
+      'data': where,
+      'config': json.loads(found.config.to_json()),
+      **_without_nan(result),
+      'environment': environment(),
+    },
+  )
+  text = to_markdown(f'{model} on {where}', _blocks(found, result, gallery), output)
+  write_text(output / 'report.md', text)
+
+
+def _without_nan(value: Any) -> Any:
+  """JSON has no NaN: null stands for a figure of what does not occur."""
+  if isinstance(value, dict):
+    return {name: _without_nan(part) for name, part in value.items()}
+  return None if isinstance(value, float) and np.isnan(value) else value
+
+
+def _blocks(found: Any, result: dict[str, Any], gallery: Any) -> list[Block]:
+  """The report: all figures, those of the classes, pictures."""
+  by_class = result['classes'] if found.config.kind == 'detector' else {'IoU': result['classes']}
+  rows = [
+    [Cell(markdown(name)), *(Cell(_percent(part[name])) for part in by_class.values())]
+    for name in found.class_names
+  ]
+  head = ['class', *(f'{name} AP' if name != 'IoU' else name for name in by_class)]
+  left = 'Left: what is true. Right: what was found (from a score of 0.3).'
+  return [
+    Text(
+      f'{plural(result["count"], "picture")}; {clock(result["seconds"])} on {describe_devices()}. '
+      f'Command: {markdown_code(command_line())}'
+    ),
+    Table('', ['figure', ''], [[Cell(n), Cell(_percent(v))] for n, v in _figures(result).items()]),
+    Heading('Classes'),
+    Table('', head, rows),
+    Heading('Pictures'),
+    Text(left if found.config.kind == 'detector' else left.removesuffix(' (from a score of 0.3).')),
+    *(Figure(path, f'picture {path.stem}') for path in gallery.files),
+  ]
+
+
+def _figures(result: dict[str, Any]) -> dict[str, float]:
+  return {n: v for n, v in result.items() if n not in ('classes', 'count', 'seconds')}
+
+
+def _percent(value: float) -> str:
+  return '-' if np.isnan(value) else f'{100 * value:.1f} %'
+
+
+def _line(model: str, where: str, result: dict[str, Any], output: Path) -> str:
+  shown = ', '.join(f'{name} {_percent(value)}' for name, value in _figures(result).items())
+  return f'{model} on {plural(result["count"], "picture")} of {where}: {shown}; report in {output}'
