@@ -27,11 +27,11 @@ from rest_jax.models.compression import is_compressor
 from rest_jax.models.pytorch import from_pytorch, load_state_dict
 from rest_jax.models.pytorch_names import table_for, target
 from rest_jax.text import plural
-from rest_jax.train import dense, dense_evaluate, freezing, parallel
+from rest_jax.train import dense, dense_evaluate, freezing, parallel, pipeline
 from rest_jax.train.config import Config
 from rest_jax.train.evaluate import evaluate
 from rest_jax.train.optim import depths_of, make_optimizer, make_schedule
-from rest_jax.train.pipeline import Plan, test_batches
+from rest_jax.train.pipeline import Plan
 from rest_jax.train.processes import is_main
 from rest_jax.train.state import TrainState, create_state
 from rest_jax.train.step import AXIS, make_eval_step, make_train_step, seed_keys
@@ -133,7 +133,7 @@ def _measure(
   robust, denoising = bool(config.adversarial.eval_steps), bool(config.denoise.noise)
 
   def measure(variables: Any, source: Any) -> dict[str, Any]:
-    batches = test_batches(config, source)
+    batches = pipeline.test_batches(config, source)
     return evaluate(step, variables, batches, mesh, robust, denoising)
 
   return step, measure

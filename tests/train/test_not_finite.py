@@ -14,7 +14,17 @@ from hypothesis import strategies as st
 from rest_jax.errors import UserError
 from rest_jax.models import registry
 from rest_jax.models.classifier import Classifier
-from rest_jax.train import evaluate, loop, parallel, run, totals, validation, validation_command
+from rest_jax.train import (
+  evaluate,
+  loop,
+  measured,
+  parallel,
+  run,
+  task,
+  totals,
+  validation,
+  validation_command,
+)
 from rest_jax.train.losses import hit_rate, hits_at, kl_divergence, predictions, soft_cross_entropy
 from rest_jax.train.optim import clip_by_norm, global_norm, warmup_cosine
 
@@ -190,8 +200,8 @@ def result(step, **values):
   ],
 )
 def test_what_is_no_number_can_be_beaten(worse, better):
-  assert run._merit(better) > run._merit(worse)
-  assert run._better(worse, better) is better and run._better(better, worse) is better
+  assert measured.merit(better) > measured.merit(worse)
+  assert measured.better(worse, better) is better and measured.better(better, worse) is better
 
 
 def test_the_better_of_weights_and_average_is_released(experiment, tmp_path, monkeypatch):
@@ -199,11 +209,11 @@ def test_the_better_of_weights_and_average_is_released(experiment, tmp_path, mon
   experiment.train.ema = 0.9
   seen, favoured = [], []
 
-  def measured(step, variables, *args):
+  def watched(step, variables, *args):
     seen.append(jax.device_get(variables))
     return measure(step, variables, *args) | {'top1': favoured[len(seen) - 1]}
 
-  monkeypatch.setattr(run, 'evaluate', measured)
+  monkeypatch.setattr(task, 'evaluate', watched)
   for chosen, accuracies in (('average', (0.33, 1.0)), ('weights', (1.0, 0.33))):
     seen.clear()
     favoured[:] = accuracies
