@@ -2,9 +2,6 @@
 
 import inspect
 import pydoc
-import runpy
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +10,7 @@ import pytest
 from PIL import Image
 
 from rest_jax import explain
+from rest_jax.commands import explain as command
 from rest_jax.errors import UserError
 from rest_jax.explain import metrics
 from rest_jax.explain.arguments import SHARED
@@ -20,8 +18,6 @@ from rest_jax.explain.grad_cams import gradient_cam
 from rest_jax.explain.methods import METHODS
 from rest_jax.models.classifier import Classifier
 from rest_jax.models.registry import create_model
-
-ROOT = Path(__file__).parents[2]
 
 
 @gradient_cam(title='Toy-CAM', source='Nobody 2000')
@@ -60,18 +56,13 @@ def test_it_is_a_method_like_the_others(toy):
     toy_cam(pair, images, powder=2.0)
 
 
-def script(monkeypatch, *words):
-  monkeypatch.setattr(sys, 'argv', ['explain.py', *words])
-  return runpy.run_path(str(ROOT / 'explain.py'), run_name='script')['main']()
-
-
-def test_the_help_names_it(toy, monkeypatch, capsys):
-  assert script(monkeypatch, '--help') == 0
+def test_the_help_names_it(toy, capsys):
+  assert command.main(['--help']) == 0
   printed = capsys.readouterr().out
   assert all(name in printed for name in explain.list_methods()) and 'toy_cam' in printed
 
 
-def test_it_is_evaluated_and_reported(toy, monkeypatch, tmp_path):
+def test_it_is_evaluated_and_reported(toy, tmp_path):
   rng = np.random.default_rng(0)
   for number in range(2):
     place = tmp_path / 'data' / 'test' / ('even', 'odd')[number]
@@ -91,7 +82,7 @@ def test_it_is_evaluated_and_reported(toy, monkeypatch, tmp_path):
   ).save(tmp_path / 'model')
   words = [f'--{name}={tmp_path / name}' for name in ('data', 'model', 'output')]
   more = ('--method', 'toy_cam', '--batch_size', '2', '--layer', 'stage1')
-  assert script(monkeypatch, '--evaluate', *words, *more) == 0
+  assert command.main(['--evaluate', *words, *more]) == 0
   assert 'Toy-CAM' in (tmp_path / 'output' / 'table.md').read_text()
   assert 'toy_cam' in (tmp_path / 'output' / 'table.csv').read_text()
 
