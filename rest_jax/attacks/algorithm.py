@@ -9,8 +9,9 @@ the place of a finished one without compiling anew, and no result depends on its
 from __future__ import annotations
 
 import abc
+import dataclasses
 import functools
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,15 +19,24 @@ import numpy as np
 from jax import lax
 from jax.tree_util import Partial
 
+from rest_jax.attacks.threat import NORMS, Norm
+
 S = TypeVar('S', bound='State')
 
 
-class State(Protocol):
+def register_state(cls: type[S]) -> type[S]:
+  """Makes a dataclass of arrays a pytree."""
+  return jax.tree_util.register_dataclass(cls)
+
+
+@register_state
+@dataclasses.dataclass(frozen=True)
+class State:
   """What every algorithm's state has; each leaf of it has the batch as its first axis.
 
   Attributes:
     images: float32 (B, H, W, C), the originals.
-    labels: int32 (B,).
+    labels: int32 (B,); of a loss of one's own, whatever it takes.
     targets: int32 (B,); the labels where there are none.
     eps: float32 (B,).
     keys: PRNG keys (B,).
@@ -36,32 +46,57 @@ class State(Protocol):
   """
 
   images: jax.Array
-  labels: jax.Array
-  targets: jax.Array
+  labels: Any
+  targets: Any
   eps: jax.Array
   keys: jax.Array
   iteration: jax.Array
   adv: jax.Array
   success: jax.Array
 
+  @classmethod
+  def begin(cls, images, labels, eps, keys, targets=None, **more: Any) -> Self:
+    """The state before the first step, with what a state of an algorithm has `more`."""
+    return cls(
+      images=images,
+      labels=labels,
+      targets=labels if targets is None else targets,
+      eps=eps,
+      keys=keys,
+      iteration=jnp.zeros(eps.shape, jnp.int32),
+      adv=images,
+      success=jnp.zeros(eps.shape, bool),
+      **more,
+    )
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Algorithm(abc.ABC):
-  """An iterative attack: a frozen dataclass, whose fields are its settings.
+  """An iterative attack as a value, whose fields are its settings.
 
   Attributes:
+    norms: what it can do.
     gradients: whether a step asks for gradients of the model.
+    minimum_norm: whether it looks for the nearest adversarial image, not for one within a radius.
     queries_per_step: forward passes of a step.
-    steps: how many steps a run takes at most.
+    norm: of the ball, or of what is kept small.
     targeted: whether success is to reach the target; any wrong class is one otherwise.
+    query_batch: images at a time, None for the attack's own choice; no part of the algorithm.
   """
 
+  norms: ClassVar[tuple[str, ...]] = NORMS
   gradients: ClassVar[bool] = True
+  minimum_norm: ClassVar[bool] = False
   queries_per_step: ClassVar[int] = 1
-  targeted: bool
+
+  norm: Norm = 'linf'
+  targeted: bool = False
+  query_batch: int | None = None
 
   @property
-  @abc.abstractmethod
-  def steps(self) -> int: ...
+  def length(self) -> int:
+    """How many steps a run takes at most; by default the field `steps`."""
+    return int(getattr(self, 'steps'))  # noqa: B009
 
   @abc.abstractmethod
   def init(
@@ -87,11 +122,6 @@ class Algorithm(abc.ABC):
     return state.adv, jnp.zeros(state.success.shape)
 
 
-def register_state(cls: type[S]) -> type[S]:
-  """Makes a dataclass of arrays a pytree."""
-  return jax.tree_util.register_dataclass(cls)
-
-
 def select(mask: jax.Array, new: Any, old: Any) -> Any:
   """Takes images of `new` where mask (B,) is true, of `old` elsewhere; over whole pytrees."""
 
@@ -103,7 +133,7 @@ def select(mask: jax.Array, new: Any, old: Any) -> Any:
 
 def finished(algorithm: Algorithm, state: State, stop_early: bool) -> jax.Array:
   """Which images are done, (B,): out of steps or, with `stop_early`, successful."""
-  done = state.iteration >= algorithm.steps
+  done = state.iteration >= algorithm.length
   return done | state.success if stop_early else done
 
 

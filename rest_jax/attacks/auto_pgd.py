@@ -21,7 +21,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from rest_jax.attacks import losses
-from rest_jax.attacks.algorithm import Algorithm, in_chunks, register_state, select
+from rest_jax.attacks.algorithm import State, in_chunks, register_state, select
 from rest_jax.attacks.ball import (
   draw_normal,
   draw_uniform,
@@ -33,22 +33,23 @@ from rest_jax.attacks.ball import (
   total,
   usable,
 )
-from rest_jax.attacks.driver import attack, clean_logits
+from rest_jax.attacks.driver import IterativeAttack, Outcome, attack, clean_logits
 from rest_jax.attacks.losses import LossName, is_own, loss_inputs, loss_name
 from rest_jax.attacks.queries import Answer, ask, fold_each, image_keys
+from rest_jax.attacks.registry import register
 from rest_jax.attacks.threat import Inputs, Norm, check_count, check_key
 from rest_jax.errors import UserError
 
 
-class Row(NamedTuple):
-  """What each image does at its own step, (B,) each; as `Table`."""
+class Turn(NamedTuple):
+  """What each image does at its own step, (B,) each; as `Schedule`."""
 
   radius: jax.Array
   start: jax.Array
   window: jax.Array
 
 
-class Table(NamedTuple):
+class Schedule(NamedTuple):
   """What a run does at each of its steps, (steps,) each.
 
   Attributes:
@@ -61,13 +62,13 @@ class Table(NamedTuple):
   start: np.ndarray
   window: np.ndarray
 
-  def at(self, iteration: jax.Array) -> Row:
-    """The rows of steps (B,)."""
-    return Row(*(jnp.asarray(column)[iteration] for column in self))
+  def at(self, iteration: jax.Array) -> Turn:
+    """What is due at steps (B,)."""
+    return Turn(*(jnp.asarray(column)[iteration] for column in self))
 
 
 @functools.lru_cache
-def make_table(norm: Norm, iterations: int, large_radii: bool) -> Table:
+def make_table(norm: Norm, iterations: int, large_radii: bool) -> Schedule:
   """What a run does at each of its steps.
 
   Args:
@@ -76,7 +77,7 @@ def make_table(norm: Norm, iterations: int, large_radii: bool) -> Table:
     large_radii: whether three and two times the radius come first, with 30 % of the steps each.
 
   Returns:
-    The table, a row a step and one for the start of each stage.
+    The schedule, an entry a step and one for the start of each stage.
   """
   stages = [(1.0, iterations)]
   if large_radii:
@@ -88,7 +89,7 @@ def make_table(norm: Norm, iterations: int, large_radii: bool) -> Table:
     for at, window in enumerate([0, *_windows(norm, iterations, count)])
   ]
   radius, start, window = (np.array(column) for column in zip(*rows, strict=True))
-  return Table(radius.astype(np.float32), start, window.astype(np.float32))
+  return Schedule(radius.astype(np.float32), start, window.astype(np.float32))
 
 
 def _windows(norm: Norm, iterations: int, count: int) -> list[int]:
@@ -116,7 +117,7 @@ _L1_LEAST_STEP = 0.1  # in units of the radius
 
 @register_state
 @dataclasses.dataclass(frozen=True)
-class APGDState:
+class APGDState(State):
   """`algorithm.State`, and what the step rule remembers of each image.
 
   Attributes:
@@ -133,14 +134,6 @@ class APGDState:
     support: pixels that `best` had changed at the last checkpoint (L1).
   """
 
-  images: jax.Array
-  labels: jax.Array
-  targets: jax.Array
-  eps: jax.Array
-  keys: jax.Array
-  iteration: jax.Array
-  adv: jax.Array
-  success: jax.Array
   point: jax.Array
   before: jax.Array
   gradient: jax.Array
@@ -157,31 +150,75 @@ class APGDState:
   support: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
-class APGD(Algorithm):
-  """Auto-PGD.
+@register('apgd_ce', 'PGD that sets its own steps: the first choice', loss='ce')
+@register('apgd_dlr', 'where the scale of the logits hides gradients', loss='dlr')
+@register('apgd_t', 'one run a target: strongest and slowest', loss='dlr_targeted')
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class APGD(IterativeAttack):
+  """Auto-PGD; as `apgd`.
 
   Attributes:
-    norm: of the ball.
-    iterations: gradient steps.
+    steps: gradient steps.
     loss: a name of `losses.MIN_CLASSES`, or a function of one's own, which knows no success.
-    targeted: whether success is to reach the target; the loss 'dlr_targeted' without it wants any
-      wrong class and heads for the target.
-    rho: share of rising steps below which the step size is halved.
+      'dlr_targeted' without `targeted` wants any wrong class and heads for the target, in turn for
+      each of those that follow in the logits.
+    output: 'sigmoid' where the outputs are decisions, each by itself.
+    restarts: runs from different starts.
+    num_targets: how many classes 'dlr_targeted' tries, 9 by default; all others where there are
+      fewer.
     large_radii: begin with three and two times the radius, 30 % of the steps each (L1).
+    stop_early: leave an image alone once it is adversarial.
+    rho: share of rising steps below which the step size is halved.
   """
 
-  norm: Norm
-  iterations: int = 100
-  loss: losses.LossName = 'ce'
-  targeted: bool = False
-  rho: float = 0.75
+  steps: int = 100
+  loss: LossName = 'ce'
+  output: str = 'softmax'
+  restarts: int = 1
+  num_targets: int | None = None
   large_radii: bool = False
+  stop_early: bool = True
+  rho: float = 0.75
+
+  def __post_init__(self):
+    check_count('steps', self.steps)
+    if self.num_targets is not None:
+      check_count('num_targets', self.num_targets)
 
   @property
-  def steps(self) -> int:
+  def length(self) -> int:
     """Queries: one a step, and one for the start of each stage."""
     return len(self._table().start)
+
+  def run(
+    self,
+    logits_fn: Any,
+    images: Any,
+    labels: Any,
+    *,
+    key: Any,
+    eps: Any = None,
+    targets: Any = None,
+  ) -> Outcome:
+    """Attacks images; see `apgd`."""
+    each = self.loss == 'dlr_targeted' and targets is None and self.output == 'softmax'
+    if self.num_targets is not None and not each:
+      raise UserError(
+        "num_targets are those of loss='dlr_targeted' without targets; leave them out"
+      )
+    loss = self.loss if each else loss_name(self.loss, targets, self.output)
+    inputs = loss_inputs(logits_fn, images, labels, loss, self.norm, eps, targets, fall_back=True)
+    restarts = self.restarts
+    if each:
+      count = min(9 if self.num_targets is None else self.num_targets, inputs.num_classes - 1)
+      restarts *= count
+      if len(inputs.images):
+        inputs = _with_targets(inputs, count, key, self.query_batch)
+    if not is_own(loss) and inputs.num_classes < losses.MIN_CLASSES.get(str(loss), 0):
+      loss = str(loss).replace('dlr', 'margin')
+    algorithm = dataclasses.replace(self, loss=loss, targeted=targets is not None)
+    driving = {'stop_early': self.stop_early, 'query_batch': self.query_batch}
+    return attack(algorithm, inputs, key, restarts=restarts, **driving)
 
   def init(self, model: Partial, images, labels, eps, keys, targets=None) -> APGDState:
     """At a random point; asks the model nothing."""
@@ -189,15 +226,8 @@ class APGD(Algorithm):
     zeros, ones = jnp.zeros(eps.shape), jnp.ones(eps.shape)
     radius = eps * self._table().radius[0]
     point = finish(images + self._start(keys, images, radius), images, self.norm, radius)
-    return APGDState(
-      images=images,
-      labels=labels,
-      targets=labels if targets is None else targets,
-      eps=eps,
-      keys=keys,
-      iteration=jnp.zeros(eps.shape, jnp.int32),
-      adv=images,
-      success=jnp.zeros(eps.shape, bool),
+    return APGDState.begin(
+      *(images, labels, eps, keys, targets),
       point=point,
       before=point,
       gradient=jnp.zeros_like(images),
@@ -280,7 +310,7 @@ class APGD(Algorithm):
     new = finish(new, state.images, self.norm, radius)
     return dataclasses.replace(state, point=new, before=state.point)
 
-  def _note(self, state: APGDState, answer: Answer, table: Row) -> APGDState:
+  def _note(self, state: APGDState, answer: Answer, table: Turn) -> APGDState:
     gradient = usable(answer.gradient)
     higher = table.start | (answer.losses > state.best_loss)
     hit = losses.success_of(self.loss, answer.logits, state.labels, state.targets, self.targeted)
@@ -334,8 +364,8 @@ class APGD(Algorithm):
       gradient=select(sparser, state.best_gradient, state.gradient),
     )
 
-  def _table(self) -> Table:
-    return make_table(self.norm, self.iterations, self.large_radii)
+  def _table(self) -> Schedule:
+    return make_table(self.norm, self.steps, self.large_radii)
 
 
 def _count(delta: jax.Array) -> jax.Array:
@@ -378,9 +408,9 @@ def apgd(
     loss: 'ce', 'dlr', 'margin' or 'dlr_targeted'. The last without `targets` is APGD-T of
       AutoAttack: any wrong class counts, and each restart is run towards each of the classes
       that follow in the logits of the image. Where a model has too few classes for the DLR, three
-      and four, these two follow the margin instead, as in `auto_attack`. Or a function of your
-      own, as in `pgd`.
-    output: as in `pgd`.
+      and four, these two follow the margin instead, as in `auto_attack`. Or a function
+      `(outputs, labels) -> (B,)` of your own, to be maximised, which knows no success.
+    output: 'sigmoid' where the K outputs are decisions, each by itself, and labels (B, K).
     restarts: runs from different starts.
     targets: classes to reach, (B,); any wrong one by default. With 'dlr' its ratio is that of the
       target's logit and the highest other one.
@@ -397,24 +427,18 @@ def apgd(
   Raises:
     UserError: bad input.
   """
-  check_count('steps', steps)
-  each = loss == 'dlr_targeted' and targets is None and output == 'softmax'
-  if num_targets is not None and not each:
-    raise UserError("num_targets are those of loss='dlr_targeted' without targets; leave them out")
-  chosen = loss if each else loss_name(loss, targets, output)
-  inputs = loss_inputs(logits_fn, images, labels, chosen, norm, eps, targets, fall_back=True)
-  if each:
-    num_targets = 9 if num_targets is None else num_targets
-    check_count('num_targets', num_targets)
-    count = min(num_targets, inputs.num_classes - 1)
-    restarts *= count
-    inputs = _with_targets(inputs, count, key, query_batch) if len(inputs.images) else inputs
-  if not is_own(chosen) and inputs.num_classes < losses.MIN_CLASSES.get(str(chosen), 0):
-    chosen = str(chosen).replace('dlr', 'margin')
-  algorithm = APGD(norm, int(steps), chosen, targets is not None, large_radii=bool(large_radii))
-  return attack(
-    algorithm, inputs, key, restarts=restarts, stop_early=stop_early, query_batch=query_batch
+  value = APGD(
+    norm=norm,
+    steps=steps,
+    loss=loss,
+    output=output,
+    restarts=restarts,
+    num_targets=num_targets,
+    large_radii=bool(large_radii),
+    stop_early=bool(stop_early),
+    query_batch=query_batch,
   )
+  return value.run(logits_fn, images, labels, key=key, eps=eps, targets=targets).images
 
 
 def _with_targets(inputs: Inputs, count: int, key: Any, query_batch: int | None) -> Inputs:

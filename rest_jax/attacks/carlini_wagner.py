@@ -8,18 +8,19 @@ Adam and its own abort.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from rest_jax.attacks import losses
-from rest_jax.attacks.algorithm import Algorithm, register_state, select
+from rest_jax.attacks.algorithm import State, register_state, select
 from rest_jax.attacks.ball import norm_of, per_image, usable
-from rest_jax.attacks.driver import attack_minimum, keep_nearest
+from rest_jax.attacks.driver import IterativeAttack, Outcome, attack, keep_nearest
 from rest_jax.attacks.queries import ask, fold_each
-from rest_jax.attacks.threat import check_count, check_inputs
+from rest_jax.attacks.registry import register
+from rest_jax.attacks.threat import Norm, check_count, check_inputs
 from rest_jax.errors import UserError
 
 _INSIDE = 0.999999  # the tanh reaches the ends of the pixel range at infinity only
@@ -29,7 +30,7 @@ _CHECKS = 10  # of progress in a round
 
 @register_state
 @dataclasses.dataclass(frozen=True)
-class CWState:
+class CWState(State):
   """`algorithm.State`, and what the search remembers of each image.
 
   Attributes:
@@ -41,14 +42,6 @@ class CWState:
     reached: whether this round found an adversarial image.
   """
 
-  images: jax.Array
-  labels: jax.Array
-  targets: jax.Array
-  eps: jax.Array
-  keys: jax.Array
-  iteration: jax.Array
-  adv: jax.Array
-  success: jax.Array
   distance: jax.Array
   scale: jax.Array
   weight: jax.Array
@@ -61,50 +54,73 @@ class CWState:
   reached: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
-class CW(Algorithm):
-  """The attack.
+@register('cw', 'the nearest one in L2, slower and by another way than fab')
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CW(IterativeAttack):
+  """The attack; as `cw`.
 
   Attributes:
-    rounds: of the binary search over c.
-    iterations: Adam's steps in a round.
+    steps: Adam's iterations in a round.
+    search_steps: rounds of the binary search over c.
     learning_rate: Adam's, in tanh space.
-    weight: the first c, with margins in units of the image's own.
+    initial_const: the first c, with margins in units of the image's own.
     confidence: by how much the margin must be exceeded, kappa, in logits.
     abort_early: end a round whose objective no longer falls.
-    targeted: whether success is to reach the target.
   """
 
-  rounds: int = 9
-  iterations: int = 1000
+  norms: ClassVar[tuple[str, ...]] = ('l2',)
+  minimum_norm: ClassVar[bool] = True
+
+  norm: Norm = 'l2'
+  steps: int = 1000
+  search_steps: int = 9
   learning_rate: float = 0.01
-  weight: float = 1e-3
+  initial_const: float = 1e-3
   confidence: float = 0.0
   abort_early: bool = True
-  targeted: bool = False
+
+  def __post_init__(self):
+    check_count('steps', self.steps)
+    check_count('search_steps', self.search_steps)
+    for name in ('learning_rate', 'initial_const'):
+      if not 0 < getattr(self, name) < float('inf'):
+        raise UserError(f'{name} is a number above 0, not {getattr(self, name)!r}')
+    if not 0 <= self.confidence < float('inf'):
+      raise UserError(f'confidence is a number from 0, not {self.confidence!r}')
 
   @property
-  def steps(self) -> int:
+  def length(self) -> int:
     """Queries."""
-    return self.rounds * self.iterations
+    return self.search_steps * self.steps
+
+  def run(
+    self,
+    logits_fn: Any,
+    images: Any,
+    labels: Any,
+    *,
+    key: Any,
+    eps: Any = None,
+    targets: Any = None,
+  ) -> Outcome:
+    """Attacks images; see `cw`."""
+    inputs = check_inputs(
+      logits_fn, images, labels, norm=self.norm, eps=eps, targets=targets, norms=self.norms
+    )
+    algorithm = dataclasses.replace(self, targeted=targets is not None)
+    driving = {'stop_early': False, 'keep_clean': True, 'query_batch': self.query_batch}
+    return attack(algorithm, inputs, key, **driving)
 
   def init(self, model: Partial, images, labels, eps, keys, targets=None) -> CWState:
     """At the image; asks the model nothing."""
     del model
     ones = jnp.ones(labels.shape)
     zeros = jnp.zeros_like(images)
-    return CWState(
-      images=images,
-      labels=labels,
-      targets=labels if targets is None else targets,
-      eps=eps,
-      keys=keys,
-      iteration=jnp.zeros(labels.shape, jnp.int32),
-      adv=images,
-      success=ones < 0,
+    return CWState.begin(
+      *(images, labels, eps, keys, targets),
       distance=jnp.inf * ones,
       scale=ones,
-      weight=self.weight * ones,
+      weight=self.initial_const * ones,
       low=0 * ones,
       high=_NO_LIMIT * ones,
       offset=zeros,
@@ -116,7 +132,7 @@ class CW(Algorithm):
 
   def step(self, model: Partial, state: CWState) -> CWState:
     """Asks once, keeps what is nearer, takes a step of Adam; the round's last one chooses c."""
-    at = state.iteration % self.iterations
+    at = state.iteration % self.steps
     state, point, objective, answer, gradient = self._objective(model, state)
     hit = losses.fooled(answer.logits, state.labels, state.targets, self.targeted)
     hit &= (answer.losses >= self.confidence) | losses.undefined(answer.logits)
@@ -130,8 +146,8 @@ class CW(Algorithm):
     )
     state = self._adam(state, gradient, at)
     stuck, state = self._progress(state, objective, at)
-    last = (at == self.iterations - 1) | stuck
-    ended = (state.iteration // self.iterations + 1) * self.iterations
+    last = (at == self.steps - 1) | stuck
+    ended = (state.iteration // self.steps + 1) * self.steps
     state = dataclasses.replace(state, iteration=jnp.where(last, ended, state.iteration + 1))
     return select(last, self._next_round(state), state)
 
@@ -171,7 +187,7 @@ class CW(Algorithm):
     return dataclasses.replace(state, offset=offset, mean=mean, power=power)
 
   def _progress(self, state: CWState, objective: jax.Array, at: jax.Array):
-    due = at % max(self.iterations // _CHECKS, 1) == 0
+    due = at % max(self.steps // _CHECKS, 1) == 0
     stuck = due & (objective > 0.9999 * state.checked_loss) & self.abort_early
     checked = jnp.where(due, objective, state.checked_loss)
     return stuck, dataclasses.replace(state, checked_loss=checked)
@@ -182,8 +198,8 @@ class CW(Algorithm):
     low = jnp.where(state.reached, state.low, jnp.maximum(state.low, state.weight))
     weight = jnp.where(high < _NO_LIMIT, (low + high) / 2, state.weight * 10)
     # The published search tries the largest c in its last round if all before failed.
-    before_last = state.iteration == (self.rounds - 1) * self.iterations
-    weight = jnp.where(before_last & (self.rounds >= 10), high, weight)
+    before_last = state.iteration == (self.search_steps - 1) * self.steps
+    weight = jnp.where(before_last & (self.search_steps >= 10), high, weight)
     zeros = jnp.zeros_like(state.offset)
     return dataclasses.replace(
       state,
@@ -244,21 +260,14 @@ def cw(
   Raises:
     UserError: bad input.
   """
-  check_count('steps', steps)
-  check_count('search_steps', search_steps)
-  for name, value in [('learning_rate', learning_rate), ('initial_const', initial_const)]:
-    if not 0 < value < float('inf'):
-      raise UserError(f'{name} is a number above 0, not {value!r}')
-  if not 0 <= confidence < float('inf'):
-    raise UserError(f'confidence is a number from 0, not {confidence!r}')
-  algorithm = CW(
-    rounds=int(search_steps),
-    iterations=int(steps),
+  value = CW(
+    steps=steps,
+    search_steps=search_steps,
     learning_rate=float(learning_rate),
-    weight=float(initial_const),
+    initial_const=float(initial_const),
     confidence=float(confidence),
     abort_early=bool(abort_early),
-    targeted=targets is not None,
+    query_batch=query_batch,
   )
-  inputs = check_inputs(logits_fn, images, labels, norm='l2', targets=targets)
-  return attack_minimum(algorithm, inputs, key, query_batch)
+  key = jax.random.key(0) if key is None else key
+  return value.run(logits_fn, images, labels, key=key, targets=targets).images

@@ -8,7 +8,7 @@ beyond it are left out of the linearised problem, so that the others take their 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,17 +16,18 @@ from jax import lax
 from jax.tree_util import Partial
 
 from rest_jax.attacks import losses
-from rest_jax.attacks.algorithm import Algorithm, register_state, select
+from rest_jax.attacks.algorithm import State, register_state, select
 from rest_jax.attacks.ball import length_of, normalize, per_image, usable
-from rest_jax.attacks.driver import attack_minimum, keep_nearest
+from rest_jax.attacks.driver import IterativeAttack, Outcome, keep_nearest
 from rest_jax.attacks.queries import fold_each, logits_of
-from rest_jax.attacks.threat import Norm, check_count, check_inputs
+from rest_jax.attacks.registry import register
+from rest_jax.attacks.threat import Norm, check_count
 from rest_jax.errors import UserError
 
 
 @register_state
 @dataclasses.dataclass(frozen=True)
-class DeepFoolState:
+class DeepFoolState(State):
   """`algorithm.State`, and the way so far.
 
   Attributes:
@@ -35,57 +36,69 @@ class DeepFoolState:
     others: the classes to look at, (B, n).
   """
 
-  images: jax.Array
-  labels: jax.Array
-  targets: jax.Array
-  eps: jax.Array
-  keys: jax.Array
-  iteration: jax.Array
-  adv: jax.Array
-  success: jax.Array
   distance: jax.Array
   moved: jax.Array
   others: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
-class DeepFool(Algorithm):
-  """The attack.
+@register('deepfool', 'the nearest one, quick and rough')
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DeepFool(IterativeAttack):
+  """The attack; as `deepfool`.
+
+  With `targeted` only the target will do; its boundary with the highest other class, whosever that
+  is, is looked at.
 
   Attributes:
-    norm: to be minimised, 'l2' or 'linf'.
-    iterations: linearisations at most.
+    steps: linearisations at most.
     overshoot: how much further than the linearised boundary, relative to the perturbation.
-    num_classes: classes of the highest logits that are looked at, the label among them.
-    targeted: whether only the target will do; its boundary with the highest other class, whosever
-      that is, is looked at.
+    num_classes: classes of the highest logits that are looked at, the label among them; 10 by
+      default.
   """
 
+  norms: ClassVar[tuple[str, ...]] = ('l2', 'linf')
+  minimum_norm: ClassVar[bool] = True
+
   norm: Norm = 'l2'
-  iterations: int = 50
+  steps: int = 50
   overshoot: float = 0.02
-  num_classes: int = 10
-  targeted: bool = False
+  num_classes: int | None = None
+
+  def __post_init__(self):
+    check_count('steps', self.steps)
+    if self.num_classes is not None:
+      check_count('num_classes', self.num_classes, 2)
+    if not 0 <= self.overshoot < float('inf'):
+      raise UserError(f'overshoot is a number from 0, not {self.overshoot!r}')
 
   @property
-  def steps(self) -> int:
+  def length(self) -> int:
     """Queries: the image's and one a linearisation."""
-    return self.iterations + 1
+    return self.steps + 1
+
+  def run(
+    self,
+    logits_fn: Any,
+    images: Any,
+    labels: Any,
+    *,
+    key: Any,
+    eps: Any = None,
+    targets: Any = None,
+  ) -> Outcome:
+    """Attacks images; see `deepfool`."""
+    if self.num_classes is not None and targets is not None:
+      raise UserError('num_classes are looked at without targets only; leave one of them out')
+    return super().run(logits_fn, images, labels, key=key, eps=eps, targets=targets)
 
   def init(self, model: Partial, images, labels, eps, keys, targets=None) -> DeepFoolState:
     """At the image; asks the model nothing but its number of classes."""
     shape = jax.eval_shape(lambda x, k: logits_of(model, x, k), images, keys)
-    count = 1 if self.targeted else min(self.num_classes, shape.shape[1]) - 1
+    looked_at = 10 if self.num_classes is None else self.num_classes
+    count = 1 if self.targeted else min(looked_at, shape.shape[1]) - 1
     no = jnp.zeros(labels.shape, bool)
-    return DeepFoolState(
-      images=images,
-      labels=labels,
-      targets=labels if targets is None else targets,
-      eps=eps,
-      keys=keys,
-      iteration=jnp.zeros(labels.shape, jnp.int32),
-      adv=images,
-      success=no,
+    return DeepFoolState.begin(
+      *(images, labels, eps, keys, targets),
       distance=jnp.where(no, 0.0, jnp.inf),
       moved=jnp.zeros_like(images),
       others=jnp.zeros((labels.shape[0], count), jnp.int32),
@@ -185,14 +198,12 @@ def deepfool(
   Raises:
     UserError: bad input.
   """
-  check_count('steps', steps)
-  if num_classes is not None and targets is not None:
-    raise UserError('num_classes are looked at without targets only; leave one of them out')
-  num_classes = 10 if num_classes is None else num_classes
-  check_count('num_classes', num_classes, 2)
-  if not 0 <= overshoot < float('inf'):
-    raise UserError(f'overshoot is a number from 0, not {overshoot!r}')
-  inputs = check_inputs(logits_fn, images, labels, norm=norm, targets=targets, norms=('l2', 'linf'))
-  targeted = targets is not None
-  algorithm = DeepFool(norm, int(steps), float(overshoot), int(num_classes), targeted)
-  return attack_minimum(algorithm, inputs, key, query_batch, stop_early=True)
+  value = DeepFool(
+    norm=norm,
+    steps=steps,
+    overshoot=float(overshoot),
+    num_classes=num_classes,
+    query_batch=query_batch,
+  )
+  key = jax.random.key(0) if key is None else key
+  return value.run(logits_fn, images, labels, key=key, targets=targets).images

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,6 @@ from rest_jax.attacks.devices import grain_of
 from rest_jax.attacks.judge import check_defined, undefined_logits
 from rest_jax.attacks.losses import fooled, undefined_count
 from rest_jax.attacks.queries import (
-  count_queries,
   fold_each,
   image_keys,
   logits_of,
@@ -32,7 +31,17 @@ from rest_jax.attacks.queries import (
   outputs_of,
 )
 from rest_jax.attacks.slots import GRAIN, Found, Jobs, Keys, Progress, Sizes, run_jobs
-from rest_jax.attacks.threat import Inputs, Norm, check_count, check_host, check_key, is_traced
+from rest_jax.attacks.threat import (
+  Inputs,
+  Norm,
+  check_count,
+  check_host,
+  check_inputs,
+  check_key,
+  is_traced,
+)
+
+A = TypeVar('A', bound=Algorithm)
 
 # Images in a batch where the caller does not say: small ones waste less at the end of an attack,
 # and a CPU is no quicker with more.
@@ -42,6 +51,71 @@ ACCELERATOR_SLOTS = 256
 _ASKING = _CLEAN = 0x7FFFFFFF
 # Numbers that each attack of a cascade has for its runs on an image.
 _RUNS = 1 << 20
+
+
+class Outcome(NamedTuple):
+  """What an attack gives.
+
+  Attributes:
+    images: float32 (B, H, W, C), in the ball and in [0, 1].
+    queries: int64 (B,), forward passes that its steps took for each image; what is asked beside
+      them is left out (is it correct at all, which classes come next). None under a trace.
+  """
+
+  images: jax.Array
+  queries: np.ndarray | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IterativeAttack(Algorithm):
+  """An algorithm that attacks by itself. A new attack is a frozen dataclass of it, with `init` and
+  `step`, that is registered: `registry.register`."""
+
+  def run(
+    self,
+    logits_fn: Any,
+    images: Any,
+    labels: Any,
+    *,
+    key: Any,
+    eps: Any = None,
+    targets: Any = None,
+  ) -> Outcome:
+    """Attacks images.
+
+    Args:
+      logits_fn: float32 images (B, H, W, C) in [0, 1] to logits (B, K), or a `Classifier`.
+      images: floats (B, H, W, C) in [0, 1].
+      labels: integers (B,).
+      key: PRNG key; image i uses `fold_in(key, i)`; or one an image, (B,).
+      eps: radius, a number or (B,); None for an attack of minimum norm.
+      targets: classes to reach, (B,); any wrong one by default.
+
+    Returns:
+      What it found: the original of an image that was misclassified already, or, of an attack
+      that gives nothing else, where nothing was found.
+
+    Raises:
+      UserError: bad input.
+    """
+    inputs = check_inputs(
+      logits_fn, images, labels, norm=self.norm, eps=eps, targets=targets, norms=self.norms
+    )
+    algorithm = dataclasses.replace(self, targeted=targets is not None)
+    return attack(algorithm, inputs, key, query_batch=self.query_batch)
+
+
+# Fields that say how an attack is driven and are no part of its program.
+_DRIVING = ('query_batch', 'restarts', 'stop_early', 'num_targets', 'output')
+
+
+def program_of(algorithm: A) -> A:
+  """The algorithm with what only its driver reads left as it is by default: equal ones compile
+  once."""
+  fields = {field.name: field.default for field in dataclasses.fields(algorithm)}
+  return dataclasses.replace(
+    algorithm, **{name: fields[name] for name in _DRIVING if name in fields}
+  )
 
 
 class Runs(NamedTuple):
@@ -221,7 +295,6 @@ def attack_images(
       stop_early=stop_early,
       progress=progress,
     )
-    count_queries(found.steps * run.algorithm.queries_per_step, which[left])
     total = _merged(total, _confirmed(target, found, which[left]), left)
   return total
 
@@ -271,7 +344,7 @@ def attack(
   stop_early: bool = True,
   keep_clean: bool | None = None,
   query_batch: int | None = None,
-) -> jax.Array:
+) -> Outcome:
   """Attacks every image; under a trace too.
 
   Args:
@@ -285,7 +358,7 @@ def attack(
     query_batch: images at a time; None for all.
 
   Returns:
-    float32 (B, H, W, C): the outcomes.
+    The outcomes.
 
   Raises:
     UserError: no key, a number of restarts or a query_batch below 1, or a model whose logits are
@@ -295,7 +368,8 @@ def attack(
   if query_batch is not None:
     check_count('query_batch', query_batch)
   if not len(inputs.images):
-    return inputs.images
+    return Outcome(inputs.images, np.zeros(0, np.int64))
+  algorithm = program_of(algorithm)
   if callable(getattr(algorithm, 'loss', None)):  # a loss of one's own knows no success
     stop_early = keep_clean = False
   keys = image_keys(check_key(key), inputs.images.shape[0])
@@ -323,8 +397,7 @@ def _queued(algorithm, inputs: Inputs, keys, restarts, stop_early, keep_clean, q
     jobs = _restart(images, labels, eps, targets, data, left, index)
     part = run_jobs(algorithm, inputs.model, jobs, sizes=sizes, stop_early=stop_early)
     found = _merged(found, part, left)
-  count_queries(found.steps * algorithm.queries_per_step)
-  return jnp.asarray(found.adv)
+  return Outcome(jnp.asarray(found.adv), found.steps * algorithm.queries_per_step)
 
 
 def _restart(images, labels, eps, targets, keys: Keys, left: np.ndarray, index: int) -> Jobs:
@@ -378,7 +451,7 @@ def _looped(algorithm, inputs: Inputs, keys, restarts, stop_early, keep_clean, q
     return _restarts(*run, done, restarts, stop_early)
 
   arrays = (inputs.images, inputs.labels, inputs.eps, keys, inputs.targets)
-  return in_chunks(chunk, arrays, query_batch)
+  return Outcome(in_chunks(chunk, arrays, query_batch), None)
 
 
 @functools.partial(jax.jit, static_argnames='outputs')
@@ -438,7 +511,7 @@ def _of_restart(targets: jax.Array | None, index: jax.Array | int) -> jax.Array 
 
 
 def _spent(algorithm: Algorithm, state: Any) -> Any:
-  return dataclasses.replace(state, iteration=jnp.full_like(state.iteration, algorithm.steps))
+  return dataclasses.replace(state, iteration=jnp.full_like(state.iteration, algorithm.length))
 
 
 def keep_nearest(
@@ -465,24 +538,3 @@ def keep_nearest(
   new = distances(point, images, norm)
   nearer = hit & (new < distance)
   return select(nearer, point, adv), jnp.where(nearer, new, distance)
-
-
-def attack_minimum(
-  algorithm: Algorithm, inputs: Inputs, key: Any, query_batch: int | None, stop_early: bool = False
-) -> jax.Array:
-  """Runs an attack of minimum norm; an image that is misclassified already stays as it is.
-
-  Args:
-    algorithm: what to run.
-    inputs: from `check_inputs`.
-    key: PRNG key, or None where only a random model would need one.
-    query_batch: images at a time; None for all.
-    stop_early: whether the first adversarial image found is the last.
-
-  Returns:
-    float32 (B, H, W, C), the nearest found, the original where there is none.
-  """
-  key = jax.random.key(0) if key is None else key
-  return attack(
-    algorithm, inputs, key, stop_early=stop_early, keep_clean=True, query_batch=query_batch
-  )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,11 +20,12 @@ from jax.tree_util import Partial
 
 from rest_jax.attacks import losses
 from rest_jax.attacks.auto_pgd import APGD
-from rest_jax.attacks.driver import Runs, Target, attack_images, make_target
+from rest_jax.attacks.driver import Outcome, Runs, Target, attack_images, make_target
 from rest_jax.attacks.fast_adaptive_boundary import FAB
 from rest_jax.attacks.queries import is_random
+from rest_jax.attacks.registry import register
 from rest_jax.attacks.square_attack import Square
-from rest_jax.attacks.threat import Norm, check_choice, check_inputs
+from rest_jax.attacks.threat import NORMS, Norm, check_choice, check_inputs
 from rest_jax.errors import UserError
 
 VERSIONS = {
@@ -73,6 +74,7 @@ class Report(NamedTuple):
     robust: bool (N,), after all.
     fooled_by: for each image the name of the attack that fooled it, '' where none did.
     records: one an attack that ran, in order.
+    queries: int64 (N,), forward passes that the attacks' steps took for each image.
     seconds: of all, compilation included.
   """
 
@@ -83,7 +85,63 @@ class Report(NamedTuple):
   robust: np.ndarray
   fooled_by: list[str]
   records: tuple[Record, ...]
+  queries: np.ndarray
   seconds: float
+
+
+@register('auto_attack', 'the number to report: APGD, FAB and Square in turn')
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AutoAttack:
+  """The whole as a value; as `auto_attack`. It has no targets.
+
+  Attributes:
+    norm: 'linf', 'l2' or 'l1'.
+    version: one of `VERSIONS`.
+    attacks: names of `MEMBERS` in place of the version's, with its settings.
+    query_batch: images in a batch, at most.
+  """
+
+  norms: ClassVar[tuple[str, ...]] = NORMS
+  gradients: ClassVar[bool] = True
+  minimum_norm: ClassVar[bool] = False
+
+  norm: Norm = 'linf'
+  version: str = 'standard'
+  attacks: Sequence[str] | None = None
+  query_batch: int | None = None
+
+  def __post_init__(self):
+    check_choice('version', self.version, tuple(VERSIONS))
+    if self.attacks is not None:
+      names = (self.attacks,) if isinstance(self.attacks, str) else tuple(self.attacks)
+      for name in names:
+        check_choice('attack', name, MEMBERS)
+      if not names:
+        raise UserError(f'no attacks; there are {", ".join(MEMBERS)}')
+      object.__setattr__(self, 'attacks', names)
+
+  def run(self, logits_fn: Any, images: Any, labels: Any, *, key: Any, eps: Any) -> Outcome:
+    """Attacks images; see `auto_attack`."""
+    report = self.report(logits_fn, images, labels, key=key, eps=eps)
+    return Outcome(report.images, report.queries)
+
+  def report(
+    self,
+    logits_fn: Any,
+    images: Any,
+    labels: Any,
+    *,
+    key: Any,
+    eps: Any,
+    progress: Progress | None = None,
+  ) -> Report:
+    """Attacks images; see `auto_attack_report`."""
+    inputs = check_inputs(logits_fn, images, labels, norm=self.norm, eps=eps)
+    if self.version == 'rand':
+      inputs = inputs._replace(model=_with_draws(inputs.model))
+    target = make_target('auto_attack', inputs, key, self.query_batch)
+    names = tuple(VERSIONS[self.version] if self.attacks is None else self.attacks)
+    return _cascade(target, names, self.norm, self.version, progress)
 
 
 def auto_attack(
@@ -99,11 +157,27 @@ def auto_attack(
   query_batch: int | None = None,
   progress: Progress | None = None,
 ) -> jax.Array:
-  """AutoAttack's adversarial images; see `auto_attack_report`, which has the same arguments.
+  """Adversarial images of AutoAttack: attacks, one after another, on what is still correct.
+
+  Args:
+    logits_fn: float32 images (B, H, W, C) in [0, 1] to logits (B, K), or a `Classifier`.
+    images: floats (N, H, W, C) in [0, 1].
+    labels: integers (N,).
+    key: PRNG key; image i uses `fold_in(key, i)`.
+    norm: 'linf', 'l2' or 'l1'.
+    eps: radius in units of [0, 1], a number or (N,); at 0 nothing is attacked.
+    version: 'standard', 'plus' or, for random models, 'rand'; `auto_attack_report` says what they
+      are.
+    attacks: names of `MEMBERS` in place of the version's, with its settings.
+    query_batch: images in a batch, at most; 64 on a CPU and 256 elsewhere by default.
+    progress: called with an attack's name and how many of its runs are over, of how many.
 
   Returns:
     float32 (N, H, W, C), in the ball and in [0, 1]: adversarial where an attack found one within
     the ball, else the originals.
+
+  Raises:
+    UserError: bad input; see `auto_attack_report`.
   """
   return auto_attack_report(
     logits_fn,
@@ -145,8 +219,8 @@ def auto_attack_report(
       these, APGD on DLR and FAB, with 5 restarts. 'rand', for random models (`attacks.eot`): APGD
       on cross-entropy and DLR with 20 draws a gradient.
     attacks: names of `MEMBERS` in place of the version's, with its settings.
-    query_batch: images in a batch; it bounds the memory, and every batch has this size, 64 on a
-      CPU and 256 elsewhere by default.
+    query_batch: images in a batch, at most, which bounds the memory; 64 on a CPU and 256 elsewhere
+      by default. Where few images are left, smaller ones are compiled if they pay.
     progress: called with an attack's name and how many of its runs are over, of how many.
 
   Returns:
@@ -157,13 +231,8 @@ def auto_attack_report(
     UserError: bad input, an unknown version or attack, a model whose logits are not numbers before
       any attack, or a call inside jit, where it cannot run.
   """
-  check_choice('version', version, tuple(VERSIONS))
-  names = _names(version, attacks)
-  inputs = check_inputs(logits_fn, images, labels, norm=norm, eps=eps)
-  if version == 'rand':
-    inputs = inputs._replace(model=_with_draws(inputs.model))
-  target = make_target('auto_attack', inputs, key, query_batch)
-  return _cascade(target, names, norm, version, progress)
+  value = AutoAttack(norm=norm, version=version, attacks=attacks, query_batch=query_batch)
+  return value.report(logits_fn, images, labels, key=key, eps=eps, progress=progress)
 
 
 def _with_draws(model: Partial) -> Partial:
@@ -174,17 +243,6 @@ def _with_draws(model: Partial) -> Partial:
   return Partial(function, *model.args, **model.keywords)
 
 
-def _names(version: str, attacks: Sequence[str] | None) -> tuple[str, ...]:
-  if attacks is None:
-    return VERSIONS[version]
-  names = (attacks,) if isinstance(attacks, str) else tuple(attacks)
-  for name in names:
-    check_choice('attack', name, MEMBERS)
-  if not names:
-    raise UserError(f'no attacks; there are {", ".join(MEMBERS)}')
-  return names
-
-
 def _cascade(
   target: Target, names: tuple[str, ...], norm: Norm, version: str, progress: Progress | None
 ) -> Report:
@@ -192,17 +250,15 @@ def _cascade(
   correct = ~target.wrong_already()
   robust, adv = correct.copy(), target.images.copy()
   fooled_by, records = [''] * len(robust), []
+  queries = np.zeros(len(robust), np.int64)
   for name in names:
     which = np.flatnonzero(robust & (target.eps > 0))
     if not len(which):
       break
     start = time.perf_counter()
-    found = attack_images(
-      target,
-      member(name, norm, version, target.num_classes, is_random(target.model)),
-      which,
-      progress=_named(progress, name),
-    )
+    runs = member(name, norm, version, target.num_classes, is_random(target.model))
+    found = attack_images(target, runs, which, progress=_named(progress, name))
+    queries[which] += found.steps * runs[0].algorithm.queries_per_step
     hit = which[found.success]
     adv[hit], robust[hit] = found.adv[found.success], False
     for image in hit:
@@ -219,6 +275,7 @@ def _cascade(
     robust=robust,
     fooled_by=fooled_by,
     records=tuple(records),
+    queries=queries,
     seconds=time.perf_counter() - begin,
   )
 
@@ -233,18 +290,24 @@ def member(
   others = num_classes - 1
   if name == 'apgd_t':
     loss = _first_loss(num_classes, random, 'dlr_targeted') if others > 2 else 'margin_targeted'
-    attack = APGD(norm, loss=loss, large_radii=l1)
+    attack = APGD(norm=norm, loss=loss, large_radii=l1)
     return (Runs(attack, num_targets=min(5 if l1 else 9, others), number=number),)
   if name.startswith('apgd'):
     first = _first_loss(num_classes, random, 'ce')
     loss = first if name == 'apgd_ce' else 'dlr' if num_classes > 2 else 'margin'
-    return (Runs(APGD(norm, loss=loss, large_radii=l1), 5 if plus or l1 else 1, number=number),)
+    return (
+      Runs(APGD(norm=norm, loss=loss, large_radii=l1), 5 if plus or l1 else 1, number=number),
+    )
   if name == 'fab_t':
-    return (Runs(FAB(norm, to_target=True), num_targets=min(9, others), number=number),)
+    return (Runs(FAB(norm=norm, to_target=True), num_targets=min(9, others), number=number),)
   if name == 'fab':
-    again = Runs(FAB(norm, random_start=True), 4, number=number)
-    return (Runs(FAB(norm), number=number), again) if plus else (Runs(FAB(norm), number=number),)
-  return (Runs(Square(norm, rescale=False), number=number),)
+    again = Runs(FAB(norm=norm, random_start=True), 4, number=number)
+    return (
+      (Runs(FAB(norm=norm), number=number), again)
+      if plus
+      else (Runs(FAB(norm=norm), number=number),)
+    )
+  return (Runs(Square(norm=norm, loss='margin', rescale=False), number=number),)
 
 
 def _first_loss(num_classes: int, random: bool, alone: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,18 +13,18 @@ import jax
 import numpy as np
 
 from rest_jax.attacks import health
+from rest_jax.attacks.cases import Evaluating, Settings
 from rest_jax.attacks.devices import shared_batch
-from rest_jax.attacks.evaluation_run import Runner, Settings
 from rest_jax.attacks.figures import draw_curves
 from rest_jax.attacks.health import HealthCheck
-from rest_jax.attacks.record import Record, RunName
+from rest_jax.attacks.record import Record, Row, RunName, markdown, robust_accuracy_curve, summarise
 from rest_jax.attacks.registry import Attack, as_attacks
-from rest_jax.attacks.table import Row, markdown, robust_accuracy_curve, summarise
 from rest_jax.attacks.threat import Norm, Threat, check_count, check_host, check_key
 from rest_jax.callables import as_function
 from rest_jax.errors import UserError
 from rest_jax.evaluation.batches import chunks
 from rest_jax.evaluation.files import write_json, write_text
+from rest_jax.evaluation.progress import images_bar
 from rest_jax.paths import local
 
 DEFAULT_ATTACKS = ('apgd_ce', 'apgd_t', 'square')
@@ -160,26 +162,28 @@ def evaluate(
     model_id=model_id,
     save_images=save_images,
     pictures=8 if pictures is None else pictures,
-    progress=progress,
   )
   _check(settings, confidence)
-  runner: Runner | None = None
-  for chunk in chunks(images, labels, targets, indices):
-    runner = runner or Runner(as_function(logits_fn), settings, chunk)
-    runner.attack(chunk)
-  if runner is None:
+  found = chunks(images, labels, targets, indices)
+  first = next(found, None)
+  if first is None:
     raise UserError('there are no images to attack')
-  runner.finish()
-  return _concluded(runner, settings, check_health, confidence)
+  work = Evaluating(as_function(logits_fn), settings, first)
+  with _bar(settings, labels, progress) as through:
+    work.run(itertools.chain([first], found), through)
+  work.finish()
+  return _concluded(work, settings, check_health, confidence)
 
 
-def _concluded(runner: Runner, settings: Settings, checked: bool, confidence: float) -> Evaluation:
-  records = runner.records()
+def _concluded(
+  work: Evaluating, settings: Settings, checked: bool, confidence: float
+) -> Evaluation:
+  records = work.records()
   checks = []
   if checked:
     norm, grid = next(iter(settings.radii.items()))
     threat = Threat(norm, max(grid))
-    checks = health.check_model_health(runner.model, runner.sample(), threat)
+    checks = health.check_model_health(work.model, work.sample(), threat)
     black_box = [attack.label for attack in settings.attacks if attack.black_box]
     checks += health.check_results_health(records, black_box)
   rows = summarise(records, settings.radii, confidence)
@@ -195,6 +199,16 @@ def _concluded(runner: Runner, settings: Settings, checked: bool, confidence: fl
     for norm in settings.radii if settings.pictures else ():
       draw_curves(settings.output_dir / 'pictures' / f'curve_{norm}.png', rows, records, norm)
   return evaluation
+
+
+def _bar(settings: Settings, labels: Any, shown: bool):
+  """A bar over all images in all cases, where that was asked for; gives what it is told by."""
+  if not shown:
+    return contextlib.nullcontext()
+  each = sum(
+    1 if a.minimum_norm else len(g) for a in settings.attacks for g in settings.radii.values()
+  )
+  return images_bar(0 if labels is None else each * np.size(labels))
 
 
 def _list(threats: Threat | Sequence[Threat]) -> list[Threat]:

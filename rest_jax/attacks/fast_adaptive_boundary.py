@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from rest_jax.attacks import losses
-from rest_jax.attacks.algorithm import Algorithm, register_state, select
+from rest_jax.attacks.algorithm import State, register_state, select
 from rest_jax.attacks.ball import (
   draw_normal,
   draw_uniform,
@@ -31,14 +31,18 @@ from rest_jax.attacks.ball import (
   usable,
 )
 from rest_jax.attacks.driver import (
+  IterativeAttack,
+  Outcome,
   Runs,
   Target,
   attack_images,
   in_batches,
   make_target,
+  program_of,
 )
 from rest_jax.attacks.losses import fooled, margin, pick
 from rest_jax.attacks.queries import ask, fold_each, logits_of
+from rest_jax.attacks.registry import register
 from rest_jax.attacks.threat import Norm, check_count, check_inputs
 from rest_jax.errors import UserError
 
@@ -165,7 +169,7 @@ START_RADIUS = {'linf': 0.3, 'l2': 1.0, 'l1': 5.0}
 
 @register_state
 @dataclasses.dataclass(frozen=True)
-class FABState:
+class FABState(State):
   """A batch under attack: `algorithm.State`, and
 
   Attributes:
@@ -173,57 +177,86 @@ class FABState:
     distance: norm of the perturbation of `adv`, (B,); inf where there is none.
   """
 
-  images: Float[Array, 'B H W C']
-  labels: Int[Array, ' B']
-  targets: Int[Array, ' B']
-  eps: Float[Array, ' B']
-  keys: Key[Array, ' B']
-  iteration: Int[Array, ' B']
-  adv: Float[Array, 'B H W C']
-  success: Bool[Array, ' B']
   point: Float[Array, 'B H W C']
   distance: Float[Array, ' B']
 
 
-@dataclasses.dataclass(frozen=True)
-class FAB(Algorithm):
-  """The algorithm and its settings, in the protocol `algorithm.Algorithm`.
+@register('fab', 'how far is the nearest adversarial image')
+@register('fab_t', 'the same, with one gradient a step', num_targets=9)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FAB(IterativeAttack):
+  """The attack; as `fab`.
 
   Attributes:
-    norm: 'linf', 'l2' or 'l1'.
-    targeted: whether only the target class is a success; any wrong class is one otherwise.
-    to_target: steps lead to the boundary with the target class; to the nearest one otherwise,
-      which takes a gradient for each class.
     steps: iterations.
-    random_start: whether to begin at a random point, half the radius away.
+    restarts: runs; the first begins at the image, the others at random points.
+    num_targets: runs towards this many classes, in place of a gradient for each class.
+    to_target: steps lead to the boundary with the target class; to the nearest one otherwise, which
+      takes a gradient for each class. `run` chooses it.
+    random_start: whether to begin at a random point, half the radius away. `run` chooses it.
     alpha_max: largest weight of the projection of the original image.
     eta: overshooting of the boundary.
     beta: an adversarial point's distance is multiplied by this before the next step.
   """
 
-  norm: Norm
-  targeted: bool = False
-  to_target: bool = False
+  minimum_norm: ClassVar[bool] = True
+  queries_per_step: ClassVar[int] = 2
+
   steps: int = 100
+  restarts: int = 1
+  num_targets: int | None = None
+  to_target: bool = False
   random_start: bool = False
   alpha_max: float = 0.1
   eta: float = 1.05
   beta: float = 0.9
 
-  queries_per_step: ClassVar[int] = 2
+  def __post_init__(self):
+    check_count('steps', self.steps)
+    check_count('restarts', self.restarts)
+    check_count('num_targets', self.num_targets or 0, 0)
+
+  def run(
+    self,
+    logits_fn: Any,
+    images: Any,
+    labels: Any,
+    *,
+    key: Any,
+    eps: Any = None,
+    targets: Any = None,
+  ) -> Outcome:
+    """Attacks images; see `fab`."""
+    if self.num_targets is not None and targets is not None:
+      raise UserError('num_targets are chosen by fab where no targets are given; leave out one')
+    inputs = check_inputs(logits_fn, images, labels, norm=self.norm, eps=eps, targets=targets)
+    target = make_target('fab', inputs, key, self.query_batch)
+    which = target.still_right()
+    found = attack_images(target, self._runs(target), which, stop_early=False)
+    adv, queries = target.images.copy(), np.zeros(len(target.images), np.int64)
+    adv[which], queries[which] = found.adv, found.steps * self.queries_per_step
+    which = which[found.success]
+    adv[which] = _search(target, adv, which)
+    return Outcome(jnp.asarray(adv), queries)
+
+  def _runs(self, target: Target) -> tuple[Runs, ...]:
+    """One from each image itself, the others from random points."""
+    count = 0 if target.targeted else min(self.num_targets or 0, target.num_classes - 1)
+    first = program_of(
+      dataclasses.replace(
+        self, targeted=target.targeted, to_target=target.targeted or count > 0, random_start=False
+      )
+    )
+    if self.restarts == 1:
+      return (Runs(first, num_targets=count),)
+    again = dataclasses.replace(first, random_start=True)
+    return Runs(first, num_targets=count), Runs(again, self.restarts - 1, count, number=1)
 
   def init(self, model: Partial, images, labels, eps, keys, targets=None) -> FABState:
     """The original images, or random points near them."""
     del model
-    return FABState(
-      images=images,
-      labels=labels,
-      targets=labels if targets is None else targets,
-      eps=eps,
-      keys=keys,
-      iteration=jnp.zeros_like(labels),
-      adv=images,
-      success=jnp.zeros(labels.shape, bool),
+    return FABState.begin(
+      *(images, labels, eps, keys, targets),
       point=_random_start(self.norm, images, eps, keys) if self.random_start else images,
       distance=jnp.full(labels.shape, jnp.inf, jnp.float32),
     )
@@ -440,8 +473,8 @@ def fab(
     num_targets: runs towards this many classes, those of the highest logits after the label's
       (FAB-T, one gradient a step), in place of a gradient for each class; 0, the default, for the
       latter. Not together with targets.
-    query_batch: images in a batch; every batch has this size, 64 on a CPU and 256 elsewhere by
-      default.
+    query_batch: images in a batch, at most; 64 on a CPU and 256 elsewhere by default. Where few are
+      left, smaller ones are compiled if they pay.
 
   Returns:
     float32 (B, H, W, C): the nearest adversarial image found, the original where there is none or
@@ -450,35 +483,14 @@ def fab(
   Raises:
     UserError: bad input.
   """
-  check_count('steps', steps)
-  check_count('restarts', restarts)
-  if num_targets is not None and targets is not None:
-    raise UserError('num_targets are chosen by fab where no targets are given; leave out one')
-  num_targets = num_targets or 0
-  check_count('num_targets', num_targets, 0)
-  inputs = check_inputs(logits_fn, images, labels, norm=norm, eps=eps, targets=targets)
-  target = make_target('fab', inputs, key, query_batch)
-  runs = _runs(target, norm, int(steps), int(restarts), int(num_targets))
-  which = target.still_right()
-  found = attack_images(target, runs, which, stop_early=False)
-  adv = target.images.copy()
-  adv[which] = found.adv
-  which = which[found.success]
-  adv[which] = _search(target, adv, which)
-  return jnp.asarray(adv)
-
-
-def _runs(
-  target: Target, norm: Norm, steps: int, restarts: int, num_targets: int
-) -> tuple[Runs, ...]:
-  """One from each image itself, the others from random points."""
-  count = 0 if target.targeted else min(num_targets, target.num_classes - 1)
-  to_target = target.targeted or count > 0
-  first = FAB(norm, target.targeted, to_target, steps)
-  if restarts == 1:
-    return (Runs(first, num_targets=count),)
-  again = dataclasses.replace(first, random_start=True)
-  return Runs(first, num_targets=count), Runs(again, restarts - 1, num_targets=count, number=1)
+  value = FAB(
+    norm=norm,
+    steps=steps,
+    restarts=restarts,
+    num_targets=num_targets,
+    query_batch=query_batch,
+  )
+  return value.run(logits_fn, images, labels, key=key, eps=eps, targets=targets).images
 
 
 def _search(target: Target, adv: np.ndarray, which: np.ndarray) -> np.ndarray:

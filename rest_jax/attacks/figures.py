@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from rest_jax.attacks.record import Record, RunName
-from rest_jax.attacks.table import WORST_CASE, Row, robust_accuracy_curve
+from rest_jax.attacks.record import WORST_CASE, Record, Row, RunName, robust_accuracy_curve
 from rest_jax.attacks.threat import Norm
 from rest_jax.errors import UserError
 from rest_jax.evaluation.figures import literal, new_figure
 from rest_jax.evaluation.files import save_figure
 from rest_jax.paths import local
+from rest_jax.text import radius_text
 
 _NAME_LENGTH = 18
 _ROWS = ('clean', 'perturbation', 'adversarial')
@@ -65,6 +65,57 @@ def draw_attacks(
   captions = (names[0], [f'× {f:.3g}' for f in factor], names[1])
   figure = _figure((images, perturbation, adversarial), captions, title)
   save_figure(local(path, 'path'), figure)
+
+
+class Shown:
+  """Collects the first successes of each run and draws them."""
+
+  def __init__(self, columns: int):
+    """Takes the number of columns of a picture."""
+    self._columns = columns
+    self._kept: dict[RunName, list[tuple[np.ndarray, np.ndarray, int, int]]] = {}
+
+  def add(
+    self,
+    run: RunName,
+    images: np.ndarray,
+    adv: np.ndarray,
+    success: np.ndarray,
+    clean: np.ndarray,
+    adversarial: np.ndarray,
+  ) -> None:
+    """Takes what is still wanted of a batch.
+
+    Args:
+      run: what it is of.
+      images: (N, H, W, C), N or more rows of them.
+      adv: likewise.
+      success: bool (N,).
+      clean: predicted classes (N,).
+      adversarial: likewise, of `adv`.
+    """
+    kept = self._kept.setdefault(run, [])
+    for row in np.flatnonzero(success)[: self._columns - len(kept)]:
+      kept.append((images[row], adv[row], int(clean[row]), int(adversarial[row])))
+
+  def draw(self, directory: Path, class_names: Sequence[str] | None) -> None:
+    """Draws `<run>.png` for each run that had a success.
+
+    Raises:
+      UserError: they cannot be written.
+    """
+    for run, kept in self._kept.items():
+      path = directory / f'{run.stem}.png'
+      # The rest of a run that was stopped does not replace its picture.
+      drawable = kept and kept[0][0].shape[-1] in (1, 3)
+      if drawable and (len(kept) == self._columns or not path.exists()):
+        images, adv, clean, wrong = zip(*kept, strict=True)
+        title = f'{run.attack}, {run.norm}' + (
+          '' if run.eps is None else f' radius {radius_text(run.eps)}'
+        )
+        draw_attacks(
+          path, np.stack(images), np.stack(adv), clean, wrong, class_names=class_names, title=title
+        )
 
 
 def _figure(rows: Sequence[np.ndarray], captions: Sequence[Sequence[str]], title: str):

@@ -28,9 +28,9 @@ from rest_jax.attacks.queries import (
   logits_once,
   logits_traced_anew,
 )
-from rest_jax.attacks.record import Record, RunName
-from rest_jax.attacks.table import at_radius
+from rest_jax.attacks.record import Record, RunName, at_radius
 from rest_jax.attacks.threat import Norm, Threat
+from rest_jax.evaluation.batches import Chunk, keys_of
 from rest_jax.text import plural, radius_text
 
 FEW_STEPS, MANY_STEPS = 1, 20
@@ -54,6 +54,43 @@ class Sample(NamedTuple):
   keys: jax.Array
   counts: np.ndarray
   real: np.ndarray
+
+
+class SampleRows:
+  """Collects images for the health checks: the first that are classified correctly."""
+
+  def __init__(self, batch_size: int):
+    """Takes the size of the sample."""
+    self._size = batch_size
+    self._right: list[tuple[np.ndarray, int, int]] = []
+    self._wrong: list[tuple[np.ndarray, int, int]] = []
+
+  def add(self, chunk: Chunk, correct: np.ndarray) -> None:
+    """Takes what is still wanted of a chunk; correct is bool (N,)."""
+    for rows, kept in ((correct, self._right), (~correct, self._wrong)):
+      for row in np.flatnonzero(rows)[: self._size - len(kept)]:
+        kept.append((chunk.images[row], int(chunk.labels[row]), int(chunk.indices[row])))
+
+  def sample(self, key: jax.Array) -> Sample:
+    """The sample, filled up with copies of its first image.
+
+    Args:
+      key: of the evaluation.
+
+    Returns:
+      Images that are classified correctly; others where there is none.
+    """
+    chosen = self._right or self._wrong
+    real = np.arange(self._size) < len(chosen)
+    chosen = chosen + chosen[:1] * (self._size - len(chosen))
+    images, labels, indices = zip(*chosen, strict=True)
+    return Sample(
+      images=jnp.asarray(np.stack(images), jnp.float32),
+      labels=jnp.asarray(np.asarray(labels, np.int32)),
+      keys=keys_of(key, np.asarray(indices)),
+      counts=real & bool(self._right),
+      real=real,
+    )
 
 
 class Held(NamedTuple):

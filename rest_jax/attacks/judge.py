@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.tree_util import Partial
 
-from rest_jax.attacks.queries import fold_each, logits_once
+from rest_jax.attacks.queries import fold_each, image_keys, logits_once
 from rest_jax.attacks.threat import Norm
 from rest_jax.errors import UserError
+from rest_jax.evaluation.fingerprint import pin
 from rest_jax.text import plural
 
 _OWN = 0x6A756467  # folded into an image's key: draws of a random model that no attack has seen
 _FIRST, _SECOND = 1, 2
 _ROUNDING = 2.0**-23  # one ulp of a pixel in [0.5, 1], where an attack adds in float32
+_PROBES = 4  # images of noise that tell models without weights apart
 _NAMED = 5  # images in a message
 _RELATIVE = 1e-6  # of a norm summed in float32
 
@@ -64,6 +66,32 @@ def judge(
   loss = total - logits[np.arange(len(labels)), labels]
   predicted = np.where(good, logits.argmax(axis=1), -1)
   return Verdict(predicted, np.where(good, loss, np.nan), undefined)
+
+
+def fingerprint(
+  model: Partial, shape: tuple[int, ...], batch_size: int, model_id: str | None
+) -> dict[str, Any]:
+  """What pins a model in the header of its results.
+
+  Args:
+    model: images to logits.
+    shape: of one image.
+    batch_size: images to ask for at a time; the answer does not hang on it.
+    model_id: the user's word for it, which then decides alone.
+
+  Returns:
+    'weights': a hash, None for a function that holds none as arguments, or `model_id`; 'probe': the
+    logits of some images of noise, null where not finite.
+  """
+  noise = np.random.default_rng(0).random((_PROBES, *shape), np.float32)
+  keys = image_keys(jax.random.key(0), _PROBES)
+  parts = []
+  for first in range(0, 0 if model_id is not None else _PROBES, batch_size):
+    # Always the same images, in batches of the one shape that the model is asked with.
+    at = np.minimum(np.arange(first, first + batch_size), _PROBES - 1)
+    parts.append(np.asarray(logits_once(model, noise[at], keys[at]))[: _PROBES - first])
+  probe = np.concatenate(parts) if parts else ()
+  return pin(model, probe=probe, model_id=model_id)
 
 
 def undefined_logits(logits: np.ndarray) -> np.ndarray:

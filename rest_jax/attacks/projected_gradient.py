@@ -4,10 +4,9 @@ adversarial training."""
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +15,13 @@ from jax import lax
 from jax.tree_util import Partial
 
 from rest_jax.attacks import ball, losses
-from rest_jax.attacks.algorithm import Algorithm, in_chunks, register_state, select
+from rest_jax.attacks.algorithm import State, register_state, select
 from rest_jax.attacks.ball import ascent, finish, furthest, normalize, project, random_start, usable
-from rest_jax.attacks.driver import attack
+from rest_jax.attacks.driver import IterativeAttack, Outcome, attack
 from rest_jax.attacks.losses import LossName, loss_inputs, loss_name
-from rest_jax.attacks.queries import ask, count_queries, fold_each, image_keys
-from rest_jax.attacks.threat import Norm, check_choice, check_count, check_key
+from rest_jax.attacks.queries import ask, fold_each, image_keys
+from rest_jax.attacks.registry import register
+from rest_jax.attacks.threat import Norm, check_choice, check_count
 from rest_jax.errors import UserError
 from rest_jax.inputs import is_known, radius
 
@@ -30,51 +30,131 @@ SCHEDULES = ('constant', 'linear', 'cosine')
 
 @register_state
 @dataclasses.dataclass(frozen=True)
-class PGDState:
+class PGDState(State):
   """`algorithm.State`, and the current point, its velocity, and the point of highest loss."""
 
-  images: jax.Array
-  labels: jax.Array
-  targets: jax.Array
-  eps: jax.Array
-  keys: jax.Array
-  iteration: jax.Array
-  adv: jax.Array
-  success: jax.Array
   point: jax.Array
   velocity: jax.Array
   best: jax.Array
   best_loss: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
-class PGD(Algorithm):
-  """Projected gradient ascent, with momentum on request.
+@register('fgsm', 'one gradient step: a first look, and training')
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FGSM(IterativeAttack):
+  """One step to the point of the ball where the linearised loss is highest; as `fgsm`.
 
   Attributes:
-    norm: of the ball.
-    iterations: gradient steps.
-    rel_step: length of a step in units of the radius.
+    loss: a name of `losses.MIN_CLASSES`, or a function of one's own, which knows no success.
+    output: 'sigmoid' where the outputs are decisions, each by itself.
+  """
+
+  loss: LossName = 'ce'
+  output: str = 'softmax'
+
+  @property
+  def length(self) -> int:
+    """One step."""
+    return 1
+
+  def init(self, model: Partial, images, labels, eps, keys, targets=None) -> State:
+    """At the image; asks the model nothing."""
+    del model
+    return State.begin(images, labels, eps, keys, targets)
+
+  def step(self, model: Partial, state: State) -> State:
+    """Asks at the image and goes; where it went is not evaluated."""
+    loss = losses.Loss(self.loss, state.labels, state.targets, self.targeted)
+    gradient = usable(ask(model, state.images, loss, state.keys).gradient)
+    adv = state.images + furthest(gradient, state.images, self.norm, state.eps)
+    adv = finish(adv, state.images, self.norm, state.eps)
+    return dataclasses.replace(state, adv=adv, iteration=state.iteration + 1)
+
+  def run(
+    self,
+    logits_fn: Any,
+    images: Any,
+    labels: Any,
+    *,
+    key: Any,
+    eps: Any = None,
+    targets: Any = None,
+  ) -> Outcome:
+    """Attacks images, those too that are misclassified; see `fgsm`."""
+    loss = loss_name(self.loss, targets, self.output)
+    inputs = loss_inputs(logits_fn, images, labels, loss, self.norm, eps, targets)
+    algorithm = dataclasses.replace(self, loss=loss, targeted=targets is not None)
+    return attack(algorithm, inputs, key, stop_early=False, query_batch=self.query_batch)
+
+
+@register('pgd', 'the plain baseline; its step size matters')
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PGD(IterativeAttack):
+  """Projected gradient ascent, with momentum on request; as `pgd`.
+
+  Attributes:
+    steps: gradient steps.
+    step_size: length of a step in units of [0, 1].
+    rel_step: the same in units of the radius; 2.5 / steps where neither is given.
     schedule: of the lengths: 'constant', or falling to 0 ('linear', 'cosine').
     random_start: begin at a point drawn uniformly from the ball.
     decay: of the momentum (0 for none): Dong et al., 2018, equation 6.
+    restarts: runs from different starts.
     loss: a name of `losses.MIN_CLASSES`, or a function of one's own, which knows no success.
-    targeted: whether success is to reach the target.
+    output: 'sigmoid' where the outputs are decisions, each by itself.
+    stop_early: leave an image alone once it is adversarial.
   """
 
-  norm: Norm
-  iterations: int
-  rel_step: float
+  whole: ClassVar[float] = 2.5  # of all steps, in units of the radius, where no length is given
+
+  steps: int = 40
+  step_size: float | None = None
+  rel_step: float | None = None
   schedule: str = 'constant'
   random_start: bool = True
   decay: float = 0.0
-  loss: losses.LossName = 'ce'
-  targeted: bool = False
+  restarts: int = 1
+  loss: LossName = 'ce'
+  output: str = 'softmax'
+  stop_early: bool = True
+
+  def __post_init__(self):
+    check_count('steps', self.steps)
+    check_choice('schedule', self.schedule, SCHEDULES)
+    if not 0 <= self.decay < math.inf:
+      raise UserError(f'decay is a number from 0, not {self.decay!r}')
+    if self.step_size is not None and self.rel_step is not None:
+      raise UserError('give step_size or rel_step, not both')
 
   @property
-  def steps(self) -> int:
+  def length(self) -> int:
     """Queries: the starting point's and one a step."""
-    return self.iterations + 1
+    return self.steps + 1
+
+  def run(
+    self,
+    logits_fn: Any,
+    images: Any,
+    labels: Any,
+    *,
+    key: Any,
+    eps: Any = None,
+    targets: Any = None,
+  ) -> Outcome:
+    """Attacks images; see `pgd`."""
+    loss, length = loss_name(self.loss, targets, self.output), self._relative(eps)
+    inputs = loss_inputs(logits_fn, images, labels, loss, self.norm, eps, targets)
+    algorithm = dataclasses.replace(
+      self, loss=loss, step_size=None, rel_step=length, targeted=targets is not None
+    )
+    return attack(
+      algorithm,
+      inputs,
+      key,
+      restarts=self.restarts,
+      stop_early=self.stop_early,
+      query_batch=self.query_batch,
+    )
 
   def init(self, model: Partial, images, labels, eps, keys, targets=None) -> PGDState:
     """At the image or at a random point; asks the model nothing."""
@@ -82,15 +162,8 @@ class PGD(Algorithm):
     point = images
     if self.random_start:
       point = finish(images + random_start(keys, images, self.norm, eps), images, self.norm, eps)
-    return PGDState(
-      images=images,
-      labels=labels,
-      targets=labels if targets is None else targets,
-      eps=eps,
-      keys=keys,
-      iteration=jnp.zeros(eps.shape, jnp.int32),
-      adv=images,
-      success=jnp.zeros(eps.shape, bool),
+    return PGDState.begin(
+      *(images, labels, eps, keys, targets),
       point=point,
       velocity=jnp.zeros_like(images) if self.decay else jnp.zeros_like(images[:, :1, :1, :1]),
       best=point,
@@ -129,15 +202,42 @@ class PGD(Algorithm):
     if self.decay:
       gradient = velocity = self.decay * velocity + normalize(gradient, 'l1')
     lengths = jnp.asarray(self._lengths())
-    length = state.eps * lengths[jnp.minimum(state.iteration, self.iterations - 1)]
+    length = state.eps * lengths[jnp.minimum(state.iteration, self.steps - 1)]
     delta = state.point + ascent(gradient, self.norm, length) - state.images
     delta = project(delta, state.images, self.norm, state.eps)
     return finish(state.images + delta, state.images, self.norm, state.eps), velocity
 
   def _lengths(self) -> np.ndarray:
-    t = np.arange(self.iterations) / self.iterations
+    rel_step = self.whole / self.steps if self.rel_step is None else self.rel_step
+    t = np.arange(self.steps) / self.steps
     shape = {'constant': np.ones_like(t), 'linear': 1 - t, 'cosine': (1 + np.cos(np.pi * t)) / 2}
-    return (self.rel_step * shape[self.schedule]).astype(np.float32)
+    return (rel_step * shape[self.schedule]).astype(np.float32)
+
+  def _relative(self, eps: Any) -> float:
+    """The length of a step in units of the radius eps."""
+    value = self.whole / self.steps if self.rel_step is None else self.rel_step
+    if self.step_size is not None:
+      if np.shape(eps) or not is_known(eps):
+        raise UserError('step_size needs one number as eps; give rel_step, in units of the radius')
+      whole = radius(eps, self.norm, infinite=True)
+      # Rounded, so that an equal ratio is an equal program.
+      value = float(f'{self.step_size / whole:.6g}') if whole > 0 else 0.0
+    if not 0 <= value < math.inf:
+      raise UserError(f'the length of a step is a number from 0, not {value!r}')
+    return float(value)
+
+
+@register('mi_fgsm', 'momentum: perturbations that transfer')
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MIFGSM(PGD):
+  """Projected gradient ascent with momentum from the image itself; as `mi_fgsm`."""
+
+  whole: ClassVar[float] = 1.0
+
+  steps: int = 10
+  random_start: bool = False
+  decay: float = 1.0
+  stop_early: bool = False
 
 
 def fgsm(
@@ -166,8 +266,9 @@ def fgsm(
     norm: 'linf', 'l2' or 'l1'.
     eps: radius in units of [0, 1], a number or (B,).
     targets: classes to reach, (B,); any wrong one by default.
-    loss: 'ce', 'dlr' or 'margin', or a targeted one; or a function of your own, as in `pgd`.
-    output: as in `pgd`.
+    loss: 'ce', 'dlr' or 'margin', or a targeted one; or a function `(outputs, labels) -> (B,)` of
+      your own, to be maximised.
+    output: 'sigmoid' where the K outputs are decisions, each by itself, and labels (B, K).
     query_batch: images at a time; None for all.
 
   Returns:
@@ -176,22 +277,9 @@ def fgsm(
   Raises:
     UserError: bad input.
   """
-  loss = loss_name(loss, targets, output)
-  inputs = loss_inputs(logits_fn, images, labels, loss, norm, eps, targets)
-  if not len(inputs.images):
-    return inputs.images
-  key = check_key(jax.random.key(0) if key is None else key)
-  keys = image_keys(key, inputs.images.shape[0])
-  arrays = (inputs.images, inputs.labels, inputs.eps, keys, inputs.targets)
-  count_queries(1)
-  return in_chunks(lambda a: _fgsm(inputs.model, *a, norm, loss), arrays, query_batch)
-
-
-@functools.partial(jax.jit, static_argnames=('norm', 'loss'))
-def _fgsm(model: Partial, images, labels, eps, keys, targets, norm: Norm, loss: LossName):
-  answer = ask(model, images, losses.Loss(loss, labels, targets, targets is not None), keys)
-  delta = furthest(usable(answer.gradient), images, norm, eps)
-  return finish(images + delta, images, norm, eps)
+  value = FGSM(norm=norm, loss=loss, output=output, query_batch=query_batch)
+  key = jax.random.key(0) if key is None else key
+  return value.run(logits_fn, images, labels, key=key, eps=eps, targets=targets).images
 
 
 def pgd(
@@ -250,17 +338,82 @@ def pgd(
   Raises:
     UserError: bad input.
   """
-  rel_step = _relative(step_size, rel_step, eps, norm, 2.5 / max(steps, 1))
-  algorithm = _algorithm(norm, steps, rel_step, schedule, random_start, 0.0, loss, targets, output)
-  return _attack(
-    algorithm, logits_fn, images, labels, key, eps, targets, restarts, stop_early, query_batch
+  value = PGD(
+    norm=norm,
+    steps=steps,
+    step_size=step_size,
+    rel_step=rel_step,
+    schedule=schedule,
+    random_start=bool(random_start),
+    restarts=restarts,
+    loss=loss,
+    output=output,
+    stop_early=bool(stop_early),
+    query_batch=query_batch,
   )
+  return value.run(logits_fn, images, labels, key=key, eps=eps, targets=targets).images
 
 
-def bim(logits_fn: Any, images: Any, labels: Any, *, key: Any = None, **options) -> jax.Array:
-  """Basic iterative method: Kurakin et al., 2017. `pgd` from the image itself; same arguments."""
+def bim(
+  logits_fn: Any,
+  images: Any,
+  labels: Any,
+  *,
+  key: Any = None,
+  norm: Norm = 'linf',
+  eps: Any,
+  steps: int = 40,
+  step_size: float | None = None,
+  rel_step: float | None = None,
+  schedule: str = 'constant',
+  targets: Any = None,
+  loss: LossName = 'ce',
+  output: str = 'softmax',
+  stop_early: bool = True,
+  query_batch: int | None = None,
+) -> jax.Array:
+  """Basic iterative method: Kurakin et al., "Adversarial examples in the physical world", 2017.
+
+  It is `pgd` from the image itself, in one run.
+
+  Args:
+    logits_fn: float32 images (B, H, W, C) in [0, 1] to logits (B, K), or a `Classifier`.
+    images: floats (B, H, W, C) in [0, 1].
+    labels: integers (B,).
+    key: PRNG key; only random models need one.
+    norm: 'linf', 'l2' or 'l1'.
+    eps: radius in units of [0, 1], a number or (B,).
+    steps: gradient steps.
+    step_size: length of a step in units of [0, 1]; a part of what is compiled.
+    rel_step: the same in units of the radius; 2.5 / steps where neither is given.
+    schedule: 'constant', 'linear' or 'cosine' lengths, the latter two falling to 0.
+    targets: classes to reach, (B,); any wrong one by default.
+    loss: 'ce', 'dlr' or 'margin', or a targeted one; or a function `(outputs, labels) -> (B,)` of
+      your own, of which the point of highest value is returned.
+    output: 'sigmoid' where the K outputs are decisions, each by itself, and labels (B, K).
+    stop_early: leave an image alone once it is adversarial, one misclassified from the start too.
+    query_batch: images at a time; None for all.
+
+  Returns:
+    float32 (B, H, W, C), in the ball and in [0, 1].
+
+  Raises:
+    UserError: bad input.
+  """
+  value = PGD(
+    norm=norm,
+    steps=steps,
+    step_size=step_size,
+    rel_step=rel_step,
+    schedule=schedule,
+    random_start=False,
+    loss=loss,
+    output=output,
+    stop_early=bool(stop_early),
+    query_batch=query_batch,
+  )
   key = jax.random.key(0) if key is None else key
-  return pgd(logits_fn, images, labels, key=key, random_start=False, **options)
+  return value.run(logits_fn, images, labels, key=key, eps=eps, targets=targets).images
 
 
 def mi_fgsm(
@@ -283,64 +436,47 @@ def mi_fgsm(
 ) -> jax.Array:
   """Momentum iterative FGSM: Dong et al., "Boosting adversarial attacks with momentum", 2018.
 
-  Its perturbations transfer better between models than those of `pgd`. Arguments, result and
-  errors are those of `pgd`, and:
+  Its perturbations transfer better between models than those of `pgd`.
 
   Args:
-    logits_fn: as in `pgd`.
-    images: as in `pgd`.
-    labels: as in `pgd`.
-    key: only random models need one.
+    logits_fn: float32 images (B, H, W, C) in [0, 1] to logits (B, K), or a `Classifier`.
+    images: floats (B, H, W, C) in [0, 1].
+    labels: integers (B,).
+    key: PRNG key; only random models need one.
     norm: 'linf', 'l2' or 'l1'.
-    eps: as in `pgd`.
+    eps: radius in units of [0, 1], a number or (B,).
     steps: gradient steps.
-    step_size: as in `pgd`.
-    rel_step: as in `pgd`; 1 / steps where neither is given.
+    step_size: length of a step in units of [0, 1]; a part of what is compiled.
+    rel_step: the same in units of the radius; 1 / steps where neither is given.
     decay: of the accumulated gradient, mu in equation 6.
-    targets: as in `pgd`.
-    loss: as in `pgd`.
-    output: as in `pgd`.
-    stop_early: as in `pgd`; off by default, because more loss transfers better.
-    query_batch: as in `pgd`.
+    targets: classes to reach, (B,); any wrong one by default.
+    loss: 'ce', 'dlr' or 'margin', or a targeted one; or a function `(outputs, labels) -> (B,)` of
+      your own, of which the point of highest value is returned.
+    output: 'sigmoid' where the K outputs are decisions, each by itself, and labels (B, K).
+    stop_early: leave an image alone once it is adversarial; off by default, because more loss
+      transfers better.
+    query_batch: images at a time; None for all.
 
   Returns:
-    As `pgd`.
+    float32 (B, H, W, C), in the ball and in [0, 1]: of an image that was fooled an adversarial
+    point, of another the one of highest loss.
+
+  Raises:
+    UserError: bad input.
   """
-  key = jax.random.key(0) if key is None else key
-  rel_step = _relative(step_size, rel_step, eps, norm, 1 / max(steps, 1))
-  algorithm = _algorithm(norm, steps, rel_step, 'constant', False, decay, loss, targets, output)
-  return _attack(
-    algorithm, logits_fn, images, labels, key, eps, targets, 1, stop_early, query_batch
+  value = MIFGSM(
+    norm=norm,
+    steps=steps,
+    step_size=step_size,
+    rel_step=rel_step,
+    decay=decay,
+    loss=loss,
+    output=output,
+    stop_early=bool(stop_early),
+    query_batch=query_batch,
   )
-
-
-def _algorithm(norm, steps, rel_step, schedule, random_start, decay, loss, targets, output) -> PGD:
-  check_count('steps', steps)
-  check_choice('schedule', schedule, SCHEDULES)
-  if not 0 <= decay < math.inf:
-    raise UserError(f'decay is a number from 0, not {decay!r}')
-  name, targeted = loss_name(loss, targets, output), targets is not None
-  return PGD(norm, int(steps), rel_step, schedule, bool(random_start), decay, name, targeted)
-
-
-def _attack(algorithm, logits_fn, images, labels, key, eps, targets, restarts, early, batch):
-  inputs = loss_inputs(logits_fn, images, labels, algorithm.loss, algorithm.norm, eps, targets)
-  return attack(algorithm, inputs, key, restarts=restarts, stop_early=early, query_batch=batch)
-
-
-def _relative(step_size: Any, rel_step: Any, eps: Any, norm: Norm, default: float) -> float:
-  if step_size is not None and rel_step is not None:
-    raise UserError('give step_size or rel_step, not both')
-  value = default if rel_step is None else rel_step
-  if step_size is not None:
-    if np.shape(eps) or not is_known(eps):
-      raise UserError('step_size needs one number as eps; give rel_step, in units of the radius')
-    whole = radius(eps, norm, infinite=True)
-    # Rounded, so that an equal ratio is an equal program.
-    value = float(f'{step_size / whole:.6g}') if whole > 0 else 0.0
-  if not 0 <= value < math.inf:
-    raise UserError(f'the length of a step is a number from 0, not {value!r}')
-  return float(value)
+  key = jax.random.key(0) if key is None else key
+  return value.run(logits_fn, images, labels, key=key, eps=eps, targets=targets).images
 
 
 def pgd_delta(

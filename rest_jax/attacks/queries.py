@@ -7,18 +7,15 @@ its place in the batch nor on the others (`attacks.eot` makes such a model).
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer
 from jax.tree_util import Partial
 
 from rest_jax.attacks.losses import Loss
@@ -222,51 +219,3 @@ def _of_draw(values: jax.Array, classes: int, sign: int) -> tuple[jax.Array, jax
 
 def _times(gradient: jax.Array, weight: jax.Array) -> jax.Array:
   return gradient * weight.reshape(weight.shape + (1,) * (gradient.ndim - 1))
-
-
-# ---- How often an attack asked the model about each image, for who listens.
-
-
-class Tally:
-  """Evaluations of the model that an attack's steps took: forward passes, with gradients or not.
-
-  What is asked beside the steps (is the image correct at all, which classes come next) is left out.
-
-  Attributes:
-    queries: int64 (B,) so far.
-    heard: whether anything was counted; an attack that does not count leaves it False.
-  """
-
-  def __init__(self, count: int):
-    """Starts at 0 for so many images."""
-    self.queries = np.zeros(count, np.int64)
-    self.heard = False
-
-
-_listening: contextvars.ContextVar[Tally | None] = contextvars.ContextVar('tally', default=None)
-
-
-@contextlib.contextmanager
-def counting(count: int) -> Iterator[Tally]:
-  """Listens to the attack that is called within, on so many images."""
-  tally = Tally(count)
-  token = _listening.set(tally)
-  try:
-    yield tally
-  finally:
-    _listening.reset(token)
-
-
-def count_queries(queries: Any, which: Any = slice(None)) -> None:
-  """Tells who listens how often the model was asked about each image.
-
-  Nothing is moved off the device where nobody listens, nor while an attack is being traced.
-
-  Args:
-    queries: a number, or one an image (n,).
-    which: the images, (n,); all by default.
-  """
-  tally = _listening.get()
-  if tally is not None and not isinstance(queries, Tracer):
-    tally.queries[which] += np.asarray(queries, np.int64)
-    tally.heard = True

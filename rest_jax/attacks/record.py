@@ -1,26 +1,23 @@
-"""Results of an evaluation: one record an image, attack and radius, as JSON lines on disk.
+"""What attacks did to images: records, the table and the curve made of them, the images on disk.
 
-The first line of `results.jsonl` is a header that pins the model and the settings. A run that finds
-the file goes on from it: what has a record is not attacked again.
+On disk a record is a line of `results.jsonl` (`evaluation.records`), whose 'image' is the index.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
-import os
-from collections.abc import Iterable
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
+
+from rest_jax import text
 from rest_jax.attacks.threat import Norm
 from rest_jax.errors import UserError
-from rest_jax.evaluation.files import writing
-
-RESULTS = 'results.jsonl'
-_FORMAT = 1
-_PROBE_RTOL = 1e-3  # logits of the same weights on another device differ by less
+from rest_jax.evaluation.files import write_npz, writing
+from rest_jax.evaluation.intervals import Interval, accuracy_interval
 
 
 class RunName(NamedTuple):
@@ -103,125 +100,247 @@ class Record:
     """Whether the image is classified correctly and withstood the attack."""
     return self.correct and not self.success
 
-  def to_json(self) -> str:
-    """One line, without its end."""
-    values = dataclasses.asdict(self)
-    for name in ('clean_loss', 'loss'):  # JSON has no NaN
-      value = values[name]
-      values[name] = value if value is not None and math.isfinite(value) else None
-    return json.dumps(values)
+
+WORST_CASE = 'all attacks'
 
 
-class ResultStore:
-  """Records by run and image, in memory and, where a directory is given, on disk."""
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One attack at one radius.
 
-  def __init__(self, directory: Path | None, header: dict[str, Any]):
-    """Starts anew or goes on.
+  Attributes:
+    attack: label, or `WORST_CASE`: an image counts as robust if it withstood every attack.
+    norm: 'linf', 'l2' or 'l1'.
+    eps: radius.
+    images: number of images.
+    clean_accuracy: share classified correctly before the attack.
+    robust_accuracy: share classified correctly before and not fooled by the attack.
+    median_distance: of the successful perturbations, in the norm; None where there are none.
+    mean_queries: model evaluations per attacked image; None where unknown.
+  """
+
+  attack: str
+  norm: Norm
+  eps: float
+  images: int
+  clean_accuracy: Interval
+  robust_accuracy: Interval
+  median_distance: float | None
+  mean_queries: float | None
+
+
+def summarise(
+  records: Mapping[RunName, Mapping[int, Record]],
+  radii: Mapping[Norm, Sequence[float]],
+  confidence: float = 0.95,
+) -> list[Row]:
+  """Makes the table of an evaluation.
+
+  Args:
+    records: by run and image index.
+    radii: radii of each norm. A minimum-norm attack has fooled an image at a radius if its
+      adversarial image is no farther away than that.
+    confidence: of the intervals.
+
+  Returns:
+    Rows by norm, radius and attack; after each radius, where there was more than one attack, the
+    worst case over those, of the images that all of them have seen.
+  """
+  rows = []
+  for norm, grid in radii.items():
+    runs = {name: dict(found) for name, found in records.items() if name.norm == norm and found}
+    for eps in sorted(grid):
+      at = {n.attack: at_radius(found, n, eps) for n, found in runs.items() if n.eps in (None, eps)}
+      rows += [_row(attack, norm, eps, found, confidence) for attack, found in at.items()]
+      if len(at) > 1:
+        rows.append(_row(WORST_CASE, norm, eps, _worst_case(at.values()), confidence))
+  return rows
+
+
+def at_radius(found: Mapping[int, Record], name: RunName, eps: float) -> dict[int, Record]:
+  """A run's records as those of an attack with this radius.
+
+  Args:
+    found: records by image index.
+    name: of the run; those of another than a minimum-norm attack are given back as they are.
+    eps: the radius.
+
+  Returns:
+    Records by image index.
+  """
+  if name.eps is not None:
+    return dict(found)
+  return {
+    index: dataclasses.replace(record, success=record.success and record.distance <= eps)
+    for index, record in found.items()
+  }
+
+
+def _worst_case(several: Iterable[Mapping[int, Record]]) -> dict[int, Record]:
+  """Of each image that all attacks have seen, the successful record of least distance."""
+  several = list(several)
+  common = set.intersection(*(set(found) for found in several))
+  worst = {}
+  for index in common:
+    fooled = [found[index] for found in several if found[index].success]
+    best = min(fooled, key=lambda r: r.distance) if fooled else several[0][index]
+    spent = [found[index].queries for found in several]
+    known = [queries for queries in spent if queries is not None]
+    queries = sum(known) if len(known) == len(spent) else None
+    worst[index] = dataclasses.replace(best, queries=queries)
+  return worst
+
+
+def _row(
+  attack: str, norm: Norm, eps: float, found: Mapping[int, Record], confidence: float
+) -> Row:
+  records = list(found.values())
+  correct = [record for record in records if record.correct]
+  robust = sum(record.robust for record in records)
+  distances = [record.distance for record in correct if record.success]
+  queries = [record.queries for record in correct if record.queries is not None]
+  return Row(
+    attack=attack,
+    norm=norm,
+    eps=eps,
+    images=len(records),
+    clean_accuracy=accuracy_interval(len(correct), len(records), confidence),
+    robust_accuracy=accuracy_interval(robust, len(records), confidence),
+    median_distance=float(np.median(distances)) if distances else None,
+    mean_queries=float(np.mean(queries)) if queries else None,
+  )
+
+
+def robust_accuracy_curve(
+  distances: np.ndarray, correct: np.ndarray, radii: Sequence[float] | np.ndarray
+) -> np.ndarray:
+  """Robust accuracy at any radius, from the distances that a minimum-norm attack found.
+
+  Args:
+    distances: (N,) norm of each image's adversarial perturbation, infinite where none was found.
+    correct: (N,) bool, the image itself is classified correctly.
+    radii: (R,) not negative.
+
+  Returns:
+    (R,) share of images that are classified correctly and whose distance is over the radius.
+
+  Raises:
+    UserError: shapes that do not fit, or no images.
+  """
+  distances, correct = np.asarray(distances), np.asarray(correct, bool)
+  if distances.ndim != 1 or distances.shape != correct.shape or not distances.size:
+    raise UserError(
+      f'distances and correct must be one value an image, got shapes {distances.shape} '
+      f'and {correct.shape}'
+    )
+  if np.isnan(distances).any():
+    raise UserError('distances must not be NaN; give infinity where nothing was found')
+  held = np.sort(np.where(correct, distances, -1.0))
+  over = held.size - np.searchsorted(held, np.asarray(radii, float), side='right')
+  return over / held.size
+
+
+def markdown(rows: Sequence[Row], confidence: float = 0.95) -> str:
+  """The table as Markdown."""
+  interval = f'{confidence:.0%} interval'
+  names = ['norm', 'radius', 'attack', 'images', 'clean', 'robust', interval]
+  names += ['median distance', 'queries']
+  lines = ['| ' + ' | '.join(names) + ' |', '|---' * len(names) + '|']
+  for row in rows:
+    robust = row.robust_accuracy
+    cells = [
+      row.norm,
+      text.radius_text(row.eps),
+      text.markdown(row.attack),
+      str(row.images),
+      f'{row.clean_accuracy.value:.2%}',
+      f'{robust.value:.2%}',
+      f'{robust.low:.2%} to {robust.high:.2%}',
+      '-' if row.median_distance is None else f'{row.median_distance:.4g}',
+      '-' if row.mean_queries is None else f'{row.mean_queries:.0f}',
+    ]
+    lines.append('| ' + ' | '.join(cells) + ' |')
+  return '\n'.join(lines) + '\n'
+
+
+FOLDER = 'adversarial'
+
+
+class ImageFiles:
+  """Keeps the adversarial images of each run.
+
+  `adversarial/<run>.npz` holds images float32 (N, H, W, C), index int64 (N,) and label int64 (N,)
+  of the images that were attacked, whether or not that succeeded.
+  """
+
+  def __init__(self, directory: Path):
+    """Takes the evaluation's directory; writes nothing yet."""
+    self._folder = directory / FOLDER
+
+  def add(self, run: RunName, index: np.ndarray, label: np.ndarray, images: np.ndarray) -> None:
+    """Writes images of a run, before the records that say they are there.
+
+    Raises:
+      UserError: they cannot be written.
+    """
+    # Named after its first image: attacked again after a kill, they take the same place.
+    path = self._folder / run.stem / f'{int(index[0]):010d}.npz'
+    write_npz(path, images=images, index=index.astype(np.int64), label=label.astype(np.int64))
+
+  def merge(self, run: RunName, records: Mapping[int, Record]) -> Path | None:
+    """Puts the parts of a run, and what a smaller radius lent it, into one file.
+
+    To be called from the smallest radius to the largest.
 
     Args:
-      directory: of `results.jsonl`, created where missing; None keeps everything in memory.
-      header: pins the run, JSON values. 'model' holds 'weights' (a hash or None) and 'probe'
-        (logits on fixed images, empty for none).
+      run: which.
+      records: all of the run's.
+
+    Returns:
+      The file; None where no image was attacked.
 
     Raises:
-      UserError: the directory cannot be written, or holds results of another model or other
-        settings, or a damaged file.
+      UserError: a part is missing or damaged, or no place to write.
     """
-    self.directory = directory
-    self.records: dict[RunName, dict[int, Record]] = {}
-    self._path = None if directory is None else directory / RESULTS
-    header = json.loads(json.dumps({'format': _FORMAT, **header}))  # tuples become lists
-    if self._path is not None:
-      with writing(self._path.parent):
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-      if not self._resume(self._path, header):
-        self._append(self._path, [json.dumps(header)])
-
-  def done(self, run: RunName) -> dict[int, Record]:
-    """The records of a run by image index."""
-    return self.records.setdefault(run, {})
-
-  def add(self, records: Iterable[Record]) -> None:
-    """Keeps records; on disk they are when this returns.
-
-    Raises:
-      UserError: the file cannot be written.
-    """
-    records = list(records)
-    if self._path is not None and records:
-      self._append(self._path, [record.to_json() for record in records])
-    for record in records:
-      self.done(record.run)[record.index] = record
-
-  def _append(self, path: Path, lines: list[str]) -> None:
-    with writing(path.parent), path.open('a', encoding='utf-8') as file:
-      file.write(''.join(line + '\n' for line in lines))
-      file.flush()
-      os.fsync(file.fileno())
-
-  def _resume(self, path: Path, header: dict[str, Any]) -> bool:
-    """Reads what is there; False where there is nothing."""
-    lines = _whole_lines(path)
-    if not lines:
-      return False
-    _check_header(path, _parse(path, 1, lines[0]), header)
-    for number, line in enumerate(lines[1:], start=2):
-      try:
-        record = Record(**_parse(path, number, line))
-      except TypeError as error:
-        raise _damaged(path, number) from error
-      self.done(record.run)[record.index] = record
-    return True
-
-
-def _whole_lines(path: Path) -> list[str]:
-  """Lines of a file; the last, where a kill cut it off, is removed from the file too."""
-  if not path.exists():
-    return []
-  with writing(path.parent):
-    content = path.read_bytes()
-    whole = content[: content.rfind(b'\n') + 1]
-    if len(whole) < len(content):
-      os.truncate(path, len(whole))
-  return whole.decode('utf-8', errors='replace').splitlines()
-
-
-def _parse(path: Path, number: int, line: str) -> dict[str, Any]:
-  try:
-    value = json.loads(line)
-  except ValueError as error:
-    raise _damaged(path, number) from error
-  if not isinstance(value, dict):
-    raise _damaged(path, number)
-  return value
-
-
-def _damaged(path: Path, number: int) -> UserError:
-  return UserError(
-    f'{path}, line {number} is damaged; remove that line to attack its image again, '
-    'or give another output_dir'
-  )
-
-
-def _check_header(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-  if not _same_model(found.get('model'), wanted['model']):
-    raise UserError(
-      f'{path} holds results of another model (or of one that answers at random); '
-      'give another output_dir, or say which model it is with model_id'
+    final = self._final(run)
+    # What begins with a dot was being written when a kill came.
+    found = self._read([final, *sorted((self._folder / run.stem).glob('[!.]*.npz'))])
+    for eps in {record.reused for record in records.values() if record.reused is not None}:
+      lent = self._read([self._final(run._replace(eps=eps))])
+      found |= {i: lent[i] for i in lent if i in records and records[i].reused == eps}
+    needed = sorted(i for i, record in records.items() if record.correct)
+    if missing := [i for i in needed if i not in found]:
+      raise UserError(
+        f'{final} lacks image {missing[0]} and {len(missing) - 1} more; '
+        f'remove {final.parent.parent} to attack them again'
+      )
+    if not needed:
+      return None
+    label = np.asarray([records[i].label for i in needed])
+    write_npz(
+      final, images=np.stack([found[i] for i in needed]), index=np.asarray(needed), label=label
     )
-  names = [n for n in sorted({*found, *wanted} - {'model'}) if found.get(n) != wanted.get(n)]
-  if names:
-    shown = ', '.join(f'{n} ({found.get(n)} there, {wanted.get(n)} now)' for n in names)
-    raise UserError(f'{path} holds results with other settings: {shown}; give another output_dir')
+    self._remove_parts(run)
+    return final
 
+  def _final(self, run: RunName) -> Path:
+    return self._folder / f'{run.stem}.npz'
 
-def _same_model(found: Any, wanted: dict[str, Any]) -> bool:
-  """Both the weights and what the model answers: the same weights may stand in another function."""
-  if not isinstance(found, dict) or found.get('weights') != wanted['weights']:
-    return False
-  old, new = found.get('probe') or [], wanted['probe']
-  scale = max((abs(value) for value in new if value is not None), default=0.0)
-  return len(old) == len(new) and all(
-    a == b or (None not in (a, b) and abs(a - b) <= _PROBE_RTOL * scale)
-    for a, b in zip(old, new, strict=True)
-  )
+  def _read(self, paths: list[Path]) -> dict[int, np.ndarray]:
+    found = {}
+    for path in paths:
+      if path.exists():
+        try:
+          with np.load(path) as file:
+            found |= dict(zip(file['index'].tolist(), file['images'], strict=True))
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+          raise UserError(f'{path} is damaged ({error}); remove {self._folder.parent}') from error
+    return found
+
+  def _remove_parts(self, run: RunName) -> None:
+    parts = self._folder / run.stem
+    with writing(self._folder):
+      for path in parts.glob('*.npz'):
+        path.unlink()
+      if parts.exists():
+        parts.rmdir()

@@ -1,24 +1,75 @@
-"""Attacks as values with a label, and those that an evaluation knows by name."""
+"""Attacks with a label, as an evaluation takes them, and those that it knows by name."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import inspect
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
-from rest_jax.attacks.queries import counting
 from rest_jax.attacks.threat import NORMS, Norm
 from rest_jax.errors import UserError, did_you_mean
 from rest_jax.evaluation.fingerprint import weights_hash
 
 _OF_THREAT = ('norm', 'eps', 'targets')
+C = TypeVar('C', bound=type)
+
+
+class _Entry(NamedTuple):
+  """A row of the table: the class of a value, some of its fields, and when to use it."""
+
+  value: type
+  options: dict[str, Any]
+  note: str
+
+
+_TABLE: dict[str, _Entry] = {}
+
+
+def register(name: str, note: str, **options: Any) -> Callable[[C], C]:
+  """Makes a class of attacks known by a name: to `evaluate`, `list_attacks` and defend.py.
+
+  Args:
+    name: letters, digits and _.-
+    note: when to use it, a few words.
+    **options: fields that go with the name.
+
+  Returns:
+    A decorator of a frozen dataclass: an `IterativeAttack`, or whatever has its fields `norm` and,
+    where it takes targets, `targeted`, its class attributes `norms`, `gradients` and
+    `minimum_norm`, and its method `run`.
+
+  Raises:
+    UserError: the name is taken, or no word.
+  """
+  _check_label(name)
+  if name in _TABLE:
+    raise UserError(f'there is an attack {name!r} already')
+
+  def keep(value: C) -> C:
+    _TABLE[name] = _Entry(value, options, note)
+    return value
+
+  return keep
+
+
+def list_attacks() -> list[str]:
+  """Names of the attacks that `evaluate` knows, sorted."""
+  return sorted(_TABLE)
+
+
+def table() -> str:
+  """The attacks as a Markdown table, as `docs/attacks.md` has it."""
+  lines = ['| name | norms | use |', '|---|---|---|']
+  for name in list_attacks():
+    entry = _TABLE[name]
+    lines.append(f'| `{name}` | {", ".join(entry.value.norms)} | {entry.note} |')
+  return '\n'.join(lines) + '\n'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,39 +78,34 @@ class Attack:
 
   Attributes:
     label: names it in results; letters, digits and _.-
-    function: called as `function(logits_fn, images, labels, key=..., norm=..., eps=...,
-      targets=..., **options)`, with those of the named arguments that it has; key is one an image,
-      (B,). It gives the adversarial images, or a pair of them and of the model evaluations spent on
-      each, (B,). The batch is filled up with copies whose label is not what the model says.
-    options: further arguments.
-    black_box: it asks for no gradient of the model.
+    function: an attack as a value (`APGD(loss='ce')`) or its class. Or a function of one's own,
+      called as `function(logits_fn, images, labels, key=..., norm=..., eps=..., targets=...,
+      **options)`, with those of the named arguments that it has; key is one an image, (B,). It
+      gives the adversarial images, or a pair of them and of the model evaluations spent on each,
+      (B,). The batch is filled up with copies whose label is not what the model says.
+    options: further arguments, or fields of the class.
+    black_box: it asks for no gradient of the model; a value says so itself, as it does the rest.
     minimum_norm: it looks for the nearest adversarial image instead of one within a radius.
     norms: what it can do.
   """
 
   label: str
-  function: Callable[..., Any]
+  function: Any
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   black_box: bool = False
   minimum_norm: bool = False
   norms: tuple[str, ...] = NORMS
 
   def __post_init__(self):
-    if not re.fullmatch(r'[\w.-]+', self.label):
-      raise UserError(f'the label of an attack is letters, digits and _.-, not {self.label!r}')
+    _check_label(self.label)
+    if dataclasses.is_dataclass(self.function) and not isinstance(self.function, type):
+      self._set(options={**_changed(self.function), **self.options}, function=type(self.function))
     self._check_options()
-
-  def _check_options(self) -> None:
-    """No option is ignored, and none takes the place of what the threat says."""
-    taken = _accepted(self.function)
-    for name in self.options:
-      if name in _OF_THREAT:
-        raise UserError(f'the attack {self.label} gets its {name} from the threat; leave it out')
-      if taken is not None and name not in taken:
-        known = sorted(taken - {*_OF_THREAT, 'logits_fn', 'images', 'labels', 'key'})
-        raise UserError(
-          f'the attack {self.label} has no option {name!r}; {did_you_mean(name, known)}'
-        )
+    if self._is_value:
+      value: Any = self.function
+      black_box = self.black_box or not value.gradients
+      self._set(black_box=black_box, minimum_norm=value.minimum_norm, norms=value.norms)
+      value(**self.options)  # bad values are found now
 
   def run(
     self,
@@ -89,32 +135,150 @@ class Attack:
     Raises:
       UserError: targets for an attack that takes none, or what comes back is no batch of images.
     """
-    arguments = self._arguments({'key': key, 'norm': norm, 'eps': eps, 'targets': targets})
-    with counting(len(images)) as tally:
-      result = self.function(model, images, labels, **arguments, **self.options)
+    taken = self._taken()
+    if targets is not None and taken is not None and 'targets' not in taken:
+      raise UserError(f'the attack {self.label} has no targets; leave it out of a targeted threat')
+    offered = {'key': key, 'eps': eps, 'targets': targets}
+    if self._is_value:
+      call, options = self.function(**{**self.options, 'norm': norm}).run, {}
+    else:
+      call, options = self.function, self.options
+      offered['norm'] = norm
+    named = {
+      name: value
+      for name, value in offered.items()
+      if value is not None and (taken is None or name in taken) and name not in options
+    }
+    result = call(model, images, labels, **named, **options)
     adv, queries = result if isinstance(result, tuple) else (result, None)
-    if queries is None and tally.heard:
-      queries = tally.queries
     adv = np.asarray(adv, np.float32)
     if adv.shape != images.shape:
       raise UserError(f'the attack {self.label} gave {adv.shape} for images {images.shape}')
     return adv, None if queries is None else np.asarray(queries).astype(np.int64)
 
-  def _arguments(self, offered: dict[str, Any]) -> dict[str, Any]:
-    """Those of the named arguments that the function has, with a value."""
-    taken = _accepted(self.function)
-    if offered['targets'] is not None and taken is not None and 'targets' not in taken:
-      raise UserError(f'the attack {self.label} has no targets; leave it out of a targeted threat')
-    return {
-      name: value
-      for name, value in offered.items()
-      if value is not None and (taken is None or name in taken) and name not in self.options
-    }
-
   def describe(self) -> dict[str, Any]:
     """JSON values that pin the attack in the header of its results."""
     name = getattr(self.function, '__qualname__', type(self.function).__name__)
     return {'function': name, 'options': json.loads(json.dumps(dict(self.options), default=_pin))}
+
+  @property
+  def _is_value(self) -> bool:
+    return isinstance(self.function, type) and hasattr(self.function, 'run')
+
+  def _taken(self) -> set[str] | None:
+    """Names of the arguments that it can be given; None for any."""
+    if not self._is_value:
+      return _accepted(self.function)
+    fields = {field.name for field in dataclasses.fields(self.function)}
+    return fields | {'key', 'eps'} | ({'targets'} if 'targeted' in fields else set())
+
+  def _check_options(self) -> None:
+    """No option is ignored, and none takes the place of what the threat says."""
+    taken = self._taken()
+    for name in self.options:
+      if name in _OF_THREAT:
+        raise UserError(f'the attack {self.label} gets its {name} from the threat; leave it out')
+      if taken is not None and (name not in taken or (self._is_value and name == 'targeted')):
+        known = sorted(taken - {*_OF_THREAT, 'logits_fn', 'images', 'labels', 'key', 'targeted'})
+        raise UserError(
+          f'the attack {self.label} has no option {name!r}; {did_you_mean(name, known)}'
+        )
+
+  def _set(self, **values: Any) -> None:
+    for name, value in values.items():
+      object.__setattr__(self, name, value)
+
+
+def named_attack(name: str, *, label: str | None = None, **options: Any) -> Attack:
+  """An attack of the list with options.
+
+  Args:
+    name: one of `list_attacks()`.
+    label: names it in results, so that one attack may stand there with several options; its name
+      by default.
+    **options: fields of its value.
+
+  Returns:
+    The attack.
+
+  Raises:
+    UserError: an unknown name or option, one that the threat gives, or a label that is no word.
+  """
+  if name not in _TABLE:
+    raise UserError(f'unknown attack {name!r}; there are {", ".join(list_attacks())}')
+  entry = _TABLE[name]
+  return Attack(label or name, entry.value, {**entry.options, **options})
+
+
+def as_attacks(attacks: Any, only: str | None = None) -> tuple[Attack, ...]:
+  """Looks up what an evaluation was given.
+
+  Args:
+    attacks: names, values or `Attack`s; one or several.
+    only: 'black_box' or 'white_box' leaves out the others; None leaves out none.
+
+  Returns:
+    The attacks.
+
+  Raises:
+    UserError: an unknown name, two of one label, an unknown `only`, or nothing left.
+  """
+  if only not in (None, 'black_box', 'white_box'):
+    raise UserError(f"only is 'black_box' or 'white_box', not {only!r}")
+  several = isinstance(attacks, Sequence) and not isinstance(attacks, str)
+  found = [as_attack(one) for one in (attacks if several else [attacks])]
+  labels = [attack.label for attack in found]
+  if twice := sorted({label for label in labels if labels.count(label) > 1}):
+    raise UserError(f'two attacks are called {twice[0]!r}; give them labels: Attack(label, attack)')
+  kept = tuple(a for a in found if only is None or a.black_box == (only == 'black_box'))
+  if not kept:
+    raise UserError(
+      f'no {only} attack among {", ".join(labels) or "none"}; square and transfer are black-box'
+      if only
+      else 'no attacks; give names of list_attacks(), or Attacks'
+    )
+  return kept
+
+
+def as_attack(attack: Any) -> Attack:
+  """One attack of any form: a name, a value, an `Attack`.
+
+  A value is labelled with the name that it is registered under, else with that of its class.
+
+  Raises:
+    UserError: an unknown name.
+  """
+  if isinstance(attack, Attack | str):
+    return attack if isinstance(attack, Attack) else named_attack(attack)
+  if not dataclasses.is_dataclass(attack) or isinstance(attack, type):
+    raise UserError(
+      f'an attack is one of list_attacks(), a value such as APGD() or an Attack, not {attack!r:.50}'
+    )
+  return Attack(_label_of(attack), attack)
+
+
+def _label_of(value: Any) -> str:
+  fitting = [
+    (len(entry.options), name)
+    for name, entry in _TABLE.items()
+    if entry.value is type(value)
+    and all(getattr(value, field) == wanted for field, wanted in entry.options.items())
+  ]
+  return max(fitting)[1] if fitting else type(value).__name__.lower()
+
+
+def _changed(value: Any) -> dict[str, Any]:
+  """The fields of a value that are not as by default, but for what a threat says."""
+  return {
+    field.name: getattr(value, field.name)
+    for field in dataclasses.fields(value)
+    if field.name not in ('norm', 'targeted') and getattr(value, field.name) != field.default
+  }
+
+
+def _check_label(label: str) -> None:
+  if not re.fullmatch(r'[\w.-]+', label):
+    raise UserError(f'the label of an attack is letters, digits and _.-, not {label!r}')
 
 
 def _pin(value: Any) -> Any:
@@ -127,127 +291,8 @@ def _pin(value: Any) -> Any:
 
 
 def _accepted(function: Callable[..., Any]) -> set[str] | None:
-  """Names of a function's arguments; None where it takes any."""
+  """Names of the arguments of a function of one's own; None where it takes any."""
   parameters = inspect.signature(function).parameters.values()
   if any(p.kind is p.VAR_KEYWORD for p in parameters):
     return None
   return {p.name for p in parameters}
-
-
-class _Entry(NamedTuple):
-  """A row of the table.
-
-  Attributes:
-    function: name in `rest_jax.attacks`.
-    options: its further arguments.
-    black_box: it asks for no gradient.
-    minimum_norm: it looks for the nearest adversarial image.
-    norms: what it can do.
-    note: when to use it.
-  """
-
-  function: str
-  options: dict[str, Any]
-  black_box: bool
-  minimum_norm: bool
-  norms: tuple[str, ...]
-  note: str
-
-
-_TABLE = {
-  'fgsm': _Entry('fgsm', {}, False, False, NORMS, 'one gradient step: a first look, and training'),
-  'pgd': _Entry('pgd', {}, False, False, NORMS, 'the plain baseline; its step size matters'),
-  'mi_fgsm': _Entry('mi_fgsm', {}, False, False, NORMS, 'momentum: perturbations that transfer'),
-  'apgd_ce': _Entry(
-    'apgd', {'loss': 'ce'}, False, False, NORMS, 'PGD that sets its own steps: the first choice'
-  ),
-  'apgd_dlr': _Entry(
-    'apgd', {'loss': 'dlr'}, False, False, NORMS, 'where the scale of the logits hides gradients'
-  ),
-  'apgd_t': _Entry(
-    'apgd', {'loss': 'dlr_targeted'}, False, False, NORMS, 'one run a target: strongest and slowest'
-  ),
-  'fab': _Entry('fab', {}, False, True, NORMS, 'how far is the nearest adversarial image'),
-  'fab_t': _Entry(
-    'fab', {'num_targets': 9}, False, True, NORMS, 'the same, with one gradient a step'
-  ),
-  'cw': _Entry('cw', {}, False, True, ('l2',), 'the same in L2, slower and by another way'),
-  'deepfool': _Entry('deepfool', {}, False, True, ('l2', 'linf'), 'the same, quick and rough'),
-  'square': _Entry('square', {}, True, False, NORMS, 'no gradients: a check on all the others'),
-  'auto_attack': _Entry(
-    'auto_attack', {}, False, False, NORMS, 'the number to report: APGD, FAB and Square in turn'
-  ),
-}
-
-
-def list_attacks() -> list[str]:
-  """Names of the attacks that `evaluate` knows, sorted."""
-  return sorted(_TABLE)
-
-
-def named_attack(name: str, *, label: str | None = None, **options: Any) -> Attack:
-  """An attack of the list with options.
-
-  Args:
-    name: one of `list_attacks()`.
-    label: names it in results, so that one attack may stand there with several options; its name
-      by default.
-    **options: arguments of its function.
-
-  Returns:
-    The attack.
-
-  Raises:
-    UserError: an unknown name or option, one that the threat gives, or a label that is no word.
-  """
-  if name not in _TABLE:
-    raise UserError(f'unknown attack {name!r}; there are {", ".join(list_attacks())}')
-  entry = _TABLE[name]
-  # Not at the top: the package imports this module.
-  function = getattr(importlib.import_module('rest_jax.attacks'), entry.function)
-  return Attack(
-    label=label or name,
-    function=function,
-    options={**entry.options, **options},
-    black_box=entry.black_box,
-    minimum_norm=entry.minimum_norm,
-    norms=entry.norms,
-  )
-
-
-def as_attacks(attacks: Sequence[str | Attack], only: str | None = None) -> tuple[Attack, ...]:
-  """Looks up what an evaluation was given.
-
-  Args:
-    attacks: names or attacks.
-    only: 'black_box' or 'white_box' leaves out the others; None leaves out none.
-
-  Returns:
-    The attacks.
-
-  Raises:
-    UserError: an unknown name, two of one label, an unknown `only`, or nothing left.
-  """
-  if only not in (None, 'black_box', 'white_box'):
-    raise UserError(f"only is 'black_box' or 'white_box', not {only!r}")
-  given = [attacks] if isinstance(attacks, str | Attack) else list(attacks)
-  found = [one if isinstance(one, Attack) else named_attack(one) for one in given]
-  labels = [attack.label for attack in found]
-  if twice := sorted({label for label in labels if labels.count(label) > 1}):
-    raise UserError(f'two attacks are called {twice[0]!r}; give them labels')
-  kept = tuple(a for a in found if only is None or a.black_box == (only == 'black_box'))
-  if not kept:
-    raise UserError(
-      f'no {only} attack among {", ".join(labels) or "none"}; square and transfer are black-box'
-      if only
-      else 'no attacks; give names of list_attacks(), or Attacks'
-    )
-  return kept
-
-
-def table() -> str:
-  """The attacks as a Markdown table, as `docs/attacks.md` has it."""
-  lines = ['| name | norms | use |', '|---|---|---|']
-  for name, entry in _TABLE.items():
-    lines.append(f'| `{name}` | {", ".join(entry.norms)} | {entry.note} |')
-  return '\n'.join(lines) + '\n'

@@ -220,7 +220,7 @@ class _Batch:
     self.found = Found.nothing(jobs.images)
     self.winner = np.full(len(jobs.images), len(jobs.image))  # the job that fooled each image
     self.next = self.done = self.stepped = 0
-    slots = sizes.best(min(len(jobs.image), sizes.most), algorithm.steps)
+    slots = sizes.best(min(len(jobs.image), sizes.most), algorithm.length)
     self.slot_job = np.full(slots, -1)  # -1: free
     self.iteration = np.zeros(slots, np.int64)
     self.rows = self._rows(self.slot_job)
@@ -280,7 +280,7 @@ class _Batch:
     """Goes on in a smaller batch where that pays; nothing may be waiting."""
     if self.next < len(self.jobs.image):
       return fresh, running
-    left = self.algorithm.steps - int(self.iteration[running].min())
+    left = self.algorithm.length - int(self.iteration[running].min())
     size = self.sizes.best(int(running.sum()), left, len(self.slot_job))
     if size == len(self.slot_job):
       return fresh, running
@@ -298,7 +298,7 @@ class _Batch:
   def _collect(self, outcome, score, success, iteration, count) -> None:
     self.stepped += int(count) * len(self.slot_job)
     success, self.iteration = np.asarray(success), np.asarray(iteration).astype(np.int64)
-    over = self.iteration >= self.algorithm.steps
+    over = self.iteration >= self.algorithm.length
     over = ((over | success) if self.stop_early else over) & (self.slot_job >= 0)
     if over.any():
       outcome, score = np.asarray(outcome), np.asarray(score)
@@ -359,7 +359,7 @@ def _segment(algorithm, model, state, rows, fresh, running, enough, stop_early: 
   Returns the state, and copies of what the host reads of it: the state itself is given away.
   """
   state = select(fresh, _begin(algorithm, model, rows), state)
-  iteration = jnp.where(running, state.iteration, algorithm.steps)
+  iteration = jnp.where(running, state.iteration, algorithm.length)
   state = dataclasses.replace(state, iteration=iteration)
 
   def unfinished(carry):

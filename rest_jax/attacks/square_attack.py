@@ -17,14 +17,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.tree_util import Partial
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
 from rest_jax.attacks import losses
-from rest_jax.attacks.algorithm import Algorithm, register_state, select
+from rest_jax.attacks.algorithm import State, register_state, select
 from rest_jax.attacks.ball import draw_uniform, finish, normalize, per_image, project
-from rest_jax.attacks.driver import Runs, attack_images, make_target
+from rest_jax.attacks.driver import (
+  IterativeAttack,
+  Outcome,
+  Runs,
+  attack_images,
+  make_target,
+  program_of,
+)
 from rest_jax.attacks.losses import fooled
 from rest_jax.attacks.queries import fold_each, logits_of
+from rest_jax.attacks.registry import register
 from rest_jax.attacks.threat import Norm, check_choice, check_count, check_inputs
 from rest_jax.errors import UserError
 from rest_jax.ops.reduce import sum_planes
@@ -217,7 +225,7 @@ _cached_windows = lru_cache(maxsize=32)(windows)
 
 @register_state
 @dataclasses.dataclass(frozen=True)
-class SquareState:
+class SquareState(State):
   """A batch under attack: `algorithm.State`, and
 
   Attributes:
@@ -225,58 +233,72 @@ class SquareState:
     loss: its loss, (B,).
   """
 
-  images: Float[Array, 'B H W C']
-  labels: Int[Array, ' B']
-  targets: Int[Array, ' B']
-  eps: Float[Array, ' B']
-  keys: Key[Array, ' B']
-  iteration: Int[Array, ' B']
-  adv: Float[Array, 'B H W C']
-  success: Bool[Array, ' B']
   best: Float[Array, 'B H W C']
   loss: Float[Array, ' B']
 
 
-@dataclasses.dataclass(frozen=True)
-class Square(Algorithm):
-  """The algorithm and its settings, in the protocol `algorithm.Algorithm`.
+@register('square', 'no gradients: a check on all the others')
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Square(IterativeAttack):
+  """The attack; as `square`.
 
   Attributes:
-    norm: 'linf', 'l2' or 'l1'.
-    targeted: whether a given class is wanted; any wrong one otherwise.
     n_queries: budget beyond the starting point's one.
     p_init: share of pixels that the first windows change.
-    loss: 'margin' of the goal, or 'ce' for cross-entropy.
+    loss: 'margin' of the goal, or 'ce' for cross-entropy; by default the margin, with targets the
+      cross-entropy.
     rescale: stretches the published schedule, made for 10000 queries, to the budget.
+    restarts: runs from different starts.
   """
-
-  norm: Norm
-  targeted: bool = False
-  n_queries: int = 5000
-  p_init: float = 0.8
-  loss: str = 'margin'
-  rescale: bool = True
 
   gradients: ClassVar[bool] = False
 
+  n_queries: int = 5000
+  p_init: float = 0.8
+  loss: str | None = None
+  rescale: bool = True
+  restarts: int = 1
+
+  def __post_init__(self):
+    check_count('n_queries', self.n_queries)
+    check_count('restarts', self.restarts)
+    if self.loss is not None:
+      check_choice('loss', self.loss, ('margin', 'ce'))
+    if not 0 < self.p_init <= 1:
+      raise UserError(f'p_init is a share of the pixels, over 0 and up to 1, not {self.p_init!r}')
+
   @property
-  def steps(self) -> int:
+  def length(self) -> int:
     """Queries at most."""
     return self.n_queries + 1
+
+  def run(
+    self,
+    logits_fn: Any,
+    images: Any,
+    labels: Any,
+    *,
+    key: Any,
+    eps: Any = None,
+    targets: Any = None,
+  ) -> Outcome:
+    """Attacks images; see `square`."""
+    inputs = check_inputs(logits_fn, images, labels, norm=self.norm, eps=eps, targets=targets)
+    target = make_target('square', inputs, key, self.query_batch)
+    loss = self.loss or ('ce' if target.targeted else 'margin')
+    algorithm = program_of(dataclasses.replace(self, targeted=target.targeted, loss=loss))
+    which = target.still_right()
+    found = attack_images(target, (Runs(algorithm, self.restarts),), which)
+    adv, queries = target.images.copy(), np.zeros(len(target.images), np.int64)
+    adv[which], queries[which] = found.adv, found.steps
+    return Outcome(jnp.asarray(adv), queries)
 
   def init(self, model: Partial, images, labels, eps, keys, targets=None) -> SquareState:
     """Starting points; they are queried in the first step."""
     del model
     start = _start(self, self._tables(images.shape), images, eps, keys)
-    return SquareState(
-      images=images,
-      labels=labels,
-      targets=labels if targets is None else targets,
-      eps=eps,
-      keys=keys,
-      iteration=jnp.zeros_like(labels),
-      adv=images,
-      success=jnp.zeros(labels.shape, bool),
+    return SquareState.begin(
+      *(images, labels, eps, keys, targets),
       best=finish(start, images, self.norm, eps),
       loss=jnp.full(labels.shape, jnp.inf, jnp.float32),
     )
@@ -312,7 +334,7 @@ def _judge(square: Square, logits, state: SquareState):
   goal, sign = (state.targets, 1) if square.targeted else (state.labels, -1)
   margin = sign * losses.margin(logits, goal)
   # Losses are compared, so log odds do for the cross-entropy, and never round to a constant.
-  loss = margin if square.loss == 'margin' else sign * losses.log_odds(logits, goal)
+  loss = margin if square.loss != 'ce' else sign * losses.log_odds(logits, goal)
   return margin, loss, success
 
 
@@ -430,8 +452,8 @@ def square(
       AutoAttack does not.
     restarts: runs from different starts.
     targets: classes to reach, (B,); any wrong one by default.
-    query_batch: images in a batch; every batch has this size, 64 on a CPU and 256 elsewhere by
-      default.
+    query_batch: images in a batch, at most; 64 on a CPU and 256 elsewhere by default. Where few are
+      left, smaller ones are compiled if they pay.
 
   Returns:
     float32 (B, H, W, C), in the ball and in [0, 1]: adversarial images, the originals where none
@@ -440,18 +462,13 @@ def square(
   Raises:
     UserError: bad input.
   """
-  check_count('n_queries', n_queries)
-  check_count('restarts', restarts)
-  loss = loss or ('margin' if targets is None else 'ce')
-  check_choice('loss', loss, ('margin', 'ce'))
-  if not 0 < p_init <= 1:
-    raise UserError(f'p_init is a share of the pixels, over 0 and up to 1, not {p_init!r}')
-  inputs = check_inputs(logits_fn, images, labels, norm=norm, eps=eps, targets=targets)
-  target = make_target('square', inputs, key, query_batch)
-  algorithm = Square(
-    norm, target.targeted, int(n_queries), float(p_init), loss, rescale=bool(rescale)
+  value = Square(
+    norm=norm,
+    n_queries=n_queries,
+    p_init=float(p_init),
+    loss=loss,
+    rescale=bool(rescale),
+    restarts=restarts,
+    query_batch=query_batch,
   )
-  which = target.still_right()
-  adv = target.images.copy()
-  adv[which] = attack_images(target, (Runs(algorithm, int(restarts)),), which).adv
-  return jnp.asarray(adv)
+  return value.run(logits_fn, images, labels, key=key, eps=eps, targets=targets).images

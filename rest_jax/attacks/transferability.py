@@ -10,13 +10,15 @@ import numpy as np
 from jax.tree_util import Partial
 
 from rest_jax import text
-from rest_jax.attacks.evaluation_sample import keys_of
-from rest_jax.attacks.judge import check_defined, judge, measure, reached
-from rest_jax.attacks.registry import Attack, as_attacks
+from rest_jax.attacks.cases import Case, pieces_of
+from rest_jax.attacks.registry import Attack, as_attack
 from rest_jax.attacks.threat import Threat, check_count, check_host, check_inputs, check_key
 from rest_jax.callables import as_function
 from rest_jax.errors import UserError
+from rest_jax.evaluation import runner
+from rest_jax.evaluation.batches import Batch, Chunk, Images, chunks
 from rest_jax.evaluation.intervals import Interval, accuracy_interval
+from rest_jax.evaluation.records import Records
 
 
 def transfer_attack(
@@ -43,7 +45,7 @@ def transfer_attack(
 
 
 def _within_radius(attack: str | Attack) -> Attack:
-  (base,) = as_attacks([attack])
+  base = as_attack(attack)
   if base.minimum_norm:
     raise UserError(
       f'{base.label} ends where one model just fails, which does not transfer; '
@@ -217,7 +219,7 @@ class _Work:
     self._size = min(batch_size, np.size(labels))
 
   def run(self, sources: Sequence[Partial], judges: Sequence[Partial]) -> _Found:
-    """Attacks every source, and asks every judge."""
+    """Attacks every source once, and asks every judge."""
     images, labels, targets = self._given
     for model in (*sources, *judges):
       threat = self._threat
@@ -225,37 +227,37 @@ class _Work:
         model, images, labels, norm=threat.norm, eps=threat.eps, targets=targets
       )
       self._classes = inputs.num_classes
-    count = len(images)
-    firsts = range(0, count, self._size)
-    parts = [
-      self._batch(sources, judges, np.arange(first, first + self._size) % count) for first in firsts
-    ]
-    adv, correct, fooled = zip(*parts, strict=True)
-    return _Found(
-      np.concatenate(adv, axis=1)[:, :count],
-      np.concatenate(correct, axis=1)[:, :count],
-      np.concatenate(fooled, axis=2)[:, :, :count],
-    )
+    (chunk,) = chunks(images, labels, targets, None)
+    correct, made = [], [self._made(source, chunk) for source in sources]
+    fooled = np.zeros((len(sources), len(judges), len(chunk.images)), bool)
+    for column, model in enumerate(judges):
+      records, (piece,) = Records(None, {}), self._pieces(model, chunk)
+      correct.append(piece.arrays['clean'] == chunk.labels)
+      for row, source in enumerate(sources):
+        case = self._case(f'{row} on {column}', source, model)
+        self._judge(case, piece, made[row], records)
+        fooled[row, column] = records.column(case.label, 'success', piece.indices)
+    return _Found(np.asarray(made), np.asarray(correct), fooled & np.asarray(correct))
 
-  def _batch(
-    self, sources: Sequence[Partial], judges: Sequence[Partial], rows: np.ndarray
-  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    norm, eps = self._threat.norm, self._threat.eps
-    images, labels, targets = (None if a is None else np.asarray(a)[rows] for a in self._given)
-    images = np.clip(np.asarray(images, np.float32), 0, 1)  # what rounding left outside
-    labels = np.asarray(labels, np.int32)
-    keys = keys_of(self._key, rows)
-    clean = [judge(model, images, labels, keys) for model in judges]
-    for verdict in clean:
-      check_defined(verdict.undefined, self._classes, rows)
-    correct = np.asarray([verdict.predicted == labels for verdict in clean])
-    advs, fooled = [], []
-    for source in sources:
-      adv, _ = self._attack.run(
-        source, images, labels, key=keys, norm=norm, eps=eps, targets=targets
-      )
-      _, inside = measure(adv, images, norm, eps)
-      verdicts = [judge(model, adv, labels, keys) for model in judges]
-      fooled.append([reached(verdict, labels, targets) & inside for verdict in verdicts])
-      advs.append(adv)
-    return np.asarray(advs), correct, np.asarray(fooled) & correct
+  def _case(self, label: str, source: Partial, model: Partial) -> Case:
+    return Case(label, self._attack, self._threat, source, model)
+
+  def _pieces(self, model: Partial, chunk: Chunk):
+    return pieces_of(model, [chunk], self._key, self._size, self._classes)
+
+  def _made(self, source: Partial, chunk: Chunk) -> np.ndarray:
+    """One source's adversarial images, of all images: another may get right what it does not."""
+    (piece,) = self._pieces(source, chunk)
+    case, adv = self._case('made', source, source), []
+    for first in range(0, len(piece), self._size):
+      batch = piece.batch(np.arange(first, min(first + self._size, len(piece))), self._size)
+      adv.append(case.make(batch, self._key)[0][: batch.count])
+    return np.concatenate(adv)
+
+  def _judge(self, case: Case, piece: Images, adv: np.ndarray, records: Records) -> None:
+    def work(case: Case, batch: Batch, device: Any) -> dict[str, Any]:
+      del device
+      at = batch.rows[np.minimum(np.arange(batch.size), batch.count - 1)]
+      return case.judge(batch, adv[at], None, self._key)
+
+    runner.run([case], [piece], records, work, size=self._size, devices=(None,))

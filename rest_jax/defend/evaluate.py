@@ -15,8 +15,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from rest_jax.attacks.evaluation import evaluate
-from rest_jax.attacks.evaluation_sample import SampleRows, keys_of
-from rest_jax.attacks.health import HealthCheck, check_model_health
+from rest_jax.attacks.health import HealthCheck, SampleRows, check_model_health
 from rest_jax.attacks.judge import judge
 from rest_jax.attacks.registry import Attack, as_attacks
 from rest_jax.attacks.threat import Threat, check_count, check_inputs, check_key
@@ -25,7 +24,7 @@ from rest_jax.defend.protection import DRAWS, as_defences, attackable, is_random
 from rest_jax.defend.table import UNDEFENDED, Cell, DefenceRow, make_row, markdown, to_csv
 from rest_jax.defend.transferred import Tick, Transferred, images_at_a_time, through
 from rest_jax.errors import UserError
-from rest_jax.evaluation.batches import chunks
+from rest_jax.evaluation.batches import chunks, keys_of
 from rest_jax.evaluation.files import write_json, write_text
 from rest_jax.evaluation.fingerprint import weights_hash
 from rest_jax.paths import local

@@ -12,7 +12,6 @@ import jax
 import numpy as np
 from jax.tree_util import Partial
 
-from rest_jax.attacks.evaluation_sample import keys_of
 from rest_jax.attacks.figures import enlarge
 from rest_jax.attacks.queries import logits_once
 from rest_jax.callables import as_function
@@ -37,6 +36,7 @@ from rest_jax.defend.table import (
   verdict,
 )
 from rest_jax.defend.transferred import images_at_a_time
+from rest_jax.evaluation.batches import keys_of
 from rest_jax.evaluation.document import (
   Block,
   Bullets,

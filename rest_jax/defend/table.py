@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rest_jax.attacks.health import HealthCheck
-from rest_jax.attacks.record import Record, RunName
-from rest_jax.attacks.table import at_radius
+from rest_jax.attacks.record import Record, RunName, at_radius
 from rest_jax.attacks.threat import Norm
 from rest_jax.evaluation import document
 from rest_jax.evaluation.document import markdown_table

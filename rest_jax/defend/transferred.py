@@ -16,14 +16,15 @@ import numpy as np
 from jax.tree_util import Partial
 
 from rest_jax.attacks.devices import shared, shared_batch
-from rest_jax.attacks.ensemble import auto_attack
-from rest_jax.attacks.evaluation_sample import keys_of
-from rest_jax.attacks.fingerprint import fingerprint
-from rest_jax.attacks.record import ResultStore, RunName
+from rest_jax.attacks.ensemble import AutoAttack
+from rest_jax.attacks.judge import fingerprint
+from rest_jax.attacks.record import RunName
 from rest_jax.attacks.registry import Attack
 from rest_jax.errors import UserError
+from rest_jax.evaluation.batches import keys_of
 from rest_jax.evaluation.files import write_npz
 from rest_jax.evaluation.fingerprint import weights_hash
+from rest_jax.evaluation.records import RESULTS, Records
 
 Tick = Callable[[int], Any]
 
@@ -53,7 +54,7 @@ def through(attack: Attack, attacked: Partial, random: bool, tick: Tick) -> Atta
   Returns:
     An attack for `attacks.evaluate`, of the same label.
   """
-  if random and attack.function is auto_attack and 'version' not in attack.options:
+  if random and attack.function is AutoAttack and 'version' not in attack.options:
     attack = dataclasses.replace(attack, options={**attack.options, 'version': 'rand'})
 
   def on_attacked(model, images, labels, *, attacked, attack, key, norm, eps=None):
@@ -108,7 +109,8 @@ class Transferred:
     self._kept: dict[RunName, np.ndarray] = {}
     self._source = weights_hash(model) if model_id is None else model_id
     if directory is not None:
-      ResultStore(directory, self._header(model_id))
+      pinned = fingerprint(model, images.shape[1:], batch_size, model_id)
+      Records(directory / RESULTS, self._settings(), model=pinned)
 
   def runs(self, threats: Sequence[Any]) -> list[RunName]:
     """One a radius; of a minimum-norm attack one a norm."""
@@ -144,11 +146,9 @@ class Transferred:
     rows = [self._rows[_name(image)] for image in images]
     return found[rows], np.zeros(len(rows), np.int64)
 
-  def _header(self, model_id: str | None) -> dict[str, Any]:
-    shape = self._images.shape[1:]
+  def _settings(self) -> dict[str, Any]:
     return {
-      'model': fingerprint(self._model, shape, self._size, model_id),
-      'image_shape': shape,
+      'image_shape': self._images.shape[1:],
       'attack': self.attack.describe(),
       'seed': np.asarray(jax.random.key_data(self._key)).ravel().tolist(),
     }

@@ -60,6 +60,11 @@ class Records:
     if path is not None and not self._resume(path, header, replace):
       write_text(path, json.dumps(header) + '\n', path.parent, self._advice)
 
+  @property
+  def cases(self) -> list[str]:
+    """Labels of the cases that have rows."""
+    return list(self._rows)
+
   def rows(self, case: str) -> Mapping[int, Row]:
     """The rows of a case by image; what is not there is still to do."""
     return self._rows.get(case, {})

@@ -14,8 +14,8 @@ from jax.tree_util import Partial
 from PIL import Image
 
 from rest_jax import attacks
-from rest_jax.attacks.record import RESULTS
 from rest_jax.errors import UserError
+from rest_jax.evaluation.records import RESULTS
 
 RADII = (0.005, 0.02, 0.3)
 KEY = jax.random.key(0)
@@ -180,6 +180,13 @@ def test_a_resumed_run_refuses_other_images_and_models(model, tmp_path):
     run(model, images, labels, key=jax.random.key(4), **options)
 
 
+def test_no_place_to_write(model, tmp_path):
+  images, labels = data(model, 4)
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(UserError, match='cannot write to'):
+    run(model, images, labels, attacks=[exact(model)], output_dir=tmp_path / 'file' / 'deeper')
+
+
 def test_minimum_norm_attack_runs_once_and_gives_a_curve(model):
   images, _ = data(model, 15)
   images = 0.25 + images / 2  # far from 0 and 1, where the distance has no closed form
@@ -289,7 +296,7 @@ def test_files_of_an_evaluation(model, tmp_path):
     with Image.open(path) as image:
       assert image.size[1] > 300
   line = json.loads((tmp_path / RESULTS).read_text().splitlines()[1])
-  needed = {'index', 'clean', 'adversarial', 'loss', 'distance', 'queries', 'attack', 'eps', 'seed'}
+  needed = {'case', 'image', 'clean', 'adversarial', 'loss', 'distance', 'queries', 'eps', 'seed'}
   assert needed <= set(line) and line['seed'] == '0000000000000003'
 
 

@@ -5,8 +5,7 @@ import pytest
 from PIL import Image
 
 from rest_jax.attacks.figures import draw_attacks, draw_curves, enlarge
-from rest_jax.attacks.record import Record, RunName
-from rest_jax.attacks.table import Row
+from rest_jax.attacks.record import Record, Row, RunName
 from rest_jax.errors import UserError
 from rest_jax.evaluation.intervals import accuracy_interval
 

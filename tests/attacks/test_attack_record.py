@@ -1,7 +1,6 @@
-"""Records on disk, intervals and curves."""
+"""Tables of records, intervals and curves, images on disk."""
 
 import dataclasses
-import json
 
 import hypothesis
 import numpy as np
@@ -9,18 +8,18 @@ import pytest
 from hypothesis import strategies as st
 from scipy import stats
 
-from rest_jax.attacks.record import RESULTS, Record, ResultStore, RunName
-from rest_jax.attacks.result_images import FOLDER, ImageFiles
-from rest_jax.attacks.table import (
+from rest_jax.attacks.record import (
+  FOLDER,
   WORST_CASE,
+  ImageFiles,
+  Record,
+  RunName,
   markdown,
   robust_accuracy_curve,
   summarise,
 )
 from rest_jax.errors import UserError
 from rest_jax.evaluation.intervals import accuracy_interval
-
-HEADER = {'model': {'weights': 'abc', 'probe': [1.0, None, -2.5]}, 'attacks': {'pgd': {'steps': 3}}}
 
 
 def record(index, **changes):
@@ -30,90 +29,6 @@ def record(index, **changes):
   values |= dict(distance=0.1, queries=7, attack='pgd', norm='linf', eps=0.1, seed='0', inside=True)
   values |= dict(success=True, confirmed=True, reused=None, pixels='00')
   return Record(**values | changes)
-
-
-def test_records_come_back_from_disk(tmp_path):
-  store = ResultStore(tmp_path, HEADER)
-  kept = [record(0), record(5, eps=None), record(2, reused=0.05, queries=None, target=3)]
-  store.add(kept[:2])
-  store.add(kept[2:])
-  again = ResultStore(tmp_path, HEADER)
-  assert again.records == store.records
-  assert again.done(RunName('pgd', 'linf', 0.1)) == {0: kept[0], 2: kept[2]}
-  assert again.done(RunName('pgd', 'linf', None)) == {5: kept[1]}
-
-
-def test_every_line_is_strict_json(tmp_path):
-  ResultStore(tmp_path, HEADER).add([record(0, loss=float('nan'), clean_loss=float('inf'))])
-
-  def refuse(name):
-    raise AssertionError(f'{name} is no JSON')
-
-  lines = (tmp_path / RESULTS).read_text().splitlines()
-  values = [json.loads(line, parse_constant=refuse) for line in lines]
-  assert values[1]['loss'] is None and values[1]['clean_loss'] is None
-
-
-@pytest.mark.parametrize('cut', [1, 40])
-def test_a_torn_last_line_is_dropped(tmp_path, cut):
-  ResultStore(tmp_path, HEADER).add([record(0), record(1)])
-  path = tmp_path / RESULTS
-  path.write_bytes(path.read_bytes()[:-cut])
-  store = ResultStore(tmp_path, HEADER)
-  assert list(store.done(record(0).run)) == [0]
-  store.add([record(1)])
-  assert ResultStore(tmp_path, HEADER).done(record(0).run) == {0: record(0), 1: record(1)}
-
-
-def test_a_torn_header_starts_anew(tmp_path):
-  ResultStore(tmp_path, HEADER)
-  path = tmp_path / RESULTS
-  path.write_bytes(path.read_bytes()[:-5])
-  ResultStore(tmp_path, HEADER).add([record(3)])
-  assert list(ResultStore(tmp_path, HEADER).done(record(3).run)) == [3]
-
-
-@pytest.mark.parametrize('damage', ['{"index": 1', 'null', '{"index": 1}', '[1]'])
-def test_a_damaged_line_is_named(tmp_path, damage):
-  ResultStore(tmp_path, HEADER).add([record(0), record(1)])
-  path = tmp_path / RESULTS
-  lines = path.read_text().splitlines()
-  lines[1] = damage
-  path.write_text('\n'.join(lines) + '\n')
-  with pytest.raises(UserError, match=r'results\.jsonl, line 2 is damaged'):
-    ResultStore(tmp_path, HEADER)
-
-
-def test_other_settings_are_named(tmp_path):
-  ResultStore(tmp_path, HEADER)
-  with pytest.raises(UserError, match=r'other settings: attacks \(.*3.* there, .*4.* now\)'):
-    ResultStore(tmp_path, HEADER | {'attacks': {'pgd': {'steps': 4}}})
-
-
-@pytest.mark.parametrize(
-  'model',
-  [
-    {'weights': 'abd', 'probe': [1.0, None, -2.5]},
-    {'weights': 'abc', 'probe': [1.1, None, -2.5]},
-    {'weights': 'abc', 'probe': [1.0, 0.0, -2.5]},
-    {'weights': 'abc', 'probe': [1.0]},
-  ],
-)
-def test_another_model_is_refused(tmp_path, model):
-  ResultStore(tmp_path, HEADER)
-  with pytest.raises(UserError, match='another model'):
-    ResultStore(tmp_path, HEADER | {'model': model})
-
-
-def test_rounding_does_not_make_another_model(tmp_path):
-  ResultStore(tmp_path, HEADER)
-  ResultStore(tmp_path, HEADER | {'model': {'weights': 'abc', 'probe': [1.00001, None, -2.5]}})
-
-
-def test_no_place_to_write(tmp_path):
-  (tmp_path / 'file').write_text('')
-  with pytest.raises(UserError, match='cannot write to'):
-    ResultStore(tmp_path / 'file' / 'deeper', HEADER)
 
 
 def test_images_half_written_when_a_kill_came_are_passed_over(tmp_path):

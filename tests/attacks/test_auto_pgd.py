@@ -42,7 +42,7 @@ def run(norm, loss, steps, **options):
   keys = image_keys(jax.random.key(3), COUNT)
   targets = jnp.asarray((labels + 1) % CLASSES)
   return attacks.run(
-    APGD(norm, steps, loss, **options),
+    APGD(norm=norm, steps=steps, loss=loss, **options),
     as_function(smooth_model()),
     jnp.asarray(images),
     jnp.asarray(labels),
@@ -91,7 +91,7 @@ def test_it_takes_the_published_steps(norm, loss):
   steps = 40
   images, labels = case()
   state = run(norm, loss, steps)
-  start = APGD(norm, steps, loss).init(
+  start = APGD(norm=norm, steps=steps, loss=loss).init(
     as_function(smooth_model()),
     jnp.asarray(images),
     jnp.asarray(labels),
@@ -178,7 +178,7 @@ def test_a_target_is_reached():
 def test_slots_do_not_know_their_neighbours():
   """An image that starts later in another slot ends where it would have alone."""
   images, labels = case()
-  apgd, model = APGD('l2', 10, 'ce'), as_function(smooth_model())
+  apgd, model = APGD(norm='l2', steps=10), as_function(smooth_model())
   eps, keys = jnp.full((COUNT,), 0.5), image_keys(jax.random.key(3), COUNT)
   arrays = (jnp.asarray(images), jnp.asarray(labels), eps, keys)
   whole = attacks.run(apgd, model, *arrays, stop_early=False)
@@ -189,11 +189,11 @@ def test_slots_do_not_know_their_neighbours():
   turned = apgd.init(model, *(a[::-1] for a in arrays))
   swap = jnp.arange(COUNT) < 3
   state = algorithm.select(swap, turned, state)
-  for _ in range(apgd.steps):
+  for _ in range(apgd.length):
     state = step(state)
   np.testing.assert_allclose(state.best[:3], whole.best[::-1][:3], atol=1e-6)
   np.testing.assert_allclose(state.best[3:], whole.best[3:], atol=1e-6)
-  assert (state.iteration == apgd.steps).all()
+  assert (state.iteration == apgd.length).all()
 
 
 def test_dlr_losses_by_hand():

@@ -41,9 +41,9 @@ def few_steps(monkeypatch):
   # The package's attribute of this name is the function.
   module = sys.modules['rest_jax.attacks.ensemble']
   apgd, fab, square = module.APGD, module.FAB, module.Square
-  monkeypatch.setattr(module, 'APGD', lambda norm, **k: apgd(norm, 10, **k))
-  monkeypatch.setattr(module, 'FAB', lambda norm, **k: fab(norm, steps=10, **k))
-  monkeypatch.setattr(module, 'Square', lambda norm, **k: square(norm, n_queries=60, **k))
+  monkeypatch.setattr(module, 'APGD', lambda **k: apgd(steps=10, **k))
+  monkeypatch.setattr(module, 'FAB', lambda **k: fab(steps=10, **k))
+  monkeypatch.setattr(module, 'Square', lambda **k: square(n_queries=60, **k))
 
 
 @pytest.mark.parametrize('norm', ['linf', 'l2', 'l1'])

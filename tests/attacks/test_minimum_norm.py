@@ -77,7 +77,7 @@ def test_cw_changes_its_constant_as_published():
   from rest_jax.attacks.carlini_wagner import CW
   from rest_jax.callables import as_function
 
-  algorithm = CW(rounds=6, iterations=20, weight=1e-3)
+  algorithm = CW(search_steps=6, steps=20, initial_const=1e-3)
   state = algorithm.init(
     as_function(case.logits_fn),
     jnp.asarray(case.IMAGES),
@@ -87,7 +87,7 @@ def test_cw_changes_its_constant_as_published():
   )
   step = jax.jit(lambda state: algorithm.step(as_function(case.logits_fn), state))
   weights, steps = [np.asarray(state.weight)], 0
-  while (np.asarray(state.iteration) < algorithm.steps).any():
+  while (np.asarray(state.iteration) < algorithm.length).any():
     before, state = state, step(state)
     steps += 1
     ended = np.asarray(state.iteration) % 20 == 0
@@ -95,10 +95,10 @@ def test_cw_changes_its_constant_as_published():
     if ended[0]:
       weights.append(np.asarray(state.weight))
       assert state.offset[0].max() == 0
-    if state.iteration[0] >= algorithm.steps:
+    if state.iteration[0] >= algorithm.length:
       break
   first = np.array([w[0] for w in weights])
-  assert steps < algorithm.steps  # the first rounds, too weak to move, were cut short
+  assert steps < algorithm.length  # the first rounds, too weak to move, were cut short
   np.testing.assert_allclose(first[1:3] / first[:2], 10, rtol=1e-5)
   assert state.low[0] <= state.weight[0] <= state.high[0]
 

@@ -167,7 +167,7 @@ def test_square_towards_a_target_takes_the_loss_it_is_given():
   assert (np.asarray(MODEL(adv)).argmax(axis=1) == targets).mean() > 0.5
   logits = jnp.asarray([[3.0, 1.0, 2.0]])
   for loss, value in [('margin', 2.0), ('ce', np.log(np.exp([3, 2]).mean() / np.e))]:
-    algorithm = Square('linf', targeted=True, loss=loss)
+    algorithm = Square(targeted=True, loss=loss)
     state = algorithm.init(
       MODEL, IMAGES[:1], jnp.array([0]), jnp.ones(1), jax.random.split(KEY, 1), jnp.array([1])
     )

@@ -11,37 +11,21 @@ from hypothesis import given
 from jax.tree_util import Partial
 
 from rest_jax.attacks import slots
-from rest_jax.attacks.algorithm import Algorithm, register_state, run, select
+from rest_jax.attacks.algorithm import Algorithm, State, run, select
 from rest_jax.attacks.queries import fold_each
 from rest_jax.attacks.slots import ACCELERATOR_COST, COSTS, Jobs, Keys, Sizes, run_jobs
 
 NEVER = 99
 
 
-@register_state
-@dataclasses.dataclass(frozen=True)
-class CountState:
-  """`algorithm.State`."""
-
-  images: jax.Array
-  labels: jax.Array
-  targets: jax.Array
-  eps: jax.Array
-  keys: jax.Array
-  iteration: jax.Array
-  adv: jax.Array
-  success: jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Count(Algorithm):
   """Succeeds at the step that the target says; adds a random number of that step to the image."""
 
   steps: int = 12
 
   def init(self, model, images, labels, eps, keys, targets=None):
-    none = jnp.zeros(labels.shape, bool)
-    return CountState(images, labels, targets, eps, keys, jnp.zeros_like(labels), images, none)
+    return State.begin(images, labels, eps, keys, targets)
 
   def step(self, model, state):
     iteration = state.iteration + 1
@@ -56,7 +40,7 @@ class Count(Algorithm):
     )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Nearest(Count):
   """The same; the image that moved least is the best."""
 

@@ -80,7 +80,7 @@ def test_start_is_stripes_or_tiles(key):
   images = jnp.full((200, 10, 10, 2), 0.5)
   eps = jnp.full(200, 0.25)
   labels = jnp.zeros(200, jnp.int32)
-  stripes = np.asarray(Square('linf').init(Partial(blocks), images, labels, eps, keys).best) - 0.5
+  stripes = np.asarray(Square().init(Partial(blocks), images, labels, eps, keys).best) - 0.5
   np.testing.assert_array_equal(np.abs(stripes), 0.25)
   np.testing.assert_array_equal(stripes, np.repeat(stripes[:, :1], 10, axis=1))
   assert abs(np.mean(stripes > 0) - 0.5) < 0.04
@@ -94,7 +94,7 @@ def test_start_is_stripes_or_tiles(key):
 
 def test_windows_lie_anywhere_and_change_by_twice_the_radius(key):
   count = 300
-  algorithm = Square('linf', n_queries=40, p_init=0.1, rescale=False)
+  algorithm = Square(n_queries=40, p_init=0.1, rescale=False)
   images = jnp.full((count, H, H, 1), 0.5)
   state = algorithm.init(
     Partial(blocks),
@@ -144,7 +144,7 @@ def test_fools_a_model_without_gradients_and_keeps_to_the_ball(key, norm):
 @given(eps=st.floats(0, 200, width=32), seed=st.integers(0, 99))
 def test_every_query_is_in_the_ball(norm, eps, seed):
   model, images, labels = problem()
-  algorithm = Square(norm, n_queries=3)
+  algorithm = Square(norm=norm, n_queries=3)
   limits = jnp.full(4, eps, jnp.float32)
   keys = image_keys(jax.random.key(seed), 4)
   labels = jnp.asarray(labels, jnp.int32)
@@ -157,7 +157,7 @@ def test_every_query_is_in_the_ball(norm, eps, seed):
 
 @pytest.mark.parametrize('norm', ['l2', 'l1'])
 def test_the_whole_radius_is_used(key, norm):
-  algorithm = Square(norm, n_queries=20)
+  algorithm = Square(norm=norm, n_queries=20)
   images = jnp.full((3, H, H, 2), 0.5)
   labels = jnp.zeros(3, jnp.int32)
   weights = jnp.asarray(np.random.default_rng(1).normal(size=(H * H * 2, 3)), jnp.float32)
