@@ -11,10 +11,10 @@ after every run: a second call does what is missing, `--only time` does the whol
 """
 
 import argparse
-import fractions
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +29,8 @@ ATTACKS = ('apgd_ce', 'apgd_t', 'fab_t', 'square')
 REPEATS = ('square:1', 'square:2')
 THREATS = (('linf', '4/255'), ('linf', '8/255'), ('l2', '0.25'), ('l2', '0.5'))
 MODELS = ('standard', 'adversarial')
+RESNET20 = 'resnet20'
+RESNET20_THREATS = (('linf', '0.5/255'), ('l2', '0.1'))
 LIBRARIES = ('official', 'ours')
 
 
@@ -109,9 +111,20 @@ def measure(args, results: Results, images: Path, attacks: tuple[str, ...]) -> N
     worker.close()
 
 
+def threats_of(model: str) -> tuple[tuple[str, str], ...]:
+  """Radii at which a part of the images withstands everything."""
+  return RESNET20_THREATS if model == RESNET20 else THREATS
+
+
+def eps_of(text: str) -> float:
+  """A radius: a number, or one over another."""
+  above, _, below = text.partition('/')
+  return float(above) / float(below or 1)
+
+
 def _order(models: list[str], attacks: tuple[str, ...]):
   for model in models:
-    for threat in THREATS:
+    for threat in threats_of(model):
       for attack in attacks:
         for library in LIBRARIES:
           yield model, threat, attack, library
@@ -122,7 +135,7 @@ def _task(args, model: str, threat: tuple[str, str], attack: str) -> dict:
   return {
     'weights': str(args.work_dir / f'{model}.npz'),
     'norm': threat[0],
-    'eps': float(fractions.Fraction(threat[1])),
+    'eps': eps_of(threat[1]),
     'attacks': ATTACKS if name == 'all' else [name],
     'seed': int(seed or 0),
   }
@@ -149,11 +162,16 @@ def table(args, results: Results) -> str:
     '|---|---|---|' + '---|' * (len(ATTACKS) + 1),
   ]
   lines += [
-    row for model in MODELS for threat in THREATS for row in _accuracies(results, model, threat)
+    row
+    for model in (*MODELS, RESNET20)
+    for threat in threats_of(model)
+    for row in _accuracies(results, model, threat)
   ]
   lines += ['', '## Time of the whole, seconds, compilation included', '']
   lines += ["| model | threat | authors | ours | authors' / ours |", '|---|---|---|---|---|']
-  lines += [_times(results, model, threat) for model in MODELS for threat in THREATS]
+  lines += [
+    _times(results, model, threat) for model in (*MODELS, RESNET20) for threat in threats_of(model)
+  ]
   return '\n'.join([*lines, '', _summary(results), ''])
 
 
@@ -196,8 +214,8 @@ def _times(results: Results, model: str, threat: tuple[str, str]) -> str:
 
 def _summary(results: Results) -> str:
   gaps, times = [], []
-  for model in MODELS:
-    for threat in THREATS:
+  for model in (*MODELS, RESNET20):
+    for threat in threats_of(model):
       for attack in (*ATTACKS, 'all'):
         pair = [_robust(results, library, model, threat, attack) for library in LIBRARIES]
         if pair[0] is not None and pair[1] is not None:
@@ -225,7 +243,8 @@ def main() -> None:
     '--work_dir', type=Path, default=Path('work/autoattack'), help='weights, images'
   )
   parser.add_argument('--images', type=int, default=500, help='how many test images')
-  parser.add_argument('--models', nargs='+', default=MODELS, choices=MODELS)
+  parser.add_argument('--models', nargs='*', default=MODELS, choices=MODELS)
+  parser.add_argument('--resnet20', type=Path, help=".npz of the public ResNet-20's state_dict")
   parser.add_argument('--threads', type=int, default=2, help='of each library in the whole runs')
   parser.add_argument('--accuracy_threads', type=int, default=2, help='in the single attacks')
   parser.add_argument(
@@ -243,7 +262,12 @@ def main() -> None:
 
 def run(args, results: Results) -> None:
   """Trains what is not trained, and runs what `--only` says."""
+  if args.resnet20:
+    args.models = [*args.models, RESNET20]
   for name in args.models:
+    if name == RESNET20:
+      shutil.copy(args.resnet20, args.work_dir / f'{RESNET20}.npz')
+      continue
     trained(name, args.work_dir, args.data_dir)
   path = args.work_dir / f'images_{args.images}.npz'
   if not path.exists():
@@ -252,7 +276,7 @@ def run(args, results: Results) -> None:
   results.values['images'] = args.images
   if args.only == 'time':
     for model in args.models:
-      for threat in THREATS:
+      for threat in threats_of(model):
         results.values['runs'].pop(name_of(model, threat, 'all'), None)
   if args.only != 'time':
     measure(args, results, path, ATTACKS)

@@ -54,8 +54,44 @@ def _first_conv(images: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def model(params: dict[str, np.ndarray]) -> Partial:
-  """The network as the attacks take it: weights as data."""
+  """The network that weights belong to, as the attacks take it: weights as data."""
+  if 'layer1.0.conv1.weight' in params:
+    return resnet20(params)
   return Partial(logits, jax.tree.map(jnp.asarray, params))
+
+
+def resnet20(weights: dict[str, np.ndarray]) -> Partial:
+  """The public ResNet-20 of CIFAR-10 as a plain function; weights under PyTorch's names.
+
+  He et al., "Deep residual learning", 2016, section 4.2, with shortcuts of zeros (option A), as in
+  github.com/akamaster/pytorch_resnet_cifar10.
+  """
+  given = {k: v.transpose(2, 3, 1, 0) if v.ndim == 4 else v for k, v in weights.items()}
+  return Partial(_resnet20, {k: jnp.asarray(v) for k, v in given.items() if v.ndim})
+
+
+def _resnet20(p: dict[str, jax.Array], x: jax.Array) -> jax.Array:
+  def conv_norm(x, conv, norm, stride=1):
+    x = jax.lax.conv_general_dilated(
+      x,
+      p[conv + '.weight'],
+      (stride, stride),
+      ((1, 1), (1, 1)),
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+    scale = p[norm + '.weight'] / jnp.sqrt(p[norm + '.running_var'] + 1e-5)
+    return (x - p[norm + '.running_mean']) * scale + p[norm + '.bias']
+
+  x = (x - jnp.asarray([0.485, 0.456, 0.406])) / jnp.asarray([0.229, 0.224, 0.225])
+  x = jax.nn.relu(conv_norm(x, 'conv1', 'bn1'))
+  for name in (f'layer{stage}.{block}.' for stage in (1, 2, 3) for block in (0, 1, 2)):
+    stride = 2 if name in ('layer2.0.', 'layer3.0.') else 1
+    y = jax.nn.relu(conv_norm(x, name + 'conv1', name + 'bn1', stride))
+    if stride == 2:
+      more = x.shape[-1] // 2
+      x = jnp.pad(x[:, ::2, ::2], ((0, 0), (0, 0), (0, 0), (more, more)))
+    x = jax.nn.relu(x + conv_norm(y, name + 'conv2', name + 'bn2'))
+  return x.mean((1, 2)) @ p['linear.weight'].T + p['linear.bias']
 
 
 def load_split(data_dir: str | None, split: str) -> tuple[np.ndarray, np.ndarray]:

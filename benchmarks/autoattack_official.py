@@ -15,10 +15,40 @@ NAMES = {'apgd_ce': 'apgd-ce', 'apgd_t': 'apgd-t', 'fab_t': 'fab-t', 'square': '
 NORMS = {'linf': 'Linf', 'l2': 'L2', 'l1': 'L1'}
 
 
+class ResNet20(torch.nn.Module):
+  """As `autoattack_models.resnet20`, from the same weights."""
+
+  def __init__(self, weights: dict[str, torch.Tensor]):
+    super().__init__()
+    self.p = weights
+
+  def forward(self, x):
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    x = (x - mean[:, None, None]) / std[:, None, None]
+    relu = torch.nn.functional.relu
+    x = relu(self.conv_norm(x, 'conv1', 'bn1'))
+    for name in (f'layer{stage}.{block}.' for stage in (1, 2, 3) for block in (0, 1, 2)):
+      stride = 2 if name in ('layer2.0.', 'layer3.0.') else 1
+      y = relu(self.conv_norm(x, name + 'conv1', name + 'bn1', stride))
+      if stride == 2:
+        more = x.shape[1] // 2
+        x = torch.nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, more, more))
+      x = relu(x + self.conv_norm(y, name + 'conv2', name + 'bn2'))
+    return x.mean((2, 3)) @ self.p['linear.weight'].T + self.p['linear.bias']
+
+  def conv_norm(self, x, conv: str, norm: str, stride: int = 1):
+    p, functional = self.p, torch.nn.functional
+    x = functional.conv2d(x, p[conv + '.weight'], stride=stride, padding=1)
+    names = [f'{norm}.{part}' for part in ('running_mean', 'running_var', 'weight', 'bias')]
+    return functional.batch_norm(x, *(p[name] for name in names), training=False)
+
+
 def network(path: str) -> torch.nn.Module:
-  """The network of `autoattack_models.py` with its weights."""
+  """The network of `autoattack_models.py` that weights belong to."""
   with np.load(path) as file:
     weights = {name: torch.tensor(file[name]) for name in file.files}
+  if 'layer1.0.conv1.weight' in weights:
+    return ResNet20(weights).eval()
   nn = torch.nn
   layers = [nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 3, 2, 1), nn.ReLU()]
   layers += [nn.Flatten(), nn.Linear(2048, 64), nn.ReLU(), nn.Linear(64, 10)]

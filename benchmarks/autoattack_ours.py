@@ -32,8 +32,10 @@ def run(task: dict, images, labels) -> dict:
   )
   seconds = time.perf_counter() - start
   parts = {record.attack: round(record.seconds, 2) for record in report.records}
+  rows = sum(record.rows for record in report.records)
+  useful = sum(record.steps for record in report.records) / max(rows, 1)
   found = {'clean': report.clean_accuracy, 'robust': report.robust_accuracy}
-  return {**found, 'seconds': seconds, 'parts': parts}
+  return {**found, 'seconds': seconds, 'parts': parts, 'rows': rows, 'useful': round(useful, 3)}
 
 
 def main() -> None:
