@@ -345,8 +345,10 @@ class Evaluating:
           )
 
   def _of(self, label: str) -> dict[int, Record]:
-    rows = self._records.rows(label)
-    return {index: Record(index=index, **row) for index, row in rows.items()}
+    """Records by image; a distance that is no number stands there as None."""
+    rows = self._records.rows(label).items()
+    far = {index: np.nan if row['distance'] is None else row['distance'] for index, row in rows}
+    return {index: Record(index=index, **{**row, 'distance': far[index]}) for index, row in rows}
 
   def _pinned(self, shape: tuple[int, ...]) -> dict[str, Any]:
     settings = self._settings

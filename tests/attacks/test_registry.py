@@ -1,10 +1,7 @@
 """Attacks as values, and what a new one takes: one frozen dataclass."""
 
 import dataclasses
-import pathlib
 import re
-import runpy
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +9,12 @@ import numpy as np
 import pytest
 from attack_toys import data, linear_model
 
-from rest_jax import attacks
+from rest_jax import attacks, commands
 from rest_jax.attacks import registry
 from rest_jax.attacks.losses import fooled
 from rest_jax.attacks.queries import logits_of
 from rest_jax.errors import UserError
 
-ROOT = pathlib.Path(__file__).parents[2]
 KEY = jax.random.key(0)
 THREAT = attacks.Threat('linf', 0.3)
 
@@ -93,10 +89,9 @@ def test_it_is_evaluated_and_reported_by_name_and_as_a_value(toy, tmp_path):
   assert all(0 < r.queries <= 4 for i, r in records.items() if i > 1)
 
 
-def test_defend_py_names_it(toy, monkeypatch, capsys):
-  monkeypatch.setattr(sys, 'argv', ['defend.py', '--help'])
-  assert runpy.run_path(str(ROOT / 'defend.py'), run_name='script')['main']() == 0
-  printed = ' '.join(capsys.readouterr().out.split())
+def test_defend_py_names_it(toy, capsys):
+  assert not commands.main(['defend', '--help'])
+  printed = capsys.readouterr().out
   assert all(name in printed for name in attacks.list_attacks()) and 'to_grey' in printed
 
 
