@@ -45,7 +45,15 @@ def norm_of(delta: jax.Array, norm: Norm) -> jax.Array:
 
 
 def distances(adv: jax.Array, images: jax.Array, norm: Norm) -> jax.Array:
-  """How far each image was moved, (B,); 0 where an attack gave back the original.
+  """How far each image was moved.
+
+  Args:
+    adv: floats (B, H, W, C).
+    images: likewise, the originals.
+    norm: 'linf', 'l2' or 'l1'.
+
+  Returns:
+    float32 (B,); 0 where an attack gave back the original.
 
   Raises:
     UserError: adversarial images and images of different shapes.

@@ -79,7 +79,15 @@ class Evaluation:
 def epsilon_grid(
   norm: Norm, radii: Sequence[float | str] | np.ndarray, targeted: bool = False
 ) -> list[Threat]:
-  """One threat a radius, each a number or a text such as '8/255'.
+  """One threat a radius.
+
+  Args:
+    norm: 'linf', 'l2' or 'l1'.
+    radii: each a number or a text such as '8/255'.
+    targeted: whether given classes are to be reached.
+
+  Returns:
+    The threats, in the order of the radii.
 
   Raises:
     UserError: what is no radius.

@@ -190,6 +190,7 @@ def load(
       image is in error when it is asked for, as without a cache.
     val_split: of the split that chooses the best epoch; by default the validation split where there
       is one beside 'test', else the test split.
+    labels: False for images alone, of which a folder without classes will do.
 
   Returns:
     The sources.

@@ -152,7 +152,17 @@ def waverec2(
   mode: str,
   size: tuple[int, int],
 ) -> jax.Array:
-  """The inverse of `wavedec2`; arguments as there and in `idwt2`.
+  """The inverse of `wavedec2`.
+
+  Args:
+    approximation: floats (B, h, w, C), the coarsest.
+    details: of each level, the coarsest first.
+    wavelet: what they were made with, as in `dwt2`.
+    mode: likewise.
+    size: (H, W) of the image.
+
+  Returns:
+    Floats (B, H, W, C).
 
   Raises:
     UserError: as `idwt2`.

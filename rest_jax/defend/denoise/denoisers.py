@@ -270,10 +270,21 @@ def register(
   random: bool = False,
   needs: Needs | None = None,
 ) -> Callable[[Builder], Builder]:
-  """Decorator: makes `build(strength, **options) -> Denoiser` known; arguments as `DenoiserInfo`'s.
+  """Decorator: makes `build(strength, **options) -> Denoiser` known.
 
   Options of the builder are its setting at strength 1; the strength goes from the identity to it.
-  Without `strength` the first line of the builder's docstring says what that means.
+
+  Args:
+    name: that it is asked for by.
+    family: where it works, one of `FAMILIES`.
+    source: the paper or the code that it is from.
+    strength: what the strength means; by default the first line of the builder's docstring.
+    differentiable: whether gradients pass through it as it is.
+    random: whether it draws, with a key an image.
+    needs: what it has to be given beside the strength.
+
+  Returns:
+    The decorator, which gives the builder back.
   """
 
   def add(build: Builder) -> Builder:
