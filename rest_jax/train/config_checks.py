@@ -111,6 +111,7 @@ RULES: dict[str, Rule] = {
   'train.accumulate': _POSITIVE,
   'train.ema': _BELOW_ONE,
   'train.eval_every': _POSITIVE,
+  'train.class_weights': _one_of('', 'balanced'),
   'adversarial.kind': _one_of('', 'pgd', 'trades', 'mart', 'free', 'fast'),
   'adversarial.norm': _one_of('linf', 'l2', 'l1'),
   'adversarial.steps': _POSITIVE,
@@ -234,6 +235,7 @@ def _check_dense(flat: dict[str, Any]) -> None:
 def _check_denoising(flat: dict[str, Any]) -> None:
   """Labels and what is done to them have no place where images are the targets."""
   names = ('augment.mixup', 'augment.cutmix', 'augment.label_smoothing', 'augment.group_cam')
+  names += ('train.class_weights',)
   names = [n for n in (*names, 'adversarial.kind', 'adversarial.eval_steps') if flat[n]]
   if names:
     raise UserError(f'denoise.noise trains on images alone; switch off {" and ".join(names)}')
@@ -271,6 +273,7 @@ _DENSE, _BOXES, _PIXELS = _kind('detector', 'segmenter'), _kind('detector'), _ki
 _ATTACK = _on('adversarial.kind', 'adversarial.eval_steps')
 # Keys that do something only beside others; every other key always does.
 USES: dict[str, Use] = {
+  'train.class_weights': _is('adversarial.kind', '', 'pgd', 'free', 'fast'),
   'data.eval_crop_pct': _is('data.eval_resize', 'resize_crop'),
   'augment.crop_ratio': _on('augment.crop_scale'),
   'augment.switch_prob': _on('augment.mixup', 'augment.cutmix', every=True),
