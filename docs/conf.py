@@ -39,7 +39,7 @@ _MARKS = re.compile(r'(?<!\\)([*|_])')
 
 
 def as_rst(app, what, name, obj, options, lines):
-  """Our docstrings are plain text with `code`: to Sphinx that is ``code``, and no star is markup."""
+  """Our docstrings are plain text with `code`, which Sphinx writes ``so``; no star is markup."""
   text = '\n'.join(lines)
   parts, at = [], 0
   for match in _CODE.finditer(text):
