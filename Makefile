@@ -29,7 +29,6 @@ lint: $(DEV)
 	$(BIN)/pyright
 
 docs: $(DEV)
-	$(BIN)/python -m pip install $(PIP_FLAGS) --editable '.[docs]'
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build
 
 clean:
