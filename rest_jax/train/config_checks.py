@@ -205,6 +205,11 @@ def _check_adversarial(flat: dict[str, Any]) -> None:
     raise UserError(
       f"adversarial.kind='mart' is defined for plain labels; set {' and '.join(softened)} to 0"
     )
+  if flat['adversarial.kind'] in ('trades', 'mart') and flat['train.class_weights']:
+    raise UserError(
+      f'train.class_weights weighs cross-entropy, which adversarial.kind='
+      f'{flat["adversarial.kind"]!r} is not; set it to the empty text'
+    )
   if flat['adversarial.kind'] == 'free' and flat['adversarial.norm'] == 'l1':
     raise UserError("adversarial.kind='free' takes adversarial.norm 'linf' or 'l2', not 'l1'")
 
@@ -214,6 +219,7 @@ _NOT_DENSE = {
   **dict.fromkeys(('augment.crop_scale', 'augment.color_jitter'), ()),
   **dict.fromkeys(('augment.padding', 'augment.mixup', 'augment.cutmix', 'augment.erasing'), 0),
   **dict.fromkeys(('augment.label_smoothing', 'augment.group_cam', 'denoise.noise'), 0),
+  'train.class_weights': '',
   **dict.fromkeys(('augment.rand_augment', 'adversarial.kind'), ''),
   **dict.fromkeys(('adversarial.eval_steps',), 0),
   **dict.fromkeys(('data.cache', 'data.scaled_decoding'), False),
@@ -273,7 +279,6 @@ _DENSE, _BOXES, _PIXELS = _kind('detector', 'segmenter'), _kind('detector'), _ki
 _ATTACK = _on('adversarial.kind', 'adversarial.eval_steps')
 # Keys that do something only beside others; every other key always does.
 USES: dict[str, Use] = {
-  'train.class_weights': _is('adversarial.kind', '', 'pgd', 'free', 'fast'),
   'data.eval_crop_pct': _is('data.eval_resize', 'resize_crop'),
   'augment.crop_ratio': _on('augment.crop_scale'),
   'augment.switch_prob': _on('augment.mixup', 'augment.cutmix', every=True),

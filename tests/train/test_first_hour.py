@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from rest_jax.errors import UserError
-from rest_jax.train import command, config_checks, load_config, pipeline, train
-from rest_jax.train.config import default_config
+from rest_jax.train import command, load_config, pipeline, train
+from rest_jax.train.config import check_config, default_config
 from rest_jax.train.losses import smooth_one_hot, soft_cross_entropy
 
 
@@ -88,16 +88,11 @@ def test_balanced_weights_are_those_of_scikit_learn():
   np.testing.assert_allclose(losses, np.log(3) * np.array([2 / 3, 2]), rtol=1e-6)
 
 
-def test_class_weights_have_no_effect_in_trades():
+def test_class_weights_are_of_cross_entropy():
   config = default_config()
   config.train.class_weights, config.adversarial.kind = 'balanced', 'trades'
-  assert 'train.class_weights' in config_checks.unused(
-    {
-      'train.class_weights': 'balanced',
-      'adversarial.kind': 'trades',
-    },
-    ['train.class_weights'],
-  )
+  with pytest.raises(UserError, match='weighs cross-entropy'):
+    check_config(config)
 
 
 @pytest.fixture(scope='module')
