@@ -2,6 +2,8 @@
 
 import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -55,3 +57,30 @@ def test_each_model_takes_one_line():
 def test_code_is_as_narrow_as_ours(name):
   for _, code, line in blocks(name):
     assert all(len(text) <= 100 for text in code.splitlines()), (name, line)
+
+
+def test_the_site_is_built_without_a_warning(tmp_path):
+  """Guides, the reference from the docstrings, and every link between them."""
+  for name in ('sphinx', 'furo', 'myst_parser'):
+    pytest.importorskip(name)
+  command = [sys.executable, '-m', 'sphinx', '-q', '-W', '--keep-going', '-b', 'html']
+  # A process of its own: Sphinx imports all there is.
+  done = subprocess.run([*command, DOCS, tmp_path], text=True, capture_output=True)
+  assert done.returncode == 0, done.stderr
+  pages = {path.name: path.read_text(encoding='utf-8') for path in tmp_path.glob('**/*.html')}
+  assert 'rest_jax.attacks.pgd' in pages['attacks.html'] and 'search.html' in pages
+  for path in tmp_path.glob('**/*.html'):
+    for link in re.findall(r'(?:href|src)="([^"#?]+)', path.read_text(encoding='utf-8')):
+      if not re.match(r'[a-z]+:', link):
+        assert (path.parent / link).exists(), (path.name, link)
+
+
+def test_links_of_the_readme():
+  root = DOCS.parent
+  text = (root / 'README.md').read_text(encoding='utf-8')
+  for link in re.findall(r'\]\(([^)#]+)', text):
+    if not link.startswith('https:'):
+      assert (root / link).exists(), link
+  pictures = re.findall(r'!\[[^\]]*\]\(([^)]+)\)', text)
+  assert pictures and all(link.startswith('https://') for link in pictures)
+  assert all((DOCS / link.rsplit('/', 1)[1]).exists() for link in pictures if '/docs/' in link)

@@ -1,12 +1,13 @@
-"""Fine-tuning ResT-Small on a folder of one's own images, from the authors' ImageNet weights.
+"""Fine-tuning on a folder of one's own images, from weights that are here: EfficientNet-Lite0's.
 
-Source: layer decay as in the authors' optim_factory; the rates are our choice.
-Command: python train.py --config configs/finetune_folder.py[:variant] --config.data.name=FOLDER \\
-  --config.model.init=rest_small.pth
+Source: layer decay as in the ResTs' code (optim_factory); the rates are our choice.
+Command: python train.py --config configs/finetune_folder.py[:variant] --config.data.name=FOLDER
 The folder holds train/CLASS/*.jpg and test/CLASS/*.jpg, and val/CLASS/*.jpg to choose the epoch
 by where there is one (or one sub-folder a class, or a CSV of labels); the new head has as many
 classes.
-`model.init` is an official .pth or .safetensors, or the model/ directory of an earlier run.
+`--config.model.init=` takes another model to start from: a name of the zoo, the work directory of
+an earlier run, hf://owner/name, or an official .pth called after its model (rest_small.pth). It
+brings the model's name and overrides, mean, std, size and crop, unless they are given.
 Variants: default (all weights, lower rates further from the head); probe (the head alone).
 Not measured: the result is the data's.
 """
@@ -22,16 +23,13 @@ def get_config(variant: str = 'default'):
   if variant not in VARIANTS:
     raise UserError(f'finetune_folder has no variant {variant!r}; there are {", ".join(VARIANTS)}')
   config = default_config()
-  config.model.name = 'rest_small'
-  config.model.init = 'rest_small.pth'
+  config.model.init = 'efficientnet_lite0'
+  config.model.as_init = True
 
   config.data.name = 'images'
-  config.data.image_size = 224
-  config.data.eval_resize = 'resize_crop'
   config.data.workers = 4
 
   config.augment.crop_scale = (0.3, 1.0)
-  config.augment.interpolation = 'bicubic'
   config.augment.flip = True
   config.augment.label_smoothing = 0.1
 
@@ -47,6 +45,5 @@ def get_config(variant: str = 'default'):
     config.optim.lr = 1e-3
     config.optim.weight_decay = 0.0
   else:
-    config.model.overrides = {'drop_path_rate': 0.1}
     config.optim.layer_decay = 0.8
   return config

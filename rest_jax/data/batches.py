@@ -115,7 +115,7 @@ class TrainBatches:
         return views((index + step) % count, rng)
       except ImageError as error:
         if self.on_error == 'fatal':
-          raise
+          raise ImageError(f'{error}; or leave such images out: data.on_error=skip') from error
         skipped[str(error)] = None
     last = next(reversed(skipped))
     raise UserError(f'{_NEIGHBOURS} images in a row cannot be read; {last}')

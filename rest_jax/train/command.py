@@ -30,6 +30,7 @@ from rest_jax.train.config import (
   without_effect,
 )
 from rest_jax.train.config_checks import RADII
+from rest_jax.train.initial import adopt_init
 
 _DEFAULT_CONFIG = 'digit_scenes'
 # Flags that stand for one config key.
@@ -104,13 +105,31 @@ def parse(argv: list[str], usage: str) -> Command | None:
     raise UserError(f'{str(error).splitlines()[0]}; {program} --help lists the flags') from error
   if extra:
     raise UserError(f'unexpected argument {extra[0]!r}; values go to flags, see --help')
-  config = _resolve(values)
+  config = _resolve(values, rest)
   _check_effects(config, rest)
   name = f'{file.stem}_{variant}' if variant else file.stem
   given = values['output'].value
   output = Path('work') / safe_name(name, 'run') if given is None else local(given, '--output')
+  if values['more'].value is not None:
+    output = _more(config, output, values['more'].value)
   check_folder(output)
   return Command(config, output, *given_processes(values))
+
+
+def _more(config: Config, output: Path, epochs: float) -> Path:
+  """Makes of a config, in place, that of a run which goes on after a finished one.
+
+  Returns:
+    Its work directory.
+
+  Raises:
+    UserError: there is no model of an earlier run.
+  """
+  if not (output / 'model' / 'config.json').is_file():
+    raise UserError(f'--more goes on after a run, and {output} holds none: leave --more out')
+  config.model.init, config.train.epochs = str(output / 'model'), epochs
+  check_config(config)
+  return output.with_name(f'{output.name}_more')
 
 
 def wants_help(argv: list[str]) -> bool:
@@ -176,6 +195,8 @@ def _define(config: Config, argv: list[str]) -> flags.FlagValues:
   flags.DEFINE_integer('seed', None, 'seed of everything; short for --config.seed', **use)
   flags.DEFINE_integer('batch_size', None, 'short for --config.train.batch_size', **use)
   flags.DEFINE_float('epochs', None, 'short for --config.train.epochs', **use)
+  more = 'after a finished run: so many epochs more, from its best model, in OUTPUT_more'
+  flags.DEFINE_float('more', None, more, **use)
   define_processes(values, 'train')
   return values
 
@@ -225,13 +246,17 @@ def _check_override_keys(config: Config, arguments: list[str]) -> None:
 
 def _check_effects(config: Config, arguments: list[str]) -> None:
   """Refuses keys on the command line that this config does not look at."""
-  given = [m[1] for a in arguments if (m := re.match(r'--?(?:no)?config\.([^=]+)', a))]
-  idle = without_effect(config, given)
+  idle = without_effect(config, _given_keys(arguments))
   if idle:
     name, needs = next(iter(idle.items()))
     raise UserError(
       f'--config.{name} has no effect here: it is for {needs}; leave it out or set that'
     )
+
+
+def _given_keys(arguments: list[str]) -> list[str]:
+  """The keys of the config that the command line sets."""
+  return [m[1] for a in arguments if (m := re.match(r'--?(?:no)?config\.([^=]+)', a))]
 
 
 def _with_radii(arguments: list[str]) -> list[str]:
@@ -250,7 +275,7 @@ def _with_radii(arguments: list[str]) -> list[str]:
   return found
 
 
-def _resolve(values: flags.FlagValues) -> Config:
+def _resolve(values: flags.FlagValues, arguments: list[str]) -> Config:
   config: Config = values['config'].value
   if values['seed'].value is not None:
     config.seed = values['seed'].value
@@ -259,4 +284,7 @@ def _resolve(values: flags.FlagValues) -> Config:
       config[group][key] = values[name].value
   place_paths(config)
   check_config(config)
+  if config.model.as_init:
+    adopt_init(config, _given_keys(arguments))
+    check_config(config)
   return config

@@ -29,6 +29,10 @@ FIELDS: dict[str, dict[str, tuple[Any, str]]] = {
     'overrides': ({}, 'arguments for create_model, for example widths or drop_path_rate'),
     'backbone': ({}, 'of a detector or segmenter: attributes of its backbone, such as bn_frozen'),
     'dtype': ('float32', "computing type, 'float32' or 'bfloat16'; parameters stay float32"),
+    'as_init': (
+      False,
+      'name, overrides, mean, std, size and crop are those of model.init unless given',
+    ),
     'init': (
       '',
       'weights to start from: zoo name, model directory, .pth or hf://owner/name; empty: random',
@@ -95,6 +99,8 @@ FIELDS: dict[str, dict[str, tuple[Any, str]]] = {
     'ema': (0.0, 'decay of a moving average of the weights, released if better; 0 is off'),
     'sync_bn': (False, 'batch norm over all devices instead of each device by itself'),
     'eval_every': (1.0, 'epochs between evaluations on the test split'),
+    'patience': (0, 'evaluations without a better one after which the run ends; 0: all epochs'),
+    'class_weights': ('', "weights of the classes in the loss: '' or 'balanced' (rare ones more)"),
     'checkpoint_every_steps': (0, 'steps between checkpoints; 0: at evaluations only'),
     'checkpoint_every_seconds': (300.0, 'and after so many seconds; 0 is off'),
   },

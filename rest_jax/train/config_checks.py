@@ -111,6 +111,7 @@ RULES: dict[str, Rule] = {
   'train.accumulate': _POSITIVE,
   'train.ema': _BELOW_ONE,
   'train.eval_every': _POSITIVE,
+  'train.class_weights': _one_of('', 'balanced'),
   'adversarial.kind': _one_of('', 'pgd', 'trades', 'mart', 'free', 'fast'),
   'adversarial.norm': _one_of('linf', 'l2', 'l1'),
   'adversarial.steps': _POSITIVE,
@@ -204,6 +205,11 @@ def _check_adversarial(flat: dict[str, Any]) -> None:
     raise UserError(
       f"adversarial.kind='mart' is defined for plain labels; set {' and '.join(softened)} to 0"
     )
+  if flat['adversarial.kind'] in ('trades', 'mart') and flat['train.class_weights']:
+    raise UserError(
+      f'train.class_weights weighs cross-entropy, which adversarial.kind='
+      f'{flat["adversarial.kind"]!r} is not; set it to the empty text'
+    )
   if flat['adversarial.kind'] == 'free' and flat['adversarial.norm'] == 'l1':
     raise UserError("adversarial.kind='free' takes adversarial.norm 'linf' or 'l2', not 'l1'")
 
@@ -213,6 +219,7 @@ _NOT_DENSE = {
   **dict.fromkeys(('augment.crop_scale', 'augment.color_jitter'), ()),
   **dict.fromkeys(('augment.padding', 'augment.mixup', 'augment.cutmix', 'augment.erasing'), 0),
   **dict.fromkeys(('augment.label_smoothing', 'augment.group_cam', 'denoise.noise'), 0),
+  'train.class_weights': '',
   **dict.fromkeys(('augment.rand_augment', 'adversarial.kind'), ''),
   **dict.fromkeys(('adversarial.eval_steps',), 0),
   **dict.fromkeys(('data.cache', 'data.scaled_decoding'), False),
@@ -234,6 +241,7 @@ def _check_dense(flat: dict[str, Any]) -> None:
 def _check_denoising(flat: dict[str, Any]) -> None:
   """Labels and what is done to them have no place where images are the targets."""
   names = ('augment.mixup', 'augment.cutmix', 'augment.label_smoothing', 'augment.group_cam')
+  names += ('train.class_weights',)
   names = [n for n in (*names, 'adversarial.kind', 'adversarial.eval_steps') if flat[n]]
   if names:
     raise UserError(f'denoise.noise trains on images alone; switch off {" and ".join(names)}')

@@ -48,7 +48,8 @@ def train(config: Config, workdir: str | Path) -> dict[str, Any]:
     batches = pipeline.train_batches(config, sources.train)
 
     # ---- Model, optimizer, steps; from the start or from the last checkpoint -------------------
-    task = build_task(config, plan, mesh, sources.class_names)
+    weights = pipeline.class_weights(config, sources)
+    task = build_task(config, plan, mesh, sources.class_names, weights)
     run = Run(config, workdir, plan, sources, task, batches)
   window = StepMetrics(config.log.every)
 

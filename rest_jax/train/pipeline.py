@@ -6,9 +6,11 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from rest_jax import data
+from rest_jax.data.source import label_of
 from rest_jax.errors import UserError
 from rest_jax.train import dense
 from rest_jax.train.config import Config
@@ -102,6 +104,27 @@ def load_sources(config: Config) -> data.DataSources:
     on_error=config.data.on_error,
     labels=not config.denoise.noise,  # of images alone one folder will do
   )
+
+
+def class_weights(config: Config, sources: data.DataSources) -> tuple[float, ...] | None:
+  """The weights of the classes in the loss.
+
+  Args:
+    config: the whole experiment configuration.
+    sources: from `load_sources`; the labels of its training images are counted.
+
+  Returns:
+    None where `train.class_weights` is empty. 'balanced' is N / (K n_c), as scikit-learn has it:
+    all classes weigh the same together, and the mean over the images is 1. A class without images
+    weighs nothing.
+  """
+  if not config.train.class_weights:
+    return None
+  count = len(sources.class_names)
+  labels = [label_of(sources.train, index) for index in range(len(sources.train))]
+  there = np.bincount(labels, minlength=count)
+  weights = len(labels) / (np.count_nonzero(there) * np.maximum(there, 1)) * (there > 0)
+  return tuple(float(weight) for weight in weights)
 
 
 def train_batches(config: Config, source: Any) -> Any:

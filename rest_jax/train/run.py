@@ -67,14 +67,20 @@ class Run:
     self.recorder = Recorder(config, workdir, plan, self.step)
     for name, needs in without_effect(config).items() if self.step < plan.total else ():
       self.recorder.say(f'Note: {name} of this config has no effect: it is for {needs}')
-    if self.step < plan.total:
+    if not self.done:
       verb = f'Resuming at step {self.step} of' if self.step else 'Training for'
       self.recorder.say(f'{verb} {plan.total} steps in {workdir} on {sources.line}')
 
   @property
   def done(self) -> bool:
-    """Whether all steps are done."""
-    return self.step >= self._plan.total
+    """Whether all steps are done, or patience is over."""
+    return self.step >= self._plan.total or self._is_out_of_patience
+
+  @property
+  def _is_out_of_patience(self) -> bool:
+    """Whether `train.patience` evaluations since the best one were no better."""
+    patience = self._config.train.patience
+    return bool(patience) and self._meta.get('since_best', 0) >= patience
 
   def needs_evaluation(self) -> bool:
     """Whether the plan has an evaluation here that is not done yet."""
@@ -107,7 +113,9 @@ class Run:
     result = measured.better(plain, averaged)
     self._meta |= {'evaluated': self.step, 'last': result}
     self.recorder.evaluation(plain, averaged, self._chooser)
+    self._meta['since_best'] = self._meta.get('since_best', 0) + 1
     if self._best is None or measured.merit(result) > measured.merit(self._best['result']):
+      self._meta['since_best'] = 0
       self._best = {'step': self.step, 'result': result}
       self._checkpoints.save_best(self.state, self._best)
       self._release(self.state)
@@ -187,6 +195,12 @@ class Run:
       last = self._meta['last']
       best = self._best['result'] if self._best else last
       ended = 'Finished' if self.step > self._first else 'This run is finished already:'
+      if self._is_out_of_patience and self.step < self._plan.total:
+        best_epoch = self._best['result']['epoch'] if self._best else 0.0
+        self.recorder.say(
+          f'No better since epoch {best_epoch:.1f}, in {self._config.train.patience} evaluations '
+          f'(train.patience), so it ended at step {self.step} of {self._plan.total}'
+        )
       test = self._meta.get('test')
       judged = '' if test is None else f', test {measured.short(test)}'
       self.recorder.say(

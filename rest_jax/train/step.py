@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -94,6 +94,7 @@ def make_train_step(
   schedule: optax.Schedule,
   config: Config,
   num_classes: int,
+  class_weights: Sequence[float] | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
   """Builds the training step of one device.
 
@@ -103,6 +104,7 @@ def make_train_step(
     schedule: learning rate by step, for the metrics.
     config: the whole experiment configuration.
     num_classes: K.
+    class_weights: K factors of the targets, and so of the classes' terms of the loss.
 
   Returns:
     Function (state, batch) -> (state, metrics) to be mapped over `AXIS`. The batch is this
@@ -123,6 +125,8 @@ def make_train_step(
       images, targets = dense.inputs(batch, config)
     else:
       images, targets = augment_on_device(augment_key, batch, config, num_classes, classify)
+      if class_weights is not None:
+        targets = targets * jnp.asarray(class_weights, jnp.float32)[None]
       if config.adversarial.kind:
         images = jnp.clip(images, 0.0, 1.0)  # the noise of random erasing goes beyond
       else:

@@ -62,7 +62,13 @@ class Task:
   measure: Callable[[Any, Any], dict[str, Any]]
 
 
-def build_task(config: Config, plan: Plan, mesh: Mesh, class_names: Sequence[str]) -> Task:
+def build_task(
+  config: Config,
+  plan: Plan,
+  mesh: Mesh,
+  class_names: Sequence[str],
+  class_weights: Sequence[float] | None = None,
+) -> Task:
   """Builds model, optimizer and mapped steps of a config; compiles nothing yet.
 
   Args:
@@ -70,6 +76,7 @@ def build_task(config: Config, plan: Plan, mesh: Mesh, class_names: Sequence[str
     plan: from `pipeline.make_plan`.
     mesh: from `parallel.make_mesh`.
     class_names: one a class.
+    class_weights: one a class, or None for equal ones.
 
   Returns:
     The task.
@@ -100,7 +107,7 @@ def build_task(config: Config, plan: Plan, mesh: Mesh, class_names: Sequence[str
     return compiled(weights)
 
   eval_step, measure = _measure(model, config, mesh, class_names)
-  step = make_train_step(trained, optimizer, schedule, config, len(class_names))
+  step = make_train_step(trained, optimizer, schedule, config, len(class_names), class_weights)
   return Task(
     mesh=mesh,
     create=start,

@@ -23,6 +23,7 @@ BAD = {
   'model.overrides': [{'width': 3}, {'num_classes': 5}, {'bn_axis_name': 'x'}, 3],
   'model.dtype': ['float16', ''],
   'model.init': ['no_such_model', 'none.pth', 3],
+  'model.as_init': [1, 'yes'],
   'data.image_size': [0, -8, 10**6, 64.0],
   'data.cache': [1, 'yes'],
   'data.workers': [-1, 0.5],
@@ -72,6 +73,8 @@ BAD = {
   'train.ema': [1.0, -0.1, NAN],
   'train.sync_bn': [1],
   'train.eval_every': [0.0, -1.0, NAN, INF],
+  'train.patience': [-1, 1.5],
+  'train.class_weights': ['square', 1],
   'train.checkpoint_every_steps': [-1, 0.5],
   'train.checkpoint_every_seconds': [-1.0, NAN, INF],
   'adversarial.kind': ['pdg'],
@@ -158,6 +161,7 @@ ALTERNATIVES = {
   'model.overrides': ({'norm': False}, {}),
   'model.dtype': ('bfloat16', RESNET),
   'model.init': ('digit_scenes', {}),
+  'model.as_init': (True, {}),
   'data.name': ('other', {}),
   'data.dir': ('place', {}),
   'data.train_split': ('part', {}),
@@ -212,6 +216,8 @@ ALTERNATIVES = {
   'train.ema': (0.5, {}),
   'train.sync_bn': (True, {}),
   'train.eval_every': (2.0, {}),
+  'train.patience': (3, {}),
+  'train.class_weights': ('balanced', {}),
   'train.checkpoint_every_steps': (5, {}),
   'train.checkpoint_every_seconds': (5.0, {}),
   'adversarial.kind': ('pgd', {}),
@@ -247,6 +253,7 @@ ALTERNATIVES = {
 # What these do is seen in whole runs: tests of the loop, of metrics, of weights to start from; and
 # of dense tasks in test_dense.py.
 ELSEWHERE = ('model.init', 'model.backbone', 'dense.', 'train.checkpoint_every_', 'log.')
+ELSEWHERE += ('model.as_init', 'train.patience', 'train.class_weights')
 
 
 @pytest.fixture
