@@ -46,6 +46,7 @@ EXPLAIN = [
   (('--evaluate', '--layer', 'stage11'), "'stage11'"),
   (('--evaluate', '--variant', 'newest'), "'newest'"),
   (('--evaluate', '--groups', '0'), '--groups is 0'),
+  (('--evaluate', '--groups', '1000'), '--groups 1000: the default layer has 64 channels'),
   (('--evaluate', '--model', 'nowhere'), 'nowhere'),
   (('--evaluate', '--model', 'TWO'), 'cat, dog'),
   (('--evaluate', '--data', 'nowhere_at_all'), 'nowhere_at_all'),

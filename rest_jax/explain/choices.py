@@ -70,6 +70,13 @@ def check_group_cam(classifier: Classifier, methods: Sequence[str], command: Com
   images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
   options = method_options('group_cam', command)
   jax.eval_shape(lambda x: METHODS['group_cam'].fn(classifier, x, 0, **options), images)
+  point = explain.tap(classifier, command.layer)
+  channels = jax.eval_shape(lambda x: point.perturbed(x)[1], images).shape[-1]
+  if command.groups is not None and command.groups > channels:
+    raise UserError(
+      f'--groups {command.groups}: {command.layer or "the default layer"} has '
+      f'{plural(channels, "channel")}, and a group has one or more; give {channels} or fewer'
+    )
 
 
 def method_options(method: str, command: Command) -> dict[str, Any]:
