@@ -217,8 +217,10 @@ class RetinaNet(nn.Module):
   def _candidates(self, logits, deltas, anchors):
     """The best pairs of one level: boxes, scores, labels."""
     scores = jax.nn.sigmoid(logits).ravel()
-    scores = jnp.where(scores <= self.score_threshold, -jnp.inf, scores)  # NaN stays
+    undefined = jnp.isnan(scores).any()
+    scores = jnp.where(scores > self.score_threshold, scores, -jnp.inf)
     scores, index = lax.top_k(scores, min(self.candidates, scores.size))
+    scores = jnp.where(undefined, jnp.nan, scores)  # which top-k would pass over
     place, label = jnp.divmod(index, self.num_classes)
     return box_ops.decode(deltas[place], jnp.asarray(anchors)[place]), scores, label
 

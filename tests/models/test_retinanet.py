@@ -196,3 +196,24 @@ def test_low_precision_leaves_boxes_and_losses_in_float32(targets):
     return variables['params'], losses, model.apply(variables, x).boxes
 
   assert {leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(run, x))} == {jnp.dtype('float32')}
+
+
+def test_scores_can_be_explained_and_attacked(levels):
+  """The score of what was found first rises with its logit, through top-k and suppression."""
+
+  def best(logits):
+    return MODEL.select(levels._replace(logits=logits), jnp.asarray(SIZES, jnp.float32)).scores[
+      0, 0
+    ]
+
+  slopes = np.concatenate(
+    [np.asarray(g[0]).ravel() for g in jax.jit(jax.grad(best))(levels.logits)]
+  )
+  assert (slopes > 0).sum() == 1 and (slopes < 0).sum() == 0
+
+
+def test_a_score_that_is_no_number_is_not_passed_over(levels):
+  broken = (levels.logits[0].at[0, 3, 0].set(jnp.nan), *levels.logits[1:])
+  found = MODEL.select(levels._replace(logits=broken), jnp.asarray(SIZES, jnp.float32))
+  assert np.isnan(found.scores[0]).all() and not found.valid[0].all()
+  assert np.isfinite(found.scores[1]).all()
