@@ -47,7 +47,7 @@ class Tuning:
     self.config.optim.step_epochs = (0.75 * epochs,)
     mesh = make_mesh()
     plan = pipeline.make_plan(self.config, len(self.sources.train), mesh)
-    self.task: Task = build_task(self.config, plan, mesh, len(self.sources.class_names))
+    self.task: Task = build_task(self.config, plan, mesh, self.sources.class_names)
 
   def measure(self, variables: Any) -> dict[str, float]:
     """Values on the whole test split."""

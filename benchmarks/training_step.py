@@ -63,7 +63,7 @@ def prepare(name: str, batch: int, args) -> Run:
     config.train.accumulate = 1
   mesh = parallel.make_mesh()
   plan = pipeline.make_plan(config, 1_281_167, mesh)
-  task = build_task(config, plan, mesh, 1000)
+  task = build_task(config, plan, mesh, tuple(map(str, range(1000))))
   rng = np.random.default_rng(0)
   rows = {
     'image': rng.integers(0, 256, (batch, args.size, args.size, 3), np.uint8),

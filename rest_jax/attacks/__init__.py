@@ -1,8 +1,9 @@
 """Adversarial attacks on any function of images in [0, 1] to logits.
 
   adv = attacks.apgd(logits_fn, images, labels, key=key, norm='linf', eps=8 / 255)
-  found = attacks.evaluate(logits_fn, images, labels, key=key, attacks=[attacks.APGD(steps=50)],
-                           threats=attacks.Threat('linf', '8/255'))
+  made = [attacks.APGD(steps=50), 'square']
+  threat = attacks.Threat('linf', '8/255')
+  found = attacks.evaluate(logits_fn, images, labels, key=key, attacks=made, threats=threat)
 
 `logits_fn` is a `Classifier` or any JAX function of float32 images (B, H, W, C) in [0, 1]. Every
 attack gives images of the same shape, in the ball and in [0, 1].

@@ -157,7 +157,10 @@ def test_bad_input_is_one_line(images):
     (lambda: features.at_layer(strength=1.5), 'from 0 .* to 1, not 1.5'),
     (lambda: features.feature_denoiser(model, layer='stage3')(images), "no layer 'stage3'.*stage"),
     (lambda: features.feature_denoiser(model, layer='head')(images), 'takes maps'),
-    (lambda: features.feature_denoiser(lambda x: x.mean((1, 2)))(images), 'no Linen module'),
+    (
+      lambda: features.feature_denoiser(lambda x: x.mean((1, 2)))(images),
+      'no module was seen running',
+    ),
   ]:
     with pytest.raises(UserError, match=match) as error:
       make()

@@ -131,9 +131,9 @@ def test_the_state_starts_there(config, tmp_path, tiny_net, monkeypatch, capsys)
   config.data.image_size = 16
   config.train.ema = 0.5
   plan, mesh = Plan(10, 1.0, frozenset({10}), 1), parallel.make_mesh(jax.devices()[:2])
-  scratch = jax.device_get(build_task(config, plan, mesh, 3).create())
+  scratch = jax.device_get(build_task(config, plan, mesh, 'abc').create())
   config.model.init = str(tmp_path / 'model')
-  started = jax.device_get(build_task(config, plan, mesh, 3).create())
+  started = jax.device_get(build_task(config, plan, mesh, 'abc').create())
   assert 'but a new head for 3 classes' in capsys.readouterr().out
   for tree in (started.params, started.ema['params']):
     np.testing.assert_array_equal(tree['conv']['kernel'], variables['params']['conv']['kernel'])

@@ -34,7 +34,7 @@ def test_pgd_training(config, batch, monkeypatch):
   config.train.ema = 0.5
   config.adversarial.update(kind='pgd', eps=0.1, steps=2)
   mesh = parallel.make_mesh(jax.devices()[:2])
-  task = build_task(config, Plan(10, 1.0, frozenset({10}), 1), mesh, 3)
+  task = build_task(config, Plan(10, 1.0, frozenset({10}), 1), mesh, 'abc')
   state = task.create()
   gains = np.random.default_rng(0).uniform(size=(4, 8)).astype(np.float32)
   start = jax.device_get(state)
