@@ -10,13 +10,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from rest_jax.data.canvas import PADDING, REGION
 from rest_jax.errors import UserError
 from rest_jax.models.layers import BatchNorm, Conv, Dtype
 from rest_jax.ops.boxes import area, intersection
 from rest_jax.ops.matching import IGNORED, NEGATIVE
 from rest_jax.ops.suppression import nms
 
-PADDING, REGION = -1, -2  # labels of ground truth that is not there, and of regions to ignore
 NORMS = ('bn', 'gn')
 MULTIPLE = 32  # that the sides of a canvas are padded to
 

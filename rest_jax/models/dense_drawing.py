@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from rest_jax.data.semantic_folder import IGNORE
 from rest_jax.models.dense_model import Objects
 
 _COLOURS = (
@@ -19,7 +20,6 @@ _COLOURS = (
 )
 _LEAST_SIDE = 512  # px of the shorter side
 _MASK = 0.45  # weight of a colour over the picture
-IGNORED = 255
 
 
 def colour(label: int) -> tuple[int, int, int]:
@@ -71,7 +71,7 @@ def draw_segmentation(
   Returns:
     An RGB picture with the legend at its right, enlarged where it was small.
   """
-  counts = np.bincount(classes[classes != IGNORED].ravel(), minlength=len(class_names))
+  counts = np.bincount(classes[classes != IGNORE].ravel(), minlength=len(class_names))
   present = [int(label) for label in np.argsort(-counts, kind='stable') if counts[label]]
   pixels = picture.copy()
   for label in present:

@@ -6,13 +6,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from rest_jax.data.semantic_folder import IGNORE
 from rest_jax.errors import UserError
 from rest_jax.models.dense import MULTIPLE, conv1
 from rest_jax.models.layers import Dtype
 from rest_jax.ops.dense_losses import cross_entropy
 from rest_jax.ops.resize import resize_bilinear
-
-IGNORE = 255  # label of pixels that nobody judges
 
 
 class PixelClassifier(nn.Module):
