@@ -220,7 +220,7 @@ _NOT_DENSE = {
   **dict.fromkeys(('augment.padding', 'augment.mixup', 'augment.cutmix', 'augment.erasing'), 0),
   **dict.fromkeys(('augment.label_smoothing', 'augment.group_cam', 'denoise.noise'), 0),
   'train.class_weights': '',
-  **dict.fromkeys(('augment.rand_augment', 'adversarial.kind'), ''),
+  **dict.fromkeys(('augment.rand_augment', 'adversarial.kind', 'train.class_weights'), ''),
   **dict.fromkeys(('adversarial.eval_steps',), 0),
   **dict.fromkeys(('data.cache', 'data.scaled_decoding'), False),
   'augment.repeats': 1,
