@@ -7,7 +7,7 @@ model. Without knowledge of the defence, and transfer: the plain model, and the 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from rest_jax.attacks.threat import Norm, Threat, check_inputs
 from rest_jax.errors import UserError
 from rest_jax.evaluation import runner
 from rest_jax.evaluation.batches import Batch, Chunk, Images, keys_of
+from rest_jax.evaluation.fingerprint import weights_hash
 from rest_jax.evaluation.records import RESULTS, Records
 
 
@@ -126,6 +127,7 @@ class Case:
     }
 
 
+Make = Callable[[Case, Batch], tuple[np.ndarray, np.ndarray | None]]
 _ARRAYS = ('labels', 'targets', 'clean', 'clean_loss', 'pixels')
 
 
@@ -177,6 +179,126 @@ def check_chunk(model: Partial, chunk: Chunk, size: int, targeted: bool) -> int:
   return classes
 
 
+def check_same(directory: Path | None, piece: Images, done: Mapping[int, Mapping[str, Any]]):
+  """Refuses images that are not those which records tell of.
+
+  Args:
+    directory: of the records.
+    piece: of 'pixels', 'labels' and 'targets'.
+    done: the records of a case by image.
+
+  Raises:
+    UserError: one differs.
+  """
+  arrays = piece.arrays
+  for row, index in enumerate(piece.indices.tolist()):
+    if index in done:
+      target = None if arrays['targets'] is None else int(arrays['targets'][row])
+      now = (str(arrays['pixels'][row]), int(arrays['labels'][row]), target)
+      if now != tuple(done[index][name] for name in ('pixels', 'label', 'target')):
+        raise UserError(
+          f'{directory} has results of another image {index}, or with another '
+          'label or target; give another output_dir'
+        )
+
+
+class Made:
+  """Adversarial images of one attack on one model: made once, whoever judges them.
+
+  Each image is attacked, one that the model errs on too, for another model may get it right. Those
+  of a threat are kept as `<attack>_<norm>_<eps>/<first image>.npz`, a file a batch.
+  """
+
+  def __init__(
+    self,
+    model: Partial,
+    attack: Attack,
+    chunk: Chunk,
+    *,
+    key: jax.Array,
+    size: int,
+    directory: Path | None = None,
+    model_id: str | None = None,
+  ):
+    """Opens what is there; makes nothing yet.
+
+    Args:
+      model: the one that is attacked.
+      attack: how.
+      chunk: all images.
+      key: one PRNG key; image i uses `fold_in(key, i)`.
+      size: images at a time.
+      directory: where they are kept; None for in memory.
+      model_id: the user's word for the model.
+
+    Raises:
+      UserError: bad input, or a directory of another model or other settings.
+    """
+    self._model, self._attack = shared(model), attack
+    self._key, self._size, self._directory = key, size, directory
+    classes = check_chunk(model, chunk, size, targeted=False)
+    (self._piece,) = pieces_of(self._model, [chunk], key, size, classes)
+    shape = chunk.images.shape[1:]
+    self._records = Records(
+      None if directory is None else directory / RESULTS,
+      {'image_shape': shape, 'attack': attack.describe(), 'seed': seed_of(key)},
+      model=None if directory is None else fingerprint(model, shape, size, model_id),
+    )
+    self._files = None if directory is None else ImageFiles(directory, '')
+    self._kept: dict[str, np.ndarray] = {}
+
+  def images(self, threat: Threat, progress: runner.Tick | None = None) -> np.ndarray:
+    """The adversarial images within a threat, float32 (N, H, W, C); made where they are missing.
+
+    Args:
+      threat: norm, radius and goal; of an attack of minimum norm the radius does not count.
+      progress: called with a label and how many more images are through.
+
+    Raises:
+      UserError: a file is damaged, missing or of other images, or cannot be written.
+    """
+    eps = np.inf if self._attack.minimum_norm else threat.eps
+    threat = dataclasses.replace(threat, eps=eps)
+    case = Case('', self._attack, threat, self._model, self._model)
+    case = dataclasses.replace(case, label=case.run.stem)
+    if case.label not in self._kept:
+      # What lies on disk is held in memory one threat at a time.
+      others = {} if self._files else self._kept
+      self._kept = {**others, case.label: self._make(case, progress)}
+    return self._kept[case.label]
+
+  def hand_out(self, case: Case, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """The images of a batch that were made for a case, and no queries, for `Evaluating`."""
+    return self.images(case.threat)[batch.padded], np.zeros(batch.size, np.int64)
+
+  def _make(self, case: Case, progress: runner.Tick | None) -> np.ndarray:
+    """Attacks what has no record; what has one is read."""
+    piece, done = self._piece, self._records.rows(case.label)
+    check_same(self._directory, piece, done)
+    found = np.array(piece.arrays['images'], np.float32)
+    if self._files is not None:
+      parts = self._files.parts(case.run)
+      self._files.check_whole(case.run, parts, set(done) & set(piece.indices.tolist()))
+      for row, index in enumerate(piece.indices.tolist()):
+        found[row] = parts.get(index, found[row])
+
+    def work(case: Case, batch: Batch, device: Any) -> dict[str, Any]:
+      del device
+      adv, queries = case.make(batch, self._key)
+      found[batch.rows] = adv[: batch.count]
+      labels = np.asarray(batch['labels'])
+      if self._files is not None:  # before the rows that say they are there
+        self._files.add(case.run, batch.indices, labels[: batch.count], adv[: batch.count])
+      nothing = [None] * batch.size
+      columns = {'label': labels, 'target': batch['targets'], 'pixels': batch['pixels']}
+      columns |= {'queries': queries}
+      return {name: nothing if v is None else v for name, v in columns.items()}
+
+    everything = [case], [piece], self._records, work
+    runner.run(*everything, size=self._size, devices=(None,), progress=progress)
+    return found
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
   """What `evaluate` was asked for; see there.
@@ -197,14 +319,14 @@ class Settings:
   save_images: bool
   pictures: int
 
-  def cases(self, model: Partial) -> list[Case]:
-    """White-box cases in the order of work: a smaller radius before a larger one."""
+  def cases(self, made_on: Partial, judged_by: Partial) -> list[Case]:
+    """The cases in the order of work: a smaller radius before a larger one."""
     found = []
     for attack in self.attacks:
       for norm, grid in self.radii.items():
         for eps in (np.inf,) if attack.minimum_norm else grid:
           threat = Threat(norm, eps, self.targeted)
-          case = Case('', attack, threat, model, model)
+          case = Case('', attack, threat, made_on, judged_by)
           found.append(dataclasses.replace(case, label=case.run.stem))
     return found
 
@@ -212,17 +334,34 @@ class Settings:
 class Evaluating:
   """Carries an evaluation over its chunks: `evaluation.runner` with what attacks keep."""
 
-  def __init__(self, model: Partial, settings: Settings, first: Chunk):
+  def __init__(
+    self,
+    model: Partial,
+    settings: Settings,
+    first: Chunk,
+    made_on: Partial | None = None,
+    make: Make | None = None,
+  ):
     """Opens the results; looks at the model with the first chunk's shape.
+
+    Args:
+      model: the one that judges.
+      settings: what is asked for.
+      first: the first images.
+      made_on: the one that is attacked; `model` itself by default.
+      make: gives the adversarial images of a batch, and the queries, such as `Made.hand_out`; by
+        default the attack does.
 
     Raises:
       UserError: bad input, or results of something else in output_dir.
     """
     self.model, self._settings = model, settings
-    self._shared = shared(model)
+    self._shared, self._made_on = shared(model), made_on
+    self._make = make or (lambda case, batch: case.make(batch, settings.key))
     self._chosen, self._shown = SampleRows(settings.batch_size), Shown(settings.pictures)
     self._seen: set[int] = set()
-    self._cases = settings.cases(self._shared)
+    attacked = self._shared if made_on is None else shared(made_on)
+    self._cases = settings.cases(attacked, self._shared)
     # Before anything is asked of the model, its input has to be right.
     self._classes = check_chunk(model, first, settings.batch_size, settings.targeted)
     directory = settings.output_dir
@@ -286,7 +425,7 @@ class Evaluating:
   def _work(self, case: Case, batch: Batch, device: Any) -> dict[str, Any]:
     del device
     key = self._settings.key
-    adv, queries = case.make(batch, key)
+    adv, queries = self._make(case, batch)
     columns, count = case.judge(batch, adv, queries, key), batch.count
     if self._files is not None:
       labels = np.asarray(batch['labels'])[:count]
@@ -298,7 +437,7 @@ class Evaluating:
   def _settle(self, case: Case, piece: Images) -> None:
     """Records of images that need no attack: they are wrong already, or a smaller radius did it."""
     done, arrays = self._records.rows(case.label), piece.arrays
-    self._check_same(case, piece, done)
+    check_same(self._settings.output_dir, piece, done)
     smaller = self._fooled_before(case)
     wrong = [
       row
@@ -332,18 +471,6 @@ class Evaluating:
       for index, row in found.items()
     }
 
-  def _check_same(self, case: Case, piece: Images, done: Mapping[int, Mapping[str, Any]]) -> None:
-    arrays = piece.arrays
-    for row, index in enumerate(piece.indices.tolist()):
-      if index in done:
-        target = None if arrays['targets'] is None else int(arrays['targets'][row])
-        now = (str(arrays['pixels'][row]), int(arrays['labels'][row]), target)
-        if now != tuple(done[index][name] for name in ('pixels', 'label', 'target')):
-          raise UserError(
-            f'{self._settings.output_dir} has results of another image {index}, or with another '
-            'label or target; give another output_dir'
-          )
-
   def _of(self, label: str) -> dict[int, Record]:
     """Records by image; a distance that is no number stands there as None."""
     rows = self._records.rows(label).items()
@@ -351,9 +478,12 @@ class Evaluating:
     return {index: Record(index=index, **{**row, 'distance': far[index]}) for index, row in rows}
 
   def _pinned(self, shape: tuple[int, ...]) -> dict[str, Any]:
-    settings = self._settings
+    settings, other = self._settings, {}
+    if self._made_on is not None:
+      other = {'made_on': settings.model_id or weights_hash(self._made_on)}
     return {
       'image_shape': shape,
+      **other,
       'attacks': {attack.label: attack.describe() for attack in settings.attacks},
       'targeted': settings.targeted,
       'seed': seed_of(settings.key),

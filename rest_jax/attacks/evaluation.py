@@ -161,7 +161,7 @@ def evaluate(
   _check_files(output_dir, class_names=class_names, pictures=pictures, save_images=save_images)
   settings = Settings(
     attacks=as_attacks(attacks, only),
-    radii=_radii(threats, targets),
+    radii=radii_of(threats, targets),
     targeted=_targeted(threats),
     key=_one_key(key),
     batch_size=_batch_size(batch_size, labels),
@@ -171,7 +171,7 @@ def evaluate(
     save_images=save_images,
     pictures=8 if pictures is None else pictures,
   )
-  _check(settings, confidence)
+  check_settings(settings, confidence)
   found = chunks(images, labels, targets, indices)
   first = next(found, None)
   if first is None:
@@ -179,13 +179,12 @@ def evaluate(
   work = Evaluating(as_function(logits_fn), settings, first)
   with _bar(settings, labels, progress) as through:
     work.run(itertools.chain([first], found), through)
+  return conclude(work, settings, check_health, confidence)
+
+
+def conclude(work: Evaluating, settings: Settings, checked: bool, confidence: float) -> Evaluation:
+  """Draws the pictures, checks the model's health where that is wanted, and writes the tables."""
   work.finish()
-  return _concluded(work, settings, check_health, confidence)
-
-
-def _concluded(
-  work: Evaluating, settings: Settings, checked: bool, confidence: float
-) -> Evaluation:
   records = work.records()
   checks = []
   if checked:
@@ -226,7 +225,10 @@ def _list(threats: Threat | Sequence[Threat]) -> list[Threat]:
   return threats
 
 
-def _radii(threats: Threat | Sequence[Threat], targets: Any) -> dict[Norm, tuple[float, ...]]:
+def radii_of(
+  threats: Threat | Sequence[Threat], targets: Any = None
+) -> dict[Norm, tuple[float, ...]]:
+  """The radii of each norm, rising; `UserError` for what is no grid, or targets without a goal."""
   radii: dict[Norm, set[float]] = {}
   for threat in _list(threats):
     if not np.isfinite(threat.eps):
@@ -264,7 +266,8 @@ def _check_files(output_dir: Any, **options: Any) -> None:
       raise UserError(f'{name} needs an output_dir, where the files go; give one or leave it out')
 
 
-def _check(settings: Settings, confidence: float) -> None:
+def check_settings(settings: Settings, confidence: float) -> None:
+  """Raises `UserError` where numbers are out of their range, or an attack has not the norm."""
   check_count('pictures', settings.pictures, 0)
   if not 0 < confidence < 1:
     raise UserError(f'confidence must be between 0 and 1, got {confidence}')

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -269,13 +269,13 @@ FOLDER = 'adversarial'
 class ImageFiles:
   """Keeps the adversarial images of each run.
 
-  `adversarial/<run>.npz` holds images float32 (N, H, W, C), index int64 (N,) and label int64 (N,)
+  `<folder>/<run>.npz` holds images float32 (N, H, W, C), index int64 (N,) and label int64 (N,)
   of the images that were attacked, whether or not that succeeded.
   """
 
-  def __init__(self, directory: Path):
-    """Takes the evaluation's directory; writes nothing yet."""
-    self._folder = directory / FOLDER
+  def __init__(self, directory: Path, folder: str = FOLDER):
+    """Takes the evaluation's directory and the folder in it; writes nothing yet."""
+    self._directory, self._folder = directory, directory / folder
 
   def add(self, run: RunName, index: np.ndarray, label: np.ndarray, images: np.ndarray) -> None:
     """Writes images of a run, before the records that say they are there.
@@ -303,17 +303,12 @@ class ImageFiles:
       UserError: a part is missing or damaged, or no place to write.
     """
     final = self._final(run)
-    # What begins with a dot was being written when a kill came.
-    found = self._read([final, *sorted((self._folder / run.stem).glob('[!.]*.npz'))])
+    found = self._read([final]) | self.parts(run)
     for eps in {record.reused for record in records.values() if record.reused is not None}:
       lent = self._read([self._final(run._replace(eps=eps))])
       found |= {i: lent[i] for i in lent if i in records and records[i].reused == eps}
     needed = sorted(i for i, record in records.items() if record.correct)
-    if missing := [i for i in needed if i not in found]:
-      raise UserError(
-        f'{final} lacks image {missing[0]} and {len(missing) - 1} more; '
-        f'remove {final.parent.parent} to attack them again'
-      )
+    self.check_whole(run, found, needed)
     if not needed:
       return None
     label = np.asarray([records[i].label for i in needed])
@@ -322,6 +317,23 @@ class ImageFiles:
     )
     self._remove_parts(run)
     return final
+
+  def parts(self, run: RunName) -> dict[int, np.ndarray]:
+    """The images of a run by their index, as far as they have not been merged.
+
+    Raises:
+      UserError: a part is damaged.
+    """
+    # What begins with a dot was being written when a kill came.
+    return self._read(sorted((self._folder / run.stem).glob('[!.]*.npz')))
+
+  def check_whole(self, run: RunName, found: Container[int], needed: Iterable[int]) -> None:
+    """Raises `UserError` where images that records tell of are missing."""
+    if missing := [i for i in needed if i not in found]:
+      raise UserError(
+        f'{self._final(run)} lacks image {missing[0]} and {len(missing) - 1} more; '
+        f'remove {self._directory} to attack them again'
+      )
 
   def _final(self, run: RunName) -> Path:
     return self._folder / f'{run.stem}.npz'
@@ -334,7 +346,7 @@ class ImageFiles:
           with np.load(path) as file:
             found |= dict(zip(file['index'].tolist(), file['images'], strict=True))
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-          raise UserError(f'{path} is damaged ({error}); remove {self._folder.parent}') from error
+          raise UserError(f'{path} is damaged ({error}); remove {self._directory}') from error
     return found
 
   def _remove_parts(self, run: RunName) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 from rest_jax import text
-from rest_jax.attacks.cases import Case, pieces_of
+from rest_jax.attacks.cases import Case, Made, pieces_of
 from rest_jax.attacks.registry import Attack, as_attack
 from rest_jax.attacks.threat import Threat, check_count, check_host, check_inputs, check_key
 from rest_jax.callables import as_function
@@ -231,33 +231,24 @@ class _Work:
     correct, made = [], [self._made(source, chunk) for source in sources]
     fooled = np.zeros((len(sources), len(judges), len(chunk.images)), bool)
     for column, model in enumerate(judges):
-      records, (piece,) = Records(None, {}), self._pieces(model, chunk)
+      (piece,) = pieces_of(model, [chunk], self._key, self._size, self._classes)
       correct.append(piece.arrays['clean'] == chunk.labels)
       for row, source in enumerate(sources):
-        case = self._case(f'{row} on {column}', source, model)
-        self._judge(case, piece, made[row], records)
-        fooled[row, column] = records.column(case.label, 'success', piece.indices)
-    return _Found(np.asarray(made), np.asarray(correct), fooled & np.asarray(correct))
+        case = Case(f'{row} on {column}', self._attack, self._threat, source, model)
+        fooled[row, column] = self._judge(case, piece, made[row])
+    images = np.asarray([one.images(self._threat) for one in made])
+    return _Found(images, np.asarray(correct), fooled & np.asarray(correct))
 
-  def _case(self, label: str, source: Partial, model: Partial) -> Case:
-    return Case(label, self._attack, self._threat, source, model)
+  def _made(self, source: Partial, chunk: Chunk) -> Made:
+    return Made(source, self._attack, chunk, key=self._key, size=self._size)
 
-  def _pieces(self, model: Partial, chunk: Chunk):
-    return pieces_of(model, [chunk], self._key, self._size, self._classes)
+  def _judge(self, case: Case, piece: Images, made: Made) -> list[bool]:
+    """Which images of the source fool the judge."""
 
-  def _made(self, source: Partial, chunk: Chunk) -> np.ndarray:
-    """One source's adversarial images, of all images: another may get right what it does not."""
-    (piece,) = self._pieces(source, chunk)
-    case, adv = self._case('made', source, source), []
-    for first in range(0, len(piece), self._size):
-      batch = piece.batch(np.arange(first, min(first + self._size, len(piece))), self._size)
-      adv.append(case.make(batch, self._key)[0][: batch.count])
-    return np.concatenate(adv)
-
-  def _judge(self, case: Case, piece: Images, adv: np.ndarray, records: Records) -> None:
     def work(case: Case, batch: Batch, device: Any) -> dict[str, Any]:
       del device
-      at = batch.rows[np.minimum(np.arange(batch.size), batch.count - 1)]
-      return case.judge(batch, adv[at], None, self._key)
+      return case.judge(batch, *made.hand_out(case, batch), self._key)
 
+    records = Records(None, {})
     runner.run([case], [piece], records, work, size=self._size, devices=(None,))
+    return records.column(case.label, 'success', piece.indices)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import json
+import inspect
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,24 +14,29 @@ import jax
 import numpy as np
 from jax.tree_util import Partial
 
-from rest_jax.attacks.evaluation import evaluate
+from rest_jax.attacks.cases import Evaluating, Made, Make, Settings, seed_of
+from rest_jax.attacks.devices import shared_batch
+from rest_jax.attacks.ensemble import AutoAttack
+from rest_jax.attacks.evaluation import check_settings, conclude, radii_of
 from rest_jax.attacks.health import HealthCheck, SampleRows, check_model_health
 from rest_jax.attacks.judge import judge
+from rest_jax.attacks.record import Record, RunName
 from rest_jax.attacks.registry import Attack, as_attacks
 from rest_jax.attacks.threat import Threat, check_count, check_inputs, check_key
 from rest_jax.callables import as_function
 from rest_jax.defend.protection import DRAWS, as_defences, attackable, is_random, protect
 from rest_jax.defend.table import UNDEFENDED, Cell, DefenceRow, make_row, markdown, to_csv
-from rest_jax.defend.transferred import Tick, Transferred, images_at_a_time, through
 from rest_jax.errors import UserError
-from rest_jax.evaluation.batches import chunks, keys_of
+from rest_jax.evaluation.batches import Chunk, chunks, keys_of
 from rest_jax.evaluation.files import write_json, write_text
-from rest_jax.evaluation.fingerprint import weights_hash
+from rest_jax.evaluation.fingerprint import pin, weights_hash
+from rest_jax.evaluation.records import Records
+from rest_jax.evaluation.runner import Tick
 from rest_jax.paths import local
 from rest_jax.programs import in_use, release_programs
 
 SAMPLE = 32  # images; as in any short attack, more of them hardly change what is raised
-FILE = 'health.json'
+FILE = 'health.jsonl'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +87,79 @@ class Defended:
 
   model: Any
   attacked: Any = None
+
+
+# ---- What attacks of defences are ----------------------------------------------------------------
+
+
+def images_at_a_time(batch_size: int, count: int) -> int:
+  """The batch for `count` images where `batch_size` are asked for, that divides over devices."""
+  return shared_batch(max(1, min(batch_size, count)))
+
+
+def for_transfer(attack: Attack) -> Attack:
+  """The attack without an end at the first success: more loss transfers better."""
+  return _with_default(attack, 'stop_early', False)
+
+
+def through(attack: Attack, random: bool) -> Attack:
+  """The attack as it goes through a defence: AutoAttack in its version for random models."""
+  if random and attack.function is AutoAttack:
+    return _with_default(attack, 'version', 'rand')
+  return attack
+
+
+def _with_default(attack: Attack, name: str, value: Any) -> Attack:
+  """The attack with an option that it has and that was left open."""
+  if name not in inspect.signature(attack.function).parameters or name in attack.options:
+    return attack
+  return dataclasses.replace(attack, options={**attack.options, name: value})
+
+
+def made_without(
+  model: Partial,
+  attack: Attack,
+  images: np.ndarray,
+  labels: np.ndarray,
+  *,
+  key: jax.Array,
+  batch_size: int,
+  directory: Path | None,
+  model_id: str | None = None,
+) -> Made:
+  """Adversarial images of the undefended model, which every defence is tried on.
+
+  Args:
+    model: the undefended one.
+    attack: how.
+    images: float32 (N, H, W, C).
+    labels: integers (N,).
+    key: one PRNG key.
+    batch_size: images at a time, as `images_at_a_time` gives it.
+    directory: of the evaluation; None for in memory.
+    model_id: the user's word for the model.
+
+  Returns:
+    Where they come from: made when they are asked for, or read.
+
+  Raises:
+    UserError: bad input, or a directory of another model or other settings.
+  """
+  place = None if directory is None else directory / 'transferred' / attack.label
+  return Made(
+    model,
+    for_transfer(attack),
+    _chunk(images, labels),
+    key=key,
+    size=batch_size,
+    directory=place,
+    model_id=model_id,
+  )
+
+
+def _chunk(images: np.ndarray, labels: np.ndarray) -> Chunk:
+  (chunk,) = chunks(images, labels, None, None)
+  return chunk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,14 +361,15 @@ class _Work:
     """Runs every attack on every entry; by labels of the defence and the attack."""
     found = {}
     for attack in attacks:
-      made = self._transferred(attack)
+      check_settings(self._settings(attack, None, None), self.confidence)
+      made = self._made(attack)
       for entry in entries:
-        plain = self._run(entry, attack, made.replay(), 'non_adaptive')
+        plain = self._run(entry, for_transfer(attack), 'non_adaptive', self.model, made.hand_out)
         aware = plain if entry.label == UNDEFENDED else None
         if adaptive and aware is None:
-          tick = self._tick(f'{entry.label}: {attack.label} through the defence')
-          aimed = through(attack, entry.attacked, entry.random, tick)
-          aware = self._run(entry, attack, aimed, 'adaptive')
+          text = f'{entry.label}: {attack.label} through the defence'
+          aimed = through(attack, entry.random)
+          aware = self._run(entry, aimed, 'adaptive', entry.attacked, None, text)
         found[entry.label, attack.label] = Cell(plain, aware)
     return found
 
@@ -330,42 +409,55 @@ class _Work:
       for entry in entries
     ]
 
-  def _transferred(self, attack: Attack) -> Transferred:
-    directory = None if self.directory is None else self.directory / 'transferred' / attack.label
-    made = Transferred(
+  def _made(self, attack: Attack) -> Made:
+    """The perturbations of the undefended model, made now."""
+    made = made_without(
       self.model,
       attack,
       self.images,
       self.labels,
       key=self.key,
       batch_size=self.size,
-      directory=directory,
+      directory=self.directory,
       model_id=self.model_id,
     )
-    tick = self._tick(f'{UNDEFENDED}: {attack.label}')
-    for run in made.runs(self.threats):
-      made.images(run, tick)
+    for threat in self.threats[:1] if attack.minimum_norm else self.threats:
+      made.images(threat, self._tick(f'{UNDEFENDED}: {attack.label}'))
     return made
 
-  def _run(self, entry: _Entry, attack: Attack, aimed: Attack, kind: str):
+  def _run(
+    self,
+    entry: _Entry,
+    attack: Attack,
+    kind: str,
+    made_on: Partial,
+    make: Make | None,
+    text: str | None = None,
+  ) -> Mapping[RunName, Mapping[int, Record]]:
+    """The records of an attack made on a model and judged by a defended one."""
     place = None if entry.directory is None else entry.directory / attack.label / kind
-    found = evaluate(
-      entry.judged,
-      self.images,
-      self.labels,
-      threats=self.threats,
+    named = None if self.model_id is None else f'{self.model_id}, {entry.label}'
+    settings, chunk = self._settings(attack, place, named), _chunk(self.images, self.labels)
+    evaluating = Evaluating(entry.judged, settings, chunk, made_on, make)
+    evaluating.run([chunk], None if text is None else self._tick(text))
+    return conclude(evaluating, settings, False, self.confidence).records
+
+  def _settings(self, attack: Attack, place: Path | None, model_id: str | None) -> Settings:
+    return Settings(
+      attacks=[attack],
+      radii=radii_of(self.threats),
+      targeted=False,
       key=self.key,
-      attacks=[aimed],
-      output_dir=place,
       batch_size=self.size,
-      model_id=None if self.model_id is None else f'{self.model_id}, {entry.label}',
+      output_dir=place,
+      class_names=None,
+      model_id=model_id,
+      save_images=False,
       pictures=0,
-      check_health=False,
     )
-    return found.records
 
   def _tick(self, text: str) -> Tick:
-    return lambda count: self.progress(text, count)
+    return lambda label, count: self.progress(text, count)
 
 
 def defended_health(
@@ -390,22 +482,21 @@ def defended_health(
   Returns:
     The checks that look at the model; what was kept, where it is of the same model and settings.
   """
-  path = None if directory is None else directory / FILE
-  settings = {
-    'model': weights_hash(attacked),
-    'threat': [threat.norm, float(threat.eps)],
-    'seed': np.asarray(jax.random.key_data(key)).ravel().tolist(),
-    'sample': SAMPLE,
-    # They grow with --limit, until there are enough of them.
-    'images': weights_hash(tuple(one[: 2 * SAMPLE] for one in data)),
-  }
-  kept = None if path is None else _kept(path, settings)
-  if kept is not None:
-    return kept
+  records = Records(
+    None if directory is None else directory / FILE,
+    {'seed': seed_of(key), 'sample': SAMPLE},
+    model=pin(attacked),
+    replace=True,
+  )
+  # The sample grows with --limit, until there are enough of them; radii may come later.
+  first = weights_hash(tuple(one[: 2 * SAMPLE] for one in data)) or ''
+  case = f'{threat.norm} {threat.eps:.9g} {first[:16]}'
+  kept = records.rows(case)
+  if kept and weights_hash(attacked) is not None:  # else any function would pass for this one
+    return [HealthCheck(**kept[number]) for number in sorted(kept)]
   checks = check_model_health(attacked, _sample(judged, data, key), threat)
-  if path is not None:
-    found = [dataclasses.asdict(check) for check in checks]
-    write_json(path, {'settings': settings, 'checks': found})
+  rows = [dataclasses.asdict(check) for check in checks]
+  records.add(case, range(len(rows)), {name: [row[name] for row in rows] for name in rows[0]})
   return checks
 
 
@@ -418,14 +509,3 @@ def _sample(judged: Partial, data: tuple[np.ndarray, np.ndarray], key: jax.Array
     found = judge(judged, chunk.images[at], chunk.labels[at], keys).predicted
     rows.add(chunk, found[: len(chunk.images)] == chunk.labels)
   return rows.sample(key)
-
-
-def _kept(path: Path, settings: dict[str, Any]) -> list[HealthCheck] | None:
-  """What an earlier run wrote; None where that is missing, damaged or of something else."""
-  try:
-    found = json.loads(path.read_text(encoding='utf-8'))
-    if found['settings'] == settings and settings['model'] is not None:
-      return [HealthCheck(**check) for check in found['checks']]
-  except (OSError, ValueError, KeyError, TypeError):
-    pass
-  return None

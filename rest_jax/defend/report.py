@@ -17,6 +17,7 @@ from rest_jax.attacks.queries import logits_once
 from rest_jax.callables import as_function
 from rest_jax.defend.command import has_random
 from rest_jax.defend.denoise.denoisers import DENOISERS, Denoiser
+from rest_jax.defend.evaluate import images_at_a_time
 from rest_jax.defend.figures import draw_bars, draw_radii
 from rest_jax.defend.found import Found
 from rest_jax.defend.protection import protect
@@ -35,7 +36,6 @@ from rest_jax.defend.table import (
   title_of,
   verdict,
 )
-from rest_jax.defend.transferred import images_at_a_time
 from rest_jax.evaluation.batches import keys_of
 from rest_jax.evaluation.document import (
   Block,

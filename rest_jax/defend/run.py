@@ -16,7 +16,6 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from rest_jax.attacks.record import RunName
 from rest_jax.attacks.registry import Attack, named_attack
 from rest_jax.attacks.threat import Threat
 from rest_jax.callables import as_function
@@ -25,15 +24,19 @@ from rest_jax.defend.command import PGD_STEPS, Command, takes_steps
 from rest_jax.defend.denoise.autoencoder import DEFAULT as AUTOENCODER
 from rest_jax.defend.denoise.denoisers import DENOISERS, denoiser
 from rest_jax.defend.denoise.pca import fit_patch_pca
-from rest_jax.defend.evaluate import DefenceEvaluation, check_threats, evaluate_defences
+from rest_jax.defend.evaluate import (
+  DefenceEvaluation,
+  check_threats,
+  evaluate_defences,
+  images_at_a_time,
+  made_without,
+)
 from rest_jax.defend.features import at_layer
 from rest_jax.defend.figures import draw_bands, draw_spectra, draw_study
 from rest_jax.defend.found import Found, Study
 from rest_jax.defend.report import write_report
-from rest_jax.defend.spectra import Spectrum, perturbation_spectra
+from rest_jax.defend.spectra import perturbation_spectra
 from rest_jax.defend.study import noise_study
-from rest_jax.defend.study_results import NoiseStudy
-from rest_jax.defend.transferred import Transferred, images_at_a_time
 from rest_jax.errors import UserError
 from rest_jax.evaluation.files import write_json
 from rest_jax.evaluation.fingerprint import weights_hash
@@ -51,7 +54,6 @@ from rest_jax.text import legible, plural
 
 PATCH_IMAGES = 200  # of the training split, which the principal components are fitted to
 SETTINGS = 'settings.json'
-FILE = 'study.json'
 
 
 def check_before_data(command: Command, classifier: Classifier) -> None:
@@ -283,15 +285,14 @@ def _found(
 ) -> Found:
   """What the report is about, with the adversarial images of the first attack's largest radius."""
   attack, eps = attacks[0], max(command.eps)
-  made = Transferred(
+  made = made_without(
     as_function(judged.classifier),
     attack,
     *data,
     key=jax.random.key(command.seed),
     batch_size=images_at_a_time(command.batch_size, len(data[0])),
-    directory=command.output / 'attacks' / 'transferred' / attack.label,
+    directory=command.output / 'attacks',
   )
-  run = RunName(attack.label, command.norm, None if attack.minimum_norm else eps)  # pyright: ignore
   return Found(
     command=command,
     classifier=judged.classifier,
@@ -299,7 +300,7 @@ def _found(
     data_line=judged.line,
     images=data[0],
     labels=data[1],
-    adversarial=made.images(run),
+    adversarial=made.images(Threat(command.norm, eps)),  # pyright: ignore
     defences=defences,
     attacks=attacks,
     evaluation=evaluation,
@@ -314,52 +315,19 @@ def run_study(found: Found, say: Callable[[str, int], Any]) -> Study:
     say: told what is at work.
 
   Returns:
-    The study, measured or read where it was kept; its three figures are drawn.
+    The study, as far as it was measured before read from its records; its three figures are drawn.
 
   Raises:
     UserError: the folder cannot be written.
   """
-  folder, name = found.command.output, found.model_name
-  settings = _settings(found)
-  study = _kept(found, settings)
-  if study is None:
-    say('noise study', 0)
-    denoisers = found.by_name()
-    models, key = {name: found.classifier}, jax.random.key(found.command.seed)
-    data = (found.images, found.labels, found.adversarial)
-    size = found.command.batch_size
-    place = folder / 'study'
-    noise = noise_study(models, *data, denoisers, key=key, batch_size=size, output_dir=place)
-    spectra = perturbation_spectra(models, found.images, found.adversarial, batch_size=size)
-    study = Study(noise, tuple(spectra))
-    values = {'noise': noise.to_dict(), 'spectra': [dataclasses.asdict(one) for one in spectra]}
-    write_json(folder / FILE, {'settings': settings, **values})
-  figures = folder / 'figures'
+  say('noise study', 0)
+  command, models = found.command, {found.model_name: found.classifier}
+  options: dict[str, Any] = dict(batch_size=command.batch_size, output_dir=command.output / 'study')
+  data, key = (found.images, found.labels, found.adversarial), jax.random.key(command.seed)
+  noise = noise_study(models, *data, found.by_name(), key=key, **options)
+  spectra = perturbation_spectra(models, found.images, found.adversarial, **options)
+  study, figures = Study(noise, tuple(spectra)), command.output / 'figures'
   draw_study(study.noise, figures / 'study.png')
   draw_bands(study.noise, figures / 'bands.png')
   draw_spectra(study.spectra, figures / 'spectra.png')
   return study
-
-
-def _settings(found: Found) -> dict[str, Any]:
-  """What pins a study: the perturbations hold the model, the attack, the radius and the images."""
-  return {
-    'perturbations': weights_hash((found.images, found.adversarial, np.asarray(found.labels))),
-    'denoisers': {label: weights_hash(one) for label, one in found.by_name().items()},
-    'seed': found.command.seed,
-  }
-
-
-def _kept(found: Found, settings: dict[str, Any]) -> Study | None:
-  """What an earlier run wrote; None where that is missing, damaged or of something else."""
-  try:
-    values = json.loads((found.command.output / FILE).read_text(encoding='utf-8'))
-    if values['settings'] == settings:
-      spectra = tuple(
-        Spectrum(s['model'], s['place'], tuple(s['noise']), tuple(s['clean']))
-        for s in values['spectra']
-      )
-      return Study(NoiseStudy.from_dict(values['noise']), spectra)
-  except (OSError, ValueError, KeyError, TypeError):
-    pass
-  return None

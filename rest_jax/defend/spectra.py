@@ -10,17 +10,26 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rest_jax.attacks.devices import shared_batch
 from rest_jax.attacks.threat import check_count
+from rest_jax.defend.study_measures import everywhere, spread, spread_out
 from rest_jax.errors import UserError
+from rest_jax.evaluation.batches import Batch, Images
+from rest_jax.evaluation.fingerprint import pin, weights_hash
+from rest_jax.evaluation.records import Records
+from rest_jax.evaluation.runner import run
 from rest_jax.ops.bands import band_energies
+from rest_jax.paths import local
 
 INPUT = 'input'
+FILE = 'spectra.jsonl'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +84,7 @@ def perturbation_spectra(
   bands: int = 8,
   transform: str = 'dct',
   batch_size: int = 100,
+  output_dir: str | Path | None = None,
 ) -> list[Spectrum]:
   """Measures the spectra of perturbations at the input and at every stage.
 
@@ -85,7 +95,9 @@ def perturbation_spectra(
     adv: adversarial images; with several models a mapping of the same names.
     bands: how many, of equal width in the radius. A small map may have no coefficient in some.
     transform: 'dct' or 'fft'.
-    batch_size: images at a time.
+    batch_size: images at a time, shared over the devices of this process.
+    output_dir: where the energies of each image are kept; what is of something else there gives
+      way. None for in memory.
 
   Returns:
     For each model the input and then its stages.
@@ -102,42 +114,66 @@ def perturbation_spectra(
       f'adv has images of {sorted(attacked)}, models are {sorted(named)}; give one of each name'
     )
   images = np.asarray(images)
-  found = []
-  for name, model in named.items():
-    others = np.asarray(attacked[name])
+  attacked = {name: np.asarray(attacked[name]) for name in named}
+  for name, others in attacked.items():
     if images.ndim != 4 or images.shape != others.shape or not len(images):
       raise UserError(
         f'images and adv are floats (N, H, W, C) of one shape, got {images.shape} and '
         f'{others.shape} for {name}'
       )
-    found += _spectra_of(name, model, images, others, bands, transform, batch_size)
-  return found
+  records = _records(output_dir, named, images, attacked, bands, transform)
+  cases = [
+    _Case(name, everywhere(named[name] if _has_features(named[name]) else None)) for name in named
+  ]
+  energies = Energies(bands, transform)
+
+  def work(case: _Case, batch: Batch, device: Any) -> dict[str, Any]:
+    del device  # all of them, with a share of the rows each
+    pair = spread_out(tuple(np.asarray(batch[name], np.float32) for name in ('images', 'adv')))
+    noise, clean = spread(energies, case.model, *pair)
+    return {'noise': noise, 'clean': clean}
+
+  for case in cases:
+    piece = Images(np.arange(len(images)), {'images': images, 'adv': attacked[case.label]})
+    size = shared_batch(min(batch_size, len(images)))
+    run([case], [piece], records, work, size=size, devices=(None,))
+  return [one for case in cases for one in _spectra_of(case.label, records)]
 
 
-def _spectra_of(
-  name: str,
-  model: Any,
+class _Case(NamedTuple):
+  """A model to look into; None where it shows no features."""
+
+  label: str
+  model: Any
+
+
+def _records(
+  output_dir: str | Path | None,
+  models: Mapping[str, Any],
   images: np.ndarray,
-  adv: np.ndarray,
+  attacked: Mapping[str, np.ndarray],
   bands: int,
   transform: str,
-  batch_size: int,
-) -> list[Spectrum]:
-  size = min(batch_size, len(images))
-  looked_into = model if _has_features(model) else None
-  totals: list[np.ndarray] = []
-  for start in range(0, len(images), size):
-    rows = start + np.arange(size)
-    weights = (rows < len(images)).astype(np.float32)  # what fills the last batch counts nothing
-    rows = np.minimum(rows, len(images) - 1)
-    pair = [jnp.asarray(x[rows], jnp.float32) for x in (images, adv)]
-    sums = _energies(looked_into, *pair, jnp.asarray(weights), bands, transform)
-    sums = [np.asarray(one, np.float64) for one in sums]
-    totals = [a + b for a, b in zip(totals, sums, strict=True)] if totals else sums
-  places = [INPUT, *(f'stage{i}' for i in range(1, len(totals)))]
+) -> Records:
+  """Energies of each image: `Records` of 'noise' and 'clean', (places, K) each."""
+  path = None if output_dir is None else local(output_dir, 'output_dir') / FILE
+  pinned = {name: weights_hash((images, adv)) for name, adv in attacked.items()}
+  settings = {'perturbations': pinned, 'bands': bands, 'transform': transform}
+  looked_into = {name: model for name, model in models.items() if _has_features(model)}
+  return Records(path, settings, model=pin(looked_into), replace=True)
+
+
+def _spectra_of(name: str, records: Records) -> list[Spectrum]:
+  """Sums over the images, in float64 and in their order."""
+  images = sorted(records.rows(name))
+  sums = [
+    np.asarray(records.column(name, kind, images), np.float64).sum(axis=0)
+    for kind in ('noise', 'clean')
+  ]
+  places = [INPUT, *(f'stage{i}' for i in range(1, len(sums[0])))]
   return [
     Spectrum(name, place, tuple(noise.tolist()), tuple(clean.tolist()))
-    for place, (noise, clean) in zip(places, totals, strict=True)
+    for place, noise, clean in zip(places, *sums, strict=True)
   ]
 
 
@@ -149,26 +185,25 @@ def _has_features(model: Any) -> bool:
   )
 
 
-@jax.jit(static_argnames=('bands', 'transform'))
-def _energies(
-  model: Any,
-  images: jax.Array,
-  adv: jax.Array,
-  weights: jax.Array,
-  bands: int,
-  transform: str,
-) -> list[jax.Array]:
-  """(2, K) at the input and at each stage: energies of the perturbation and of the clean map."""
-  pairs = [(images, adv)]
-  if model is not None:
-    pairs += zip(model.features(images), model.features(adv), strict=True)
+@dataclasses.dataclass(frozen=True)
+class Energies:
+  """Energies at the input and at each stage, of the perturbation and of the clean map."""
 
-  def energy(x):
-    parts = band_energies(x, bands, transform).sum(axis=2)
-    return jnp.einsum('b,bk->k', weights, parts, precision='highest')
+  bands: int
+  transform: str
 
-  wide = [[x.astype(jnp.float32) for x in pair] for pair in pairs]
-  return [jnp.stack([energy(noisy - clean), energy(clean)]) for clean, noisy in wide]
+  def __call__(self, model: Any, images: jax.Array, adv: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Two times float32 (B, places, K), sums over the channels."""
+    pairs = [(images, adv)]
+    if model is not None:
+      pairs += zip(model.features(images), model.features(adv), strict=True)
+    wide = [[x.astype(jnp.float32) for x in pair] for pair in pairs]
+    energies = [(self._of(noisy - clean), self._of(clean)) for clean, noisy in wide]
+    noise, clean = zip(*energies, strict=True)
+    return jnp.stack(noise, axis=1), jnp.stack(clean, axis=1)
+
+  def _of(self, maps: jax.Array) -> jax.Array:
+    return band_energies(maps, self.bands, self.transform).sum(axis=2)
 
 
 def _ratio(values: np.ndarray, by: Any) -> np.ndarray:

@@ -45,13 +45,13 @@ def everywhere(tree: Any) -> Any:
   return jax.tree.map(put, tree)
 
 
-def spread_out(rows: Rows) -> Rows:
-  """A batch laid out over the devices, each with a share of the rows."""
+def spread_out(rows: Any) -> Any:
+  """Arrays of a batch laid out over the devices, each with a share of the rows."""
   return jax.device_put(rows, NamedSharding(_mesh(), PartitionSpec('images')))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _spread(function: Callable[..., Any], parts: Any, *rows: jax.Array) -> Any:
+def spread(function: Callable[..., Any], parts: Any, *rows: jax.Array) -> Any:
   """`function(parts, *rows)`, of which each device has a share of the rows; compiled by itself.
 
   So a model compiles once and a denoiser once for all strengths, not one with every other.
@@ -61,8 +61,8 @@ def _spread(function: Callable[..., Any], parts: Any, *rows: jax.Array) -> Any:
   whole, share = PartitionSpec(), PartitionSpec('images')
   specs = (whole, *(share for _ in rows))
   # check_vma is off: what a model does inside need not say how it varies over devices.
-  spread = jax.shard_map(function, mesh=_mesh(), in_specs=specs, out_specs=share, check_vma=False)
-  return spread(parts, *rows)
+  shares = jax.shard_map(function, mesh=_mesh(), in_specs=specs, out_specs=share, check_vma=False)
+  return shares(parts, *rows)
 
 
 # ---- Measures: f(model, parts, rows) -> columns (B,) ---------------------------------------------
@@ -90,14 +90,14 @@ def _energy(x: jax.Array) -> jax.Array:
 def plain(model: Partial, parts: None, rows: Rows) -> dict[str, jax.Array]:
   """Without any denoiser."""
   del parts
-  clean, bad = _spread(_clean, model, rows.images, rows.labels)
-  attacked = _spread(_correct, model, rows.images, rows.delta, rows.labels)
+  clean, bad = spread(_clean, model, rows.images, rows.labels)
+  attacked = spread(_correct, model, rows.images, rows.delta, rows.labels)
   return {'clean': clean, 'bad': bad, 'attacked': attacked}
 
 
 def _left(model: Partial, rows: Rows, left: jax.Array) -> dict[str, jax.Array]:
   """What is left of the perturbations, added to the images."""
-  right = _spread(_correct, model, rows.images, left, rows.labels)
+  right = spread(_correct, model, rows.images, left, rows.labels)
   return {'right': right, 'before': _energy(rows.delta), 'after': _energy(left)}
 
 
@@ -114,18 +114,18 @@ def _apply(denoiser: Denoiser, images: jax.Array, keys: jax.Array) -> jax.Array:
 
 
 def _pixels_alone(model: Partial, denoiser: Denoiser, rows: Rows) -> dict[str, jax.Array]:
-  return _left(model, rows, _spread(_alone, denoiser, rows.delta, rows.keys))
+  return _left(model, rows, spread(_alone, denoiser, rows.delta, rows.keys))
 
 
 def _pixels_in_context(model: Partial, denoiser: Denoiser, rows: Rows) -> dict[str, jax.Array]:
-  clean = _spread(_apply, denoiser, rows.images, rows.keys)
-  noisy = _spread(_apply, denoiser, rows.images + rows.delta, rows.keys)
+  clean = spread(_apply, denoiser, rows.images, rows.keys)
+  noisy = spread(_apply, denoiser, rows.images + rows.delta, rows.keys)
   none = jnp.zeros_like(clean)
   return {
     **_pixels_alone(model, denoiser, rows),
     **_prefixed(_left(model, rows, noisy - clean)),
-    'clean': _spread(_correct, model, clean, none, rows.labels),
-    'defended': _spread(_correct, model, noisy, none, rows.labels),
+    'clean': spread(_correct, model, clean, none, rows.labels),
+    'defended': spread(_correct, model, noisy, none, rows.labels),
   }
 
 
@@ -147,7 +147,7 @@ def _layer_in_place(parts: Any, images: jax.Array, noisy: jax.Array) -> Any:
 
 def _features_alone(model: Partial, denoiser: FeatureDenoiser, rows: Rows) -> dict[str, jax.Array]:
   noisy = rows.images + rows.delta
-  logits, before, after = _spread(_layer, (model, denoiser), rows.images, noisy)
+  logits, before, after = spread(_layer, (model, denoiser), rows.images, noisy)
   return {'right': _is_right(as_classes(logits), rows.labels), 'before': before, 'after': after}
 
 
@@ -155,7 +155,7 @@ def _features_in_context(
   model: Partial, denoiser: FeatureDenoiser, rows: Rows
 ) -> dict[str, jax.Array]:
   noisy = rows.images + rows.delta
-  found = _spread(_layer_in_place, (model, denoiser), rows.images, noisy)
+  found = spread(_layer_in_place, (model, denoiser), rows.images, noisy)
   logits, before, after, clean, defended = found
   right = [_is_right(as_classes(one), rows.labels) for one in (logits, clean, defended)]
   in_place = {'right': right[0], 'before': before, 'after': after}
@@ -181,11 +181,11 @@ class Band:
 
   def __call__(self, model: Partial, band: Any, rows: Rows) -> dict[str, jax.Array]:
     """Columns of the band of that number."""
-    kept, energy = _spread(self._cut, band, rows.delta)
+    kept, energy = spread(self._cut, band, rows.delta)
     others = rows.delta - kept
     return {
-      'kept': _spread(_correct, model, rows.images, kept, rows.labels),
-      'removed': _spread(_correct, model, rows.images, others, rows.labels),
+      'kept': spread(_correct, model, rows.images, kept, rows.labels),
+      'removed': spread(_correct, model, rows.images, others, rows.labels),
       'energy': energy,
       'total': _energy(rows.delta),
     }

@@ -200,12 +200,13 @@ class Batch:
   def __getitem__(self, name: str) -> Any:
     """An array (size, ...) of the piece, filled up; None where it has none under that name."""
     array = self.piece.arrays[name]
-    return None if array is None else array[self._padded]
+    return None if array is None else array[self.padded]
 
   def keys(self, key: jax.Array) -> jax.Array:
     """A key an image, (size,): `fold_in(key, index)`, whatever the batch."""
-    return keys_of(key, self.piece.indices[self._padded])
+    return keys_of(key, self.piece.indices[self.padded])
 
   @property
-  def _padded(self) -> np.ndarray:
+  def padded(self) -> np.ndarray:
+    """int (size,): rows of the piece, the last one repeated."""
     return self.rows[np.minimum(np.arange(self.size), self.count - 1)]

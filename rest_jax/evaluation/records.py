@@ -86,7 +86,7 @@ class Records:
     Args:
       case: label.
       images: (N,) indices in the source.
-      columns: (N,) values of each; what is not finite becomes None.
+      columns: (N,) values of each, or (N, ...) lists; what is not finite becomes None.
 
     Raises:
       UserError: the file cannot be written.
@@ -208,6 +208,8 @@ def _damaged(path: Path, number: int, place: str) -> UserError:
 
 
 def _plain(value: Any) -> Any:
-  """A value of JSON, which has no NaN."""
+  """A value of JSON, which has no NaN; lists may hold lists."""
+  if isinstance(value, list):
+    return [_plain(one) for one in value]
   value = value.item() if isinstance(value, np.generic) else value
   return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -14,8 +14,8 @@ from defence_toys import data, fading, linear_model, noise, rounding
 from rest_jax import attacks, defend
 from rest_jax.attacks import Threat
 from rest_jax.attacks.record import Record, RunName
+from rest_jax.defend.evaluate import through
 from rest_jax.defend.table import UNDEFENDED, Cell, make_row
-from rest_jax.defend.transferred import through
 from rest_jax.errors import UserError
 from rest_jax.evaluation.intervals import mcnemar
 
@@ -261,8 +261,7 @@ def test_a_minimum_norm_attack_runs_once_for_all_radii(tmp_path):
 def test_auto_attack_takes_its_version_for_random_models():
   def chosen(random, **options):
     attack = attacks.named_attack('auto_attack', **options)
-    aimed = through(attack, MODEL, random, lambda count: None)
-    return aimed.options['attack'].options.get('version')
+    return through(attack, random).options.get('version')
 
   assert chosen(False) is None and chosen(True) == 'rand'
   assert chosen(True, version='plus') == 'plus'
