@@ -5,8 +5,8 @@
 Each evaluation of `EVALUATIONS` runs once undisturbed and once in another folder, where it is
 killed again and again: some kills come while it starts, the others after a random number of new
 records. Then the results have to be the same, to the bit, but for times; and no image may have been
-recorded twice in a case. Some minutes an evaluation, most of them compilation, which
-JAX_COMPILATION_CACHE_DIR saves.
+recorded twice in a case: nothing but the batch at hand is done again. A minute or so an
+evaluation, most of it starting and compiling, which JAX_COMPILATION_CACHE_DIR saves in part.
 """
 
 import argparse
@@ -28,18 +28,23 @@ _SPEED = 'speed'  # the case that holds one
 
 
 class Evaluation(NamedTuple):
-  """A command, without its place for results, and the JSON file there that holds the results."""
+  """A command with '{0}' for its subjects, without its place for results; the JSON file there that
+  holds the results."""
 
   command: str
   results: str
 
 
+# What they evaluate is small: most of the time goes into starting and compiling.
+_ON = '--model {0}/tiny --data {0}/colours --batch_size 4'
 EVALUATIONS = {
   'explain.py --evaluate': Evaluation(
-    'explain.py --evaluate --method grad_cam hires_cam --limit 32 --batch_size 4', 'table.json'
+    f'explain.py --evaluate --method grad_cam hires_cam {_ON}', 'table.json'
   ),
-  'train.py --mode evaluate': Evaluation(
-    'train.py --mode evaluate --model digit_scenes --batch_size 4', 'results.json'
+  'train.py --mode evaluate': Evaluation(f'train.py --mode evaluate {_ON}', 'results.json'),
+  'attacks.evaluate': Evaluation('benchmarks/kills_subjects.py {0}', 'summary.json'),
+  'defend.py': Evaluation(
+    f'defend.py --attack fgsm --defense bit_depth --study noise --limit 24 {_ON}', 'results.json'
   ),
 }
 
@@ -56,6 +61,8 @@ def main() -> int:
   parser.add_argument('--output', type=Path, default=Path('work/kills'), help='has to be new')
   args = parser.parse_args()
   args.output.mkdir(parents=True)
+  subjects = args.output.resolve() / 'subjects'
+  subprocess.run([sys.executable, 'benchmarks/kills_subjects.py', subjects], cwd=ROOT, check=True)
   print('| evaluation | kills | records at each | records | twice | results |')
   print('|---|---:|---|---:|---:|---|')
   same = [row(name, args, random.Random(f'{args.seed} {name}')) for name in args.only]
@@ -65,6 +72,8 @@ def main() -> int:
 def row(name: str, args: argparse.Namespace, chance: random.Random) -> bool:
   """Tries one evaluation, prints its line of the table, and says whether all is well."""
   evaluation, place = EVALUATIONS[name], args.output / name.split('.')[0]
+  subjects = args.output.resolve() / 'subjects'
+  evaluation = evaluation._replace(command=evaluation.command.format(subjects))
   began = time.monotonic()
   with start(evaluation, place / 'undisturbed', args.devices) as process:
     while process.poll() is None and not amount(place / 'undisturbed'):
@@ -157,7 +166,7 @@ def amount(folder: Path) -> int:
 
 
 def _files(folder: Path) -> list[Path]:
-  return sorted(folder.rglob('results*.jsonl'))
+  return sorted(path for path in folder.rglob('*.jsonl') if b'"format"' in path.read_bytes()[:100])
 
 
 def records(folder: Path) -> list[tuple[str, str, int]]:

@@ -20,7 +20,17 @@ HOUSE = House(ROOT)
 
 # What every room may use: modules at the top that know of no room.
 GROUND = {
-  *('callables', 'errors', 'files', 'foreign_layers', 'hub', 'inputs', 'layers', 'paths'),
+  *(
+    'callables',
+    'docstrings',
+    'errors',
+    'files',
+    'foreign_layers',
+    'hub',
+    'inputs',
+    'layers',
+    'paths',
+  ),
   *('profiles', 'programs', 'recipes', 'rgb', 'text'),
 }
 # Rooms from the ground up, with the rooms that each may import.

@@ -36,7 +36,7 @@ from rest_jax.attacks.ball import (
 from rest_jax.attacks.driver import IterativeAttack, Outcome, attack, clean_logits
 from rest_jax.attacks.losses import LossName, is_own, loss_inputs, loss_name
 from rest_jax.attacks.queries import Answer, ask, fold_each, image_keys
-from rest_jax.attacks.registry import register
+from rest_jax.attacks.registry import face, register
 from rest_jax.attacks.threat import Inputs, Norm, check_count, check_key
 from rest_jax.errors import UserError
 
@@ -373,6 +373,7 @@ def _count(delta: jax.Array) -> jax.Array:
   return total((delta != 0).astype(jnp.float32)).reshape(-1)
 
 
+@face(APGD)
 def apgd(
   logits_fn: Any,
   images: Any,
@@ -398,47 +399,23 @@ def apgd(
   attacks on image classifiers", 2021, section 4.
 
   Args:
-    logits_fn: float32 images (B, H, W, C) in [0, 1] to logits (B, K), or a `Classifier`.
-    images: floats (B, H, W, C) in [0, 1].
-    labels: integers (B,).
-    key: PRNG key; image i uses `fold_in(key, i)`.
-    norm: 'linf', 'l2' or 'l1'.
-    eps: radius in units of [0, 1], a number or (B,).
-    steps: gradient steps.
     loss: 'ce', 'dlr', 'margin' or 'dlr_targeted'. The last without `targets` is APGD-T of
       AutoAttack: any wrong class counts, and each restart is run towards each of the classes
       that follow in the logits of the image. Where a model has too few classes for the DLR, three
       and four, these two follow the margin instead, as in `auto_attack`. Or a function
       `(outputs, labels) -> (B,)` of your own, to be maximised, which knows no success.
-    output: 'sigmoid' where the K outputs are decisions, each by itself, and labels (B, K).
-    restarts: runs from different starts.
     targets: classes to reach, (B,); any wrong one by default. With 'dlr' its ratio is that of the
       target's logit and the highest other one.
     num_targets: how many classes APGD-T tries, 9 by default; all others where there are fewer.
     large_radii: begin with three and two times the radius, as AutoAttack does in L1.
     stop_early: leave an image alone once it is adversarial, one misclassified from the start
       too.
-    query_batch: images at a time; None for all.
 
   Returns:
     float32 (B, H, W, C), in the ball and in [0, 1]: of an image that was fooled an adversarial
     point, of another the one of highest loss.
-
-  Raises:
-    UserError: bad input.
   """
-  value = APGD(
-    norm=norm,
-    steps=steps,
-    loss=loss,
-    output=output,
-    restarts=restarts,
-    num_targets=num_targets,
-    large_radii=bool(large_radii),
-    stop_early=bool(stop_early),
-    query_batch=query_batch,
-  )
-  return value.run(logits_fn, images, labels, key=key, eps=eps, targets=targets).images
+  ...
 
 
 def _with_targets(inputs: Inputs, count: int, key: Any, query_batch: int | None) -> Inputs:

@@ -19,7 +19,7 @@ from rest_jax.attacks.algorithm import State, register_state, select
 from rest_jax.attacks.ball import norm_of, per_image, usable
 from rest_jax.attacks.driver import IterativeAttack, Outcome, attack, keep_nearest
 from rest_jax.attacks.queries import ask, fold_each
-from rest_jax.attacks.registry import register
+from rest_jax.attacks.registry import face, register
 from rest_jax.attacks.threat import Norm, check_count, check_inputs
 from rest_jax.errors import UserError
 
@@ -221,6 +221,7 @@ def _scale(state: CWState, margin: jax.Array) -> jax.Array:
   return jnp.where(first, size, state.scale)
 
 
+@face(CW)
 def cw(
   logits_fn: Any,
   images: Any,
@@ -239,10 +240,6 @@ def cw(
   """Carlini & Wagner's attack of minimum L2 norm: "Towards evaluating the robustness", 2017.
 
   Args:
-    logits_fn: float32 images (B, H, W, C) in [0, 1] to logits (B, K), or a `Classifier`.
-    images: floats (B, H, W, C) in [0, 1].
-    labels: integers (B,).
-    key: PRNG key; only random models need one.
     steps: Adam's iterations in each of the rounds.
     search_steps: rounds of the binary search over the constant c.
     learning_rate: Adam's, in tanh space.
@@ -250,24 +247,9 @@ def cw(
       any scale give the same images.
     confidence: margin of logits by which an image must be misclassified, from 0.
     abort_early: end a round of an image whose objective no longer falls.
-    targets: classes to reach, (B,); any wrong one by default.
-    query_batch: images at a time; None for all.
 
   Returns:
     float32 (B, H, W, C) in [0, 1]: the nearest adversarial image found, the original where there
     is none or where it is one already. `attacks.distances` measures how far.
-
-  Raises:
-    UserError: bad input.
   """
-  value = CW(
-    steps=steps,
-    search_steps=search_steps,
-    learning_rate=float(learning_rate),
-    initial_const=float(initial_const),
-    confidence=float(confidence),
-    abort_early=bool(abort_early),
-    query_batch=query_batch,
-  )
-  key = jax.random.key(0) if key is None else key
-  return value.run(logits_fn, images, labels, key=key, targets=targets).images
+  ...

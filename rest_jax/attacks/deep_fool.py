@@ -20,7 +20,7 @@ from rest_jax.attacks.algorithm import State, register_state, select
 from rest_jax.attacks.ball import length_of, normalize, per_image, usable
 from rest_jax.attacks.driver import IterativeAttack, Outcome, keep_nearest
 from rest_jax.attacks.queries import fold_each, logits_of
-from rest_jax.attacks.registry import register
+from rest_jax.attacks.registry import face, register
 from rest_jax.attacks.threat import Norm, check_count
 from rest_jax.errors import UserError
 
@@ -163,6 +163,7 @@ def _free(slope: jax.Array, point: jax.Array) -> jax.Array:
   return jnp.where(stuck, 0.0, slope)
 
 
+@face(DeepFool)
 def deepfool(
   logits_fn: Any,
   images: Any,
@@ -179,31 +180,14 @@ def deepfool(
   """DeepFool, a quick attack of small norm: Moosavi-Dezfooli et al., 2016, algorithm 2.
 
   Args:
-    logits_fn: float32 images (B, H, W, C) in [0, 1] to logits (B, K), or a `Classifier`.
-    images: floats (B, H, W, C) in [0, 1].
-    labels: integers (B,).
-    key: PRNG key; only random models need one.
     norm: 'l2' or 'linf'.
     steps: linearisations at most.
     overshoot: how much further than the linearised boundary, relative to the perturbation.
     num_classes: classes of the highest logits that are looked at, the label among them, from 2; 10
       by default. With targets there is nothing to choose.
-    targets: classes to reach, (B,); any wrong one by default.
-    query_batch: images at a time; None for all.
 
   Returns:
     float32 (B, H, W, C) in [0, 1]: the adversarial image, the original where none was found or
     where it is one already. `attacks.distances` measures how far.
-
-  Raises:
-    UserError: bad input.
   """
-  value = DeepFool(
-    norm=norm,
-    steps=steps,
-    overshoot=float(overshoot),
-    num_classes=num_classes,
-    query_batch=query_batch,
-  )
-  key = jax.random.key(0) if key is None else key
-  return value.run(logits_fn, images, labels, key=key, targets=targets).images
+  ...

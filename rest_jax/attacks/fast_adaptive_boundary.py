@@ -42,7 +42,7 @@ from rest_jax.attacks.driver import (
 )
 from rest_jax.attacks.losses import fooled, margin, pick
 from rest_jax.attacks.queries import ask, fold_each, logits_of
-from rest_jax.attacks.registry import register
+from rest_jax.attacks.registry import face, register
 from rest_jax.attacks.threat import Norm, check_count, check_inputs
 from rest_jax.errors import UserError
 
@@ -440,6 +440,7 @@ def final_search(
   return lax.fori_loop(0, steps, narrow, start)[4]
 
 
+@face(FAB)
 def fab(
   logits_fn: Any,
   images: Any,
@@ -460,16 +461,11 @@ def fab(
   arXiv 1907.02044, algorithm 1, with a final search along the line to each image found.
 
   Args:
-    logits_fn: float32 images (B, H, W, C) in [0, 1] to logits (B, K), or a `Classifier`.
-    images: floats (B, H, W, C) in [0, 1].
-    labels: integers (B,).
-    key: PRNG key; image i uses `fold_in(key, i)`.
     norm: 'linf', 'l2' or 'l1', what is kept small.
     eps: radius in units of [0, 1], a number or (B,), within which restarts begin and adversarial
       images count; by default all count, and restarts begin within 0.3, 1 and 5.
     steps: iterations.
     restarts: runs; the first begins at the image, the others at random points.
-    targets: classes to reach, (B,); any wrong one by default.
     num_targets: runs towards this many classes, those of the highest logits after the label's
       (FAB-T, one gradient a step), in place of a gradient for each class; 0, the default, for the
       latter. Not together with targets.
@@ -479,18 +475,8 @@ def fab(
   Returns:
     float32 (B, H, W, C): the nearest adversarial image found, the original where there is none or
     where it is misclassified by itself. `distances` measures them.
-
-  Raises:
-    UserError: bad input.
   """
-  value = FAB(
-    norm=norm,
-    steps=steps,
-    restarts=restarts,
-    num_targets=num_targets,
-    query_batch=query_batch,
-  )
-  return value.run(logits_fn, images, labels, key=key, eps=eps, targets=targets).images
+  ...
 
 
 def _search(target: Target, adv: np.ndarray, which: np.ndarray) -> np.ndarray:

@@ -20,7 +20,7 @@ from rest_jax.attacks.ball import ascent, finish, furthest, normalize, project, 
 from rest_jax.attacks.driver import IterativeAttack, Outcome, attack
 from rest_jax.attacks.losses import LossName, loss_inputs, loss_name
 from rest_jax.attacks.queries import ask, fold_each, image_keys
-from rest_jax.attacks.registry import register
+from rest_jax.attacks.registry import face, register
 from rest_jax.attacks.threat import Norm, check_choice, check_count
 from rest_jax.errors import UserError
 from rest_jax.inputs import is_known, radius
@@ -240,6 +240,7 @@ class MIFGSM(PGD):
   stop_early: bool = False
 
 
+@face(FGSM)
 def fgsm(
   logits_fn: Any,
   images: Any,
@@ -259,29 +260,13 @@ def fgsm(
   highest; in Linf that is images + eps sign(gradient), clipped.
 
   Args:
-    logits_fn: float32 images (B, H, W, C) in [0, 1] to logits (B, K), or a `Classifier`.
-    images: floats (B, H, W, C) in [0, 1].
-    labels: integers (B,).
-    key: PRNG key; only random models need one.
-    norm: 'linf', 'l2' or 'l1'.
-    eps: radius in units of [0, 1], a number or (B,).
-    targets: classes to reach, (B,); any wrong one by default.
     loss: 'ce', 'dlr' or 'margin', or a targeted one; or a function `(outputs, labels) -> (B,)` of
       your own, to be maximised.
-    output: 'sigmoid' where the K outputs are decisions, each by itself, and labels (B, K).
-    query_batch: images at a time; None for all.
-
-  Returns:
-    float32 (B, H, W, C), in the ball and in [0, 1].
-
-  Raises:
-    UserError: bad input.
   """
-  value = FGSM(norm=norm, loss=loss, output=output, query_batch=query_batch)
-  key = jax.random.key(0) if key is None else key
-  return value.run(logits_fn, images, labels, key=key, eps=eps, targets=targets).images
+  ...
 
 
+@face(PGD)
 def pgd(
   logits_fn: Any,
   images: Any,
@@ -309,19 +294,9 @@ def pgd(
   an image that was fooled an adversarial point is returned, of another the one of highest loss.
 
   Args:
-    logits_fn: float32 images (B, H, W, C) in [0, 1] to logits (B, K), or a `Classifier`.
-    images: floats (B, H, W, C) in [0, 1].
-    labels: integers (B,).
-    key: PRNG key; image i uses `fold_in(key, i)`.
-    norm: 'linf', 'l2' or 'l1'.
-    eps: radius in units of [0, 1], a number or (B,).
-    steps: gradient steps.
-    step_size: length of a step in units of [0, 1]; a part of what is compiled.
     rel_step: the same in units of the radius; 2.5 / steps where neither is given.
     schedule: 'constant', 'linear' or 'cosine' lengths, the latter two falling to 0.
     random_start: begin at a point drawn uniformly from the ball; at the image otherwise.
-    restarts: runs from different starts.
-    targets: classes to reach, (B,); any wrong one by default.
     loss: 'ce', 'dlr' or 'margin', or a targeted one. Or a function `(outputs, labels) -> (B,)` of
       your own, to be maximised, of models of any kind: outputs are what `logits_fn` gives, labels
       any arrays (B, ...). It knows no success: the point of its highest value is returned.
@@ -330,30 +305,11 @@ def pgd(
       needs no word: labels (B,) are then 0 and 1.
     stop_early: leave an image alone once it is adversarial, one misclassified from the start
       too; otherwise the point of highest loss that is adversarial is sought in all steps.
-    query_batch: images at a time; None for all.
-
-  Returns:
-    float32 (B, H, W, C), in the ball and in [0, 1].
-
-  Raises:
-    UserError: bad input.
   """
-  value = PGD(
-    norm=norm,
-    steps=steps,
-    step_size=step_size,
-    rel_step=rel_step,
-    schedule=schedule,
-    random_start=bool(random_start),
-    restarts=restarts,
-    loss=loss,
-    output=output,
-    stop_early=bool(stop_early),
-    query_batch=query_batch,
-  )
-  return value.run(logits_fn, images, labels, key=key, eps=eps, targets=targets).images
+  ...
 
 
+@face(PGD, random_start=False)
 def bim(
   logits_fn: Any,
   images: Any,
@@ -377,45 +333,16 @@ def bim(
   It is `pgd` from the image itself, in one run.
 
   Args:
-    logits_fn: float32 images (B, H, W, C) in [0, 1] to logits (B, K), or a `Classifier`.
-    images: floats (B, H, W, C) in [0, 1].
-    labels: integers (B,).
-    key: PRNG key; only random models need one.
-    norm: 'linf', 'l2' or 'l1'.
-    eps: radius in units of [0, 1], a number or (B,).
-    steps: gradient steps.
-    step_size: length of a step in units of [0, 1]; a part of what is compiled.
     rel_step: the same in units of the radius; 2.5 / steps where neither is given.
     schedule: 'constant', 'linear' or 'cosine' lengths, the latter two falling to 0.
-    targets: classes to reach, (B,); any wrong one by default.
     loss: 'ce', 'dlr' or 'margin', or a targeted one; or a function `(outputs, labels) -> (B,)` of
       your own, of which the point of highest value is returned.
-    output: 'sigmoid' where the K outputs are decisions, each by itself, and labels (B, K).
     stop_early: leave an image alone once it is adversarial, one misclassified from the start too.
-    query_batch: images at a time; None for all.
-
-  Returns:
-    float32 (B, H, W, C), in the ball and in [0, 1].
-
-  Raises:
-    UserError: bad input.
   """
-  value = PGD(
-    norm=norm,
-    steps=steps,
-    step_size=step_size,
-    rel_step=rel_step,
-    schedule=schedule,
-    random_start=False,
-    loss=loss,
-    output=output,
-    stop_early=bool(stop_early),
-    query_batch=query_batch,
-  )
-  key = jax.random.key(0) if key is None else key
-  return value.run(logits_fn, images, labels, key=key, eps=eps, targets=targets).images
+  ...
 
 
+@face(MIFGSM)
 def mi_fgsm(
   logits_fn: Any,
   images: Any,
@@ -439,44 +366,18 @@ def mi_fgsm(
   Its perturbations transfer better between models than those of `pgd`.
 
   Args:
-    logits_fn: float32 images (B, H, W, C) in [0, 1] to logits (B, K), or a `Classifier`.
-    images: floats (B, H, W, C) in [0, 1].
-    labels: integers (B,).
-    key: PRNG key; only random models need one.
-    norm: 'linf', 'l2' or 'l1'.
-    eps: radius in units of [0, 1], a number or (B,).
-    steps: gradient steps.
-    step_size: length of a step in units of [0, 1]; a part of what is compiled.
     rel_step: the same in units of the radius; 1 / steps where neither is given.
     decay: of the accumulated gradient, mu in equation 6.
-    targets: classes to reach, (B,); any wrong one by default.
     loss: 'ce', 'dlr' or 'margin', or a targeted one; or a function `(outputs, labels) -> (B,)` of
       your own, of which the point of highest value is returned.
-    output: 'sigmoid' where the K outputs are decisions, each by itself, and labels (B, K).
     stop_early: leave an image alone once it is adversarial; off by default, because more loss
       transfers better.
-    query_batch: images at a time; None for all.
 
   Returns:
     float32 (B, H, W, C), in the ball and in [0, 1]: of an image that was fooled an adversarial
     point, of another the one of highest loss.
-
-  Raises:
-    UserError: bad input.
   """
-  value = MIFGSM(
-    norm=norm,
-    steps=steps,
-    step_size=step_size,
-    rel_step=rel_step,
-    decay=decay,
-    loss=loss,
-    output=output,
-    stop_early=bool(stop_early),
-    query_batch=query_batch,
-  )
-  key = jax.random.key(0) if key is None else key
-  return value.run(logits_fn, images, labels, key=key, eps=eps, targets=targets).images
+  ...
 
 
 def pgd_delta(

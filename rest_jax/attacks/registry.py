@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import jax
 import numpy as np
 
 from rest_jax.attacks.threat import NORMS, Norm
+from rest_jax.docstrings import composed
 from rest_jax.errors import UserError, did_you_mean
 from rest_jax.evaluation.fingerprint import weights_hash
 
 _OF_THREAT = ('norm', 'eps', 'targets')
 C = TypeVar('C', bound=type)
+P = ParamSpec('P')
 
 
 class _Entry(NamedTuple):
@@ -187,6 +190,68 @@ class Attack:
   def _set(self, **values: Any) -> None:
     for name, value in values.items():
       object.__setattr__(self, name, value)
+
+
+# What faces say of the arguments that many of them have.
+_SHARED = {
+  'logits_fn': 'float32 images (B, H, W, C) in [0, 1] to logits (B, K), or a `Classifier`.',
+  'images': 'floats (B, H, W, C) in [0, 1].',
+  'labels': 'integers (B,).',
+  'key': 'PRNG key; image i uses `fold_in(key, i)`.',
+  'norm': "'linf', 'l2' or 'l1'.",
+  'eps': 'radius in units of [0, 1], a number or (B,).',
+  'steps': 'gradient steps.',
+  'step_size': 'length of a step in units of [0, 1]; a part of what is compiled.',
+  'restarts': 'runs from different starts.',
+  'targets': 'classes to reach, (B,); any wrong one by default.',
+  'output': "'sigmoid' where the K outputs are decisions, each by itself, and labels (B, K).",
+  'query_batch': 'images at a time; None for all.',
+}
+_RETURNS = 'float32 (B, H, W, C), in the ball and in [0, 1].'
+_CASTS: dict[Any, Callable[[Any], Any]] = {'bool': bool, 'float': float}
+
+
+def face(value: type, **fixed: Any) -> Callable[[Callable[P, jax.Array]], Callable[P, jax.Array]]:
+  """Makes a function of an attack, for those that many people call.
+
+  Args:
+    value: class of the attack. Arguments with the name of a field are those; the others, with
+      `key`, go to its `run`.
+    **fixed: fields that are no arguments.
+
+  Returns:
+    A decorator of a function without a body, whose signature and docstring say what there is to
+    give. What is said of an argument that many attacks have comes from a table, and so does what
+    comes back and what is raised. `key` is `jax.random.key(0)` where None is the default.
+  """
+  types = {field.name: field.type for field in dataclasses.fields(value)}
+
+  def make(function: Callable[P, jax.Array]) -> Callable[P, jax.Array]:
+    signature = inspect.signature(function)
+    free = signature.parameters['key'].default is None
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> jax.Array:
+      try:
+        bound = signature.bind(*args, **kwargs)
+      except TypeError as error:
+        raise TypeError(f'{function.__name__}(): {error}') from None
+      bound.apply_defaults()
+      given = bound.arguments
+      if free and given['key'] is None:
+        given['key'] = jax.random.key(0)
+      fields = {n: _CASTS.get(types[n], _same)(given.pop(n)) for n in [*given] if n in types}
+      return value(**fields, **fixed).run(**given).images
+
+    shared = {**_SHARED, 'key': 'PRNG key; only random models need one.'} if free else _SHARED
+    call.__doc__ = composed(function, signature, shared, _RETURNS, 'bad input.')
+    return call
+
+  return make
+
+
+def _same(value: Any) -> Any:
+  return value
 
 
 def named_attack(name: str, *, label: str | None = None, **options: Any) -> Attack:

@@ -32,7 +32,7 @@ from rest_jax.attacks.driver import (
 )
 from rest_jax.attacks.losses import fooled
 from rest_jax.attacks.queries import fold_each, logits_of
-from rest_jax.attacks.registry import register
+from rest_jax.attacks.registry import face, register
 from rest_jax.attacks.threat import Norm, check_choice, check_count, check_inputs
 from rest_jax.errors import UserError
 from rest_jax.ops.reduce import sum_planes
@@ -416,6 +416,7 @@ def _root(x, norm: str):
   return x if norm == 'l1' else jnp.sqrt(x)
 
 
+@face(Square)
 def square(
   logits_fn: Any,
   images: Any,
@@ -438,37 +439,17 @@ def square(
   attack via random search", arXiv 1912.00049; in L1 "Mind the box", arXiv 2103.01208, section 4.2.
 
   Args:
-    logits_fn: float32 images (B, H, W, C) in [0, 1] to logits (B, K), or a `Classifier`.
-    images: floats (B, H, W, C) in [0, 1].
-    labels: integers (B,).
-    key: PRNG key; image i uses `fold_in(key, i)`.
-    norm: 'linf', 'l2' or 'l1'.
-    eps: radius in units of [0, 1], a number or (B,).
     n_queries: changes to try on each image, after the starting point.
     p_init: share of the pixels that the first windows change, over 0 and up to 1.
     loss: 'margin' or 'ce', of the label or the target; by default, as published, the margin, with
       targets the cross-entropy.
     rescale: stretches the schedule of window sizes, made for 10000 queries, to `n_queries`.
       AutoAttack does not.
-    restarts: runs from different starts.
-    targets: classes to reach, (B,); any wrong one by default.
     query_batch: images in a batch, at most; 64 on a CPU and 256 elsewhere by default. Where few are
       left, smaller ones are compiled if they pay.
 
   Returns:
     float32 (B, H, W, C), in the ball and in [0, 1]: adversarial images, the originals where none
     was found or where they are misclassified by themselves.
-
-  Raises:
-    UserError: bad input.
   """
-  value = Square(
-    norm=norm,
-    n_queries=n_queries,
-    p_init=float(p_init),
-    loss=loss,
-    rescale=bool(rescale),
-    restarts=restarts,
-    query_batch=query_batch,
-  )
-  return value.run(logits_fn, images, labels, key=key, eps=eps, targets=targets).images
+  ...

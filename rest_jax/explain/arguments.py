@@ -11,18 +11,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import re
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
+from rest_jax.docstrings import composed
 from rest_jax.explain.queries import prepare
 from rest_jax.explain.taps import Tap
 
 _REQUIRED = inspect.Parameter.empty
-_WIDTH = 96  # of a line, four spaces less than the code's
 
 
 class Shared(NamedTuple):
@@ -135,9 +133,8 @@ class Face:
     parameters += [_shared(name) for name in before] + own
     parameters += [_shared(name, default=last.get(name)) for name in _LAST]
     signature = inspect.Signature(parameters, return_annotation=returns[0])
-    return cls(
-      function, signature, _document(function, list(signature.parameters), returns, raises)
-    )
+    shared = {name: entry.text for name, entry in SHARED.items()}
+    return cls(function, signature, composed(function, signature, shared, returns[1], raises))
 
   def ask(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Asked:
     """Checks what a user gave, and calls the function with what it works with.
@@ -198,37 +195,3 @@ def _shared(name: str, by_keyword: bool = True, default: Any = None) -> inspect.
   kind = inspect.Parameter.KEYWORD_ONLY if by_keyword else inspect.Parameter.POSITIONAL_OR_KEYWORD
   chosen = SHARED[name].default if default is None else default
   return inspect.Parameter(name, kind, default=chosen, annotation=SHARED[name].annotation)
-
-
-def _document(
-  function: Callable[..., Any], names: Sequence[str], returns: tuple[str, str], raises: str
-) -> str:
-  """What the function does, then Args in the order of `names`, Returns and Raises."""
-  sections = _sections(inspect.getdoc(function) or '')
-  lines = _lines_of_arguments(sections.get('Args', ''))
-  for name in names:
-    if name not in lines and name in SHARED:
-      lines[name] = _wrapped(f'{name}: {SHARED[name].text}')
-  arguments = '\n'.join(lines[name] for name in names if name in lines)
-  returned = sections.get('Returns') or _wrapped(returns[1], hanging='  ')
-  raised = sections.get('Raises') or _wrapped(f'UserError: {raises}')
-  parts = [sections[''], f'Args:\n{arguments}', f'Returns:\n{returned}', f'Raises:\n{raised}']
-  return '\n\n'.join(parts) + '\n'
-
-
-def _sections(text: str) -> dict[str, str]:
-  """A docstring's parts by their headings; '' is the text before them."""
-  head, *rest = re.split(r'^(Args|Returns|Raises):\n', text, flags=re.MULTILINE)
-  found = {'': head.rstrip()}
-  return found | {a: b.rstrip() for a, b in zip(rest[::2], rest[1::2], strict=True)}
-
-
-def _lines_of_arguments(section: str) -> dict[str, str]:
-  """The lines on each argument."""
-  blocks = re.split(r'^(?=  \w+: )', section, flags=re.MULTILINE)
-  return {block.split(':')[0].strip(): block.rstrip() for block in blocks if block.strip()}
-
-
-def _wrapped(text: str, hanging: str = '    ') -> str:
-  """The lines of an entry of a docstring's section."""
-  return textwrap.fill(text, _WIDTH, initial_indent='  ', subsequent_indent=hanging)
