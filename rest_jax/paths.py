@@ -6,10 +6,11 @@ that takes 's3://bucket' for a relative path makes a folder called 's3:'.
 
 from __future__ import annotations
 
+import collections
 import os
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rest_jax.errors import UserError
@@ -19,6 +20,7 @@ _SCHEME = re.compile(r'([A-Za-z][A-Za-z0-9+.-]+):/')
 _RESERVED = frozenset(
   ('con', 'prn', 'aux', 'nul', *(f'{p}{n}' for p in ('com', 'lpt') for n in '0123456789¹²³'))
 )
+_NAMELESS = 'picture'  # results of '...' and the like
 _LONGEST = 200  # bytes of a name; file systems end at 255, and endings and numbers follow
 
 
@@ -132,3 +134,16 @@ def safe_names(names: Iterable[str], otherwise: str) -> list[str]:
 
 def _folded(name: str) -> str:
   return unicodedata.normalize('NFC', name.casefold())
+
+
+def output_names(files: Sequence[Path]) -> list[str]:
+  """A name for each file's results: its stem, with suffix or number where two share one.
+
+  Every file system takes them, also one that ignores case; none is that of another folder, as '..'.
+  """
+  safe = collections.Counter(map(_stem, files))
+  return safe_names((f.name if safe[_stem(f)] > 1 else f.stem for f in files), _NAMELESS)
+
+
+def _stem(file: Path) -> str:
+  return safe_name(file.stem, _NAMELESS).casefold()

@@ -97,3 +97,12 @@ def test_safe_names_never_meet(names):
   made = paths.safe_names(names, 'picture')
   # As file systems compare them that ignore case and know one form of a letter.
   assert len({unicodedata.normalize('NFC', name.casefold()) for name in made}) == len(names)
+
+
+def test_names_of_results_never_meet(tmp_path):
+  files = [tmp_path / n for n in ('a.png', 'a.jpg', 'b.png', 'x/b.png', 'c.png')]
+  assert paths.output_names(files) == ['a.png', 'a.jpg', 'b.png', 'b.png_2', 'c']
+  files = [
+    tmp_path / n for n in ('....png', '.. .png', 'A.png', 'a.png', 'CON.png', 'caf\udce9.png')
+  ]
+  assert paths.output_names(files) == ['png', 'png_2', 'A.png', 'a.png_2', '_CON', 'caf_']

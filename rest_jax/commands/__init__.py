@@ -21,7 +21,7 @@ COMMANDS = {
   'train': ('rest_jax.commands.train', 'train a classifier, or judge one (--mode evaluate)'),
   'explain': ('rest_jax.commands.explain', 'show where in a picture a decision comes from'),
   'defend': ('rest_jax.commands.defend', 'attack a classifier, and measure defences'),
-  'predict': ('rest_jax.models.predict_command', 'name what pictures show'),
+  'predict': ('rest_jax.models.predict_command', 'name what pictures show, or draw what is found'),
   'convert': ('rest_jax.models.convert', 'make a model directory of a PyTorch checkpoint'),
   'models': ('rest_jax.commands.models', 'list the models, their size and published accuracy'),
 }

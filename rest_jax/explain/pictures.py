@@ -1,22 +1,17 @@
-"""Pictures beside their maps: where a model looked, the map laid over them, names of results.
+"""Pictures beside their maps: where a model looked, the map laid over them.
 
 Maps are float arrays (h, w) in [0, 1]; pictures Pillow images in mode RGB.
 """
 
 from __future__ import annotations
 
-import collections
 import functools
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from rest_jax.paths import safe_name, safe_names
-
-_NAMELESS = 'picture'  # results of '...' and the like
 _STRIP = 256  # rows at a time, so that a picture of 100 megapixels needs no array of its size
 _KEPT_COLOUR = 0.25
 COLOURS = 'inferno'  # perceptually uniform, and readable in grey and with colour blindness
@@ -58,19 +53,6 @@ def placement(
   return Placement(
     left * across, top * down, (left + input_size) * across, (top + input_size) * down
   )
-
-
-def output_names(files: Sequence[Path]) -> list[str]:
-  """A name for each file's results: its stem, with suffix or number where two share one.
-
-  Every file system takes them, also one that ignores case; none is that of another folder, as '..'.
-  """
-  safe = collections.Counter(map(_stem, files))
-  return safe_names((f.name if safe[_stem(f)] > 1 else f.stem for f in files), _NAMELESS)
-
-
-def _stem(file: Path) -> str:
-  return safe_name(file.stem, _NAMELESS).casefold()
 
 
 # ---- Overlays -----------------------------------------------------------------------------------

@@ -21,13 +21,10 @@ from rest_jax.explain import choices
 from rest_jax.explain.command import Command
 from rest_jax.explain.findings import Finding, PictureResult, draw_strip, paper_step, write_result
 from rest_jax.explain.metrics import Curves, insertion_deletion
-from rest_jax.explain.pictures import (
-  Placement,
-  output_names,
-  placement,
-)
+from rest_jax.explain.pictures import Placement, placement
 from rest_jax.files import WriteError, make_folder
 from rest_jax.models.classifier import Classifier
+from rest_jax.paths import output_names
 from rest_jax.text import legible, plural
 
 _HELD_PIXELS = 64 * 2**20  # of pictures that wait for their maps; a batch ends beyond

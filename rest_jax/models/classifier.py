@@ -345,7 +345,7 @@ class Classifier:
   def _apply(self, images, method: str) -> Any:
     self._check_images(images)
     config = (self.config.mean, self.config.std)
-    if _runs_alone(self.module, self.variables, images):
+    if runs_alone(self.module, self.variables, images):
       return _compiled(self.variables, images, self.module, config, method, ops.form())
     return _forward(self.variables, images, self.module, config, method)
 
@@ -377,7 +377,7 @@ def _forward(variables, images, module: nn.Module, config, method: str, form: st
 _compiled = jax.jit(_forward, static_argnames=('module', 'config', 'method', 'form'))
 
 
-def _runs_alone(module: nn.Module, variables: Any, images: Any) -> bool:
+def runs_alone(module: nn.Module, variables: Any, images: Any) -> bool:
   """Whether a call may compile by itself: nothing around it traces, or looks into the module."""
   if any(isinstance(x, Tracer) for x in (images, *jax.tree.leaves(variables))):
     return False

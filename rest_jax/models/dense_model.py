@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,15 +15,15 @@ import numpy as np
 from flax import linen as nn
 from PIL import Image
 
-from rest_jax import rgb
+from rest_jax import hub, rgb
 from rest_jax.data.canvas import smallest_canvas
 from rest_jax.data.dense_batches import View
 from rest_jax.data.images import read_image
 from rest_jax.errors import UserError
 from rest_jax.models import dense_registry, model_dir
-from rest_jax.models.classifier import check_text
+from rest_jax.models.classifier import check_text, runs_alone
 from rest_jax.models.dense import Detections, normalise
-from rest_jax.models.dense_config import DenseConfig
+from rest_jax.models.dense_config import KINDS, DenseConfig
 from rest_jax.models.model_config import freeze, freeze_overrides
 from rest_jax.ops import paste_masks
 from rest_jax.text import plural
@@ -113,7 +114,7 @@ class _Dense:
     """Opens a model directory, the work directory of a training, or a model of the zoo.
 
     Args:
-      name: which.
+      name: which; or 'hf://owner/name', a model directory on the Hugging Face Hub.
 
     Returns:
       The detector or segmenter, weights in float32.
@@ -122,7 +123,7 @@ class _Dense:
       UserError: there is none of that name, it holds a model of another kind, or a file of it is
         damaged or does not fit.
     """
-    directory = model_dir.resolve(name)
+    directory = _directory(name)
     path = directory / model_dir.CONFIG
     try:
       config = DenseConfig.from_json(path.read_text(encoding='utf-8'))
@@ -177,7 +178,14 @@ class _Dense:
     Raises:
       UserError: another rank or channel count.
     """
-    return _forward(self.variables, images, sizes, self.module, self.config)
+    if runs_alone(self.module, self.variables, images):
+      return _forward(self.variables, images, sizes, self.module, self.config)
+    return _apply(self.variables, images, sizes, self.module, self.config)
+
+  @property
+  def mean(self) -> tuple[float, ...]:
+    """Mean a channel, in [0, 1]."""
+    return self.config.mean
 
   def view(self, picture: Any) -> tuple[np.ndarray, tuple[int, int], tuple[int, int]]:
     """A picture on its canvas.
@@ -258,10 +266,11 @@ class Detector(_Dense):
       The objects, in pixels of the picture.
 
     Raises:
-      UserError: what is no picture.
+      UserError: what is no picture, or scores that are no numbers.
     """
     canvas, seen, size = self.view(picture)
     found = jax.device_get(self(canvas, np.array([seen], np.int32)))
+    _check_finite(found.scores)
     return objects_of(found, 0, seen, size, least_score)
 
 
@@ -312,10 +321,11 @@ class Segmenter(_Dense):
       (H, W) int32, 0..K - 1.
 
     Raises:
-      UserError: what is no picture.
+      UserError: what is no picture, or logits that are no numbers.
     """
     canvas, seen, size = self.view(picture)
     logits = np.asarray(self(canvas, np.array([seen], np.int32)))[0]
+    _check_finite(logits)
     return enlarge_to(logits[: seen[0], : seen[1]], size).argmax(-1).astype(np.int32)
 
 
@@ -336,6 +346,41 @@ def enlarge_to(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     share = (at - low).astype(np.float32).reshape(shape)
     values = np.take(values, low, axis) * (1 - share) + np.take(values, high, axis) * share
   return values
+
+
+def _check_finite(values: Any) -> None:
+  """Raises `UserError` for outputs that say nothing, which would look like an empty picture."""
+  if not np.isfinite(values).all():
+    raise UserError('the model gives outputs that are not finite: its weights may have diverged')
+
+
+def _directory(name: str | os.PathLike[str]) -> Path:
+  """The model directory of a name, brought here from the Hub where it is there."""
+  return model_dir.resolve(hub.fetch(name) if hub.is_remote(name) else name)
+
+
+def kind_at(name: str | os.PathLike[str]) -> str:
+  """'detector' or 'segmenter' where a model directory holds one, else ''.
+
+  Args:
+    name: as `Detector.load` takes it, or a checkpoint, which holds a classifier.
+
+  Raises:
+    UserError: there is none of that name.
+  """
+  if not hub.is_remote(name) and model_dir.checkpoint(name) is not None:
+    return ''
+  try:
+    fields = json.loads((_directory(name) / model_dir.CONFIG).read_text(encoding='utf-8'))
+  except (OSError, ValueError):
+    return ''  # whoever opens it says what is wrong
+  kind = fields.get('kind', '') if isinstance(fields, dict) else ''
+  return kind if kind in KINDS else ''
+
+
+def load_dense_model(name: str | os.PathLike[str]) -> Any:
+  """The `Detector` or `Segmenter` of a name; errors as `Detector.load`."""
+  return (Segmenter if kind_at(name) == 'segmenter' else Detector).load(name)
 
 
 for _kind in (Detector, Segmenter):

@@ -109,8 +109,9 @@ class ModelConfig:
       raise UserError('not an object with an object of overrides')
     if 'kind' in fields:
       raise UserError(
-        f'it describes a {fields["kind"]}, no classifier: open it with Detector or '
-        'Segmenter of rest_jax'
+        f'it describes a {fields["kind"]}, and a classifier is needed here: rest-jax predict and '
+        'train --mode evaluate take it; Detector or Segmenter of rest_jax open it, and make of it '
+        'what is explained and attacked (their method question)'
       )
     fields['overrides'] = freeze_overrides(fields.get('overrides', {}))
     try:

@@ -17,10 +17,8 @@ from rest_jax.evaluation.document import Block, Cell, Figure, Heading, Table, Te
 from rest_jax.evaluation.environment import command_line, describe_devices, environment
 from rest_jax.evaluation.progress import clock
 from rest_jax.files import make_folder
-from rest_jax.models import model_dir
-from rest_jax.models.dense_config import KINDS
 from rest_jax.models.dense_drawing import beside, draw_objects, draw_segmentation
-from rest_jax.models.dense_model import Detector, Objects, Segmenter
+from rest_jax.models.dense_model import Objects, load_dense_model
 from rest_jax.text import markdown, markdown_code, plural
 from rest_jax.train import dense_evaluate
 from rest_jax.train.parallel import check_batch, make_mesh, memory_advice
@@ -30,18 +28,6 @@ from rest_jax.train.workdir import write_json, write_text, writing
 PICTURES = 8  # that are drawn
 # Flags that are about the images of classifiers.
 _NOT_DENSE = ('architecture', 'ema', 'image_size', 'resize', 'crop_pct', 'interpolation')
-
-
-def kind_at(model: str) -> str:
-  """'detector' or 'segmenter' where a model directory holds one, else ''."""
-  if model_dir.checkpoint(model) is not None:
-    return ''
-  path = model_dir.resolve(model) / model_dir.CONFIG
-  try:
-    kind = json.loads(path.read_text(encoding='utf-8')).get('kind', '')
-  except (OSError, ValueError, AttributeError):
-    return ''  # whoever opens it says what is wrong
-  return kind if kind in KINDS else ''
 
 
 def judge(options: dict[str, Any]) -> str:
@@ -61,8 +47,7 @@ def judge(options: dict[str, Any]) -> str:
     raise UserError(
       f'{" and ".join(given)}: for classifiers; sizes are those of {options["model"]}'
     )
-  kind, output = kind_at(options['model']), options['output']
-  found = (Detector if kind == 'detector' else Segmenter).load(options['model'])
+  found, output = load_dense_model(options['model']), options['output']
   mesh = make_mesh()
   check_batch(options['batch_size'], 1, mesh)
   own = dense_evaluate.local_mesh(mesh)

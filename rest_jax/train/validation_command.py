@@ -91,6 +91,7 @@ def _placed(options: dict[str, Any]) -> dict[str, Any]:
 
 def _judge(options: dict[str, Any]) -> None:
   from rest_jax.files import make_folder
+  from rest_jax.models.dense_model import kind_at
   from rest_jax.opening import check_data, open_classifier
   from rest_jax.train import dense_validation
   from rest_jax.train.parallel import check_batch, make_mesh, memory_advice
@@ -98,7 +99,7 @@ def _judge(options: dict[str, Any]) -> None:
   from rest_jax.train.validation_report import write_report
 
   model, output = options['model'], options['output']
-  if dense_validation.kind_at(model):
+  if kind_at(model):
     line = dense_validation.judge(options)
     if is_main():
       print(line)

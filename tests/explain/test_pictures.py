@@ -10,7 +10,7 @@ from PIL import Image
 
 from rest_jax.data.picture_files import find_pictures, read_picture
 from rest_jax.errors import UserError
-from rest_jax.explain.pictures import output_names, placement
+from rest_jax.explain.pictures import placement
 from rest_jax.models.predictions import preprocess
 
 
@@ -147,15 +147,6 @@ def test_what_is_passed_over_is_said(tmp_path):
 def test_a_file_called_like_a_pattern(tmp_path):
   (tmp_path / 'a[1].png').write_bytes(b'x')
   assert [p.name for p in find_pictures([str(tmp_path / 'a[1].png')])] == ['a[1].png']
-
-
-def test_names_of_results_never_meet(tmp_path):
-  files = [tmp_path / n for n in ('a.png', 'a.jpg', 'b.png', 'x/b.png', 'c.png')]
-  assert output_names(files) == ['a.png', 'a.jpg', 'b.png', 'b.png_2', 'c']
-  files = [
-    tmp_path / n for n in ('....png', '.. .png', 'A.png', 'a.png', 'CON.png', 'caf\udce9.png')
-  ]
-  assert output_names(files) == ['png', 'png_2', 'A.png', 'a.png_2', '_CON', 'caf_']
 
 
 @pytest.mark.parametrize('size', [(120, 80), (80, 120), (100, 100), (317, 211), (40, 30)])
