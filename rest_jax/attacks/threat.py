@@ -125,9 +125,15 @@ def check_model(model: Partial, images: jax.Array) -> int:
   if len(shape) not in (1, 2) or shape[0] != batch or 0 in shape:
     raise UserError(
       f'logits_fn gives floats (B, classes), ({batch}, K) here, or one logit of a sigmoid, (B,); '
-      f'got {logits.dtype} {shape}'
+      f'got {logits.dtype} {shape}{_of_pixels(shape)}'
     )
   return 2 if shape[1:] in ((), (1,)) else shape[1]
+
+
+def _of_pixels(shape: tuple[int, ...]) -> str:
+  """What to do with logits of pixels."""
+  ask = '; of a Segmenter attack what it says of some pixels: segmenter.question(picture, label)'
+  return ask if len(shape) == 4 else ''
 
 
 def model_outputs(model: Partial, images: jax.Array) -> Any:
@@ -158,7 +164,10 @@ def _logits_shape(logits: Any) -> tuple[int, ...]:
   """The shape; `UserError` for what is no array of floats, with the line that makes it one."""
   if not hasattr(logits, 'shape'):
     got, cure = type(logits).__name__, ''
-    if isinstance(logits, dict) and logits:
+    if 'boxes' in (logits if isinstance(logits, dict) else dir(logits)):
+      got = 'what a detector finds'
+      cure = '; attack what it says of one object: detector.question(picture, found, 0)'
+    elif isinstance(logits, dict) and logits:
       names = list(logits)
       name = 'logits' if 'logits' in logits else names[0]
       got = f'a dict of {", ".join(map(repr, names))}'

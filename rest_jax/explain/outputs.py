@@ -40,7 +40,14 @@ def _find_logits(out: Any, batch: int) -> Any:
       return out
     raise UserError(
       f'a model gives logits ({batch}, K), got {tuple(out.shape)}; of a model that gives something '
-      'else say what is explained: score=lambda outputs: ..., one number an image'
+      'else say what is explained: score=lambda outputs: ..., one number an image; of a Segmenter '
+      'images, question = segmenter.question(picture, label)'
+    )
+  if _has(out, 'boxes'):
+    raise UserError(
+      f'a model gives logits ({batch}, K), got {describe(out)} of a detector; explain what it says '
+      'of one object, images, question = detector.question(picture, found, 0), or say what is '
+      'explained: score=lambda outputs: ...'
     )
   named = out.get('logits') if isinstance(out, Mapping) else getattr(out, 'logits', None)
   if is_array(named) and named.ndim == 2 and named.shape[0] == batch:
@@ -55,6 +62,11 @@ def _find_logits(out: Any, batch: int) -> Any:
     'be the logits; give a function that returns them, such as lambda x: model(x)[0], or say what '
     'is explained: score=lambda outputs: ...'
   )
+
+
+def _has(out: Any, name: str) -> bool:
+  """Whether outputs have a part of a name, as a key or an attribute."""
+  return name in out if isinstance(out, Mapping) else hasattr(out, name)
 
 
 def as_scores(score: Callable[[Any], Any], out: Any, batch: int) -> jax.Array:

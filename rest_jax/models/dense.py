@@ -13,7 +13,7 @@ from jax import lax
 from rest_jax.data.canvas import PADDING, REGION
 from rest_jax.errors import UserError
 from rest_jax.models.layers import BatchNorm, Conv, Dtype
-from rest_jax.ops.boxes import area, intersection
+from rest_jax.ops.boxes import area, intersection, iou
 from rest_jax.ops.matching import IGNORED, NEGATIVE
 from rest_jax.ops.suppression import nms
 
@@ -203,6 +203,31 @@ def best_detections(
     labels=jnp.where(kept.valid, labels[kept.index].astype(jnp.int32), PADDING),
     valid=kept.valid,
   )
+
+
+def lying_on(boxes: jax.Array, box: jax.Array, threshold: float) -> jax.Array:
+  """Which boxes are results for a place: (..., N, 4), (4,) -> (..., N) bool, without gradient.
+
+  Args:
+    boxes: results.
+    box: the place.
+    threshold: least IoU; from it on suppression takes two results for one.
+  """
+  boxes = lax.stop_gradient(boxes)
+  place = jnp.broadcast_to(box, (*boxes.shape[:-2], 1, 4))
+  return iou(boxes, place)[..., 0] >= threshold
+
+
+def strongest(logits: jax.Array, found: jax.Array, otherwise: jax.Array) -> jax.Array:
+  """The largest logit of those found, of the others where none is: (B, N), bool -> (B,).
+
+  Args:
+    logits: (B, N).
+    found: (B, N), which count.
+    otherwise: (N,), which count where none is found; one at least.
+  """
+  chosen = jnp.where(jnp.any(found, axis=1, keepdims=True), found, otherwise[None])
+  return jnp.max(jnp.where(chosen, logits, -jnp.inf), axis=1)
 
 
 def total(value: jax.Array, axis_name: str | None) -> jax.Array:

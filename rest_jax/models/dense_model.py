@@ -24,6 +24,7 @@ from rest_jax.models import dense_registry, model_dir
 from rest_jax.models.classifier import check_text, runs_alone
 from rest_jax.models.dense import Detections, normalise
 from rest_jax.models.dense_config import KINDS, DenseConfig
+from rest_jax.models.dense_question import Question, class_number
 from rest_jax.models.model_config import freeze, freeze_overrides
 from rest_jax.ops import paste_masks
 from rest_jax.text import plural
@@ -204,6 +205,11 @@ class _Dense:
     padded[0, : seen.shape[0], : seen.shape[1]] = seen
     return padded, seen.shape[:2], pixels.shape[:2]
 
+  def _question(self, label: int, where: np.ndarray, seen: Any, size: Any) -> Question:
+    """What `question` gives beside the canvas."""
+    rows = [np.array(pair, np.int32) for pair in (seen, size)]
+    return Question(self.module, self.config, self.variables, np.int32(label), where, *rows)
+
 
 def _pixels(picture: Any) -> np.ndarray:
   """(H, W, 3) uint8 of a file, an image or an array, upright and in sRGB."""
@@ -246,11 +252,9 @@ _forward = jax.jit(_apply, static_argnames=('module', 'config'))
 
 @dataclasses.dataclass(frozen=True)
 class Detector(_Dense):
-  """A detector with its weights; see `_Dense`.
+  """A detector with its weights; see `_Dense`. Called with images it gives `Detections`.
 
-  Called with images it gives `Detections`, whose scores are differentiable, so that explanations
-  and attacks take it with a score of one's own:
-  `explain.grad_cam(detector, images, score=lambda found: found.scores[:, 0])`.
+  Explanations and attacks take what it says of one place, `question`.
   """
 
   KIND = 'detector'
@@ -272,6 +276,38 @@ class Detector(_Dense):
     found = jax.device_get(self(canvas, np.array([seen], np.int32)))
     _check_finite(found.scores)
     return objects_of(found, 0, seen, size, least_score)
+
+  def question(self, picture: Any, found: Objects, index: int = 0) -> tuple[np.ndarray, Question]:
+    """Is one of the objects there? What explanations and attacks ask of a detector.
+
+    `images, question = detector.question('photo.jpg', detector.predict('photo.jpg'), 0)`, then
+    `explain.group_cam(question, images)`, or `attacks.pgd(question, images, [1], ...)`, whose label
+    says that it is there.
+
+    Args:
+      picture: as `predict` takes it.
+      found: what `predict` found on it, or `Objects` of your own.
+      index: which of them.
+
+    Returns:
+      The canvas, float32 (1, H, W, 3) in [0, 1], and a function of such to one logit (B, 1), whose
+      sigmoid is the object's score.
+
+    Raises:
+      UserError: what is no picture, or no such object.
+    """
+    if not -len(found.boxes) <= index < len(found.boxes):
+      raise UserError(f'there is no object {index}: {plural(len(found.boxes), "object")} was found')
+    canvas, seen, size = self.view(picture)
+    scale = np.array([seen[1] / size[1], seen[0] / size[0]] * 2, np.float32)
+    label = class_number(int(found.labels[index]), self.class_names)
+    box = np.asarray(found.boxes[index], np.float32) * scale
+    return _floats(canvas), self._question(label, box, seen, size)
+
+
+def _floats(canvas: np.ndarray) -> np.ndarray:
+  """A canvas in [0, 1]."""
+  return canvas.astype(np.float32) / np.float32(255)
 
 
 def objects_of(
@@ -327,6 +363,46 @@ class Segmenter(_Dense):
     logits = np.asarray(self(canvas, np.array([seen], np.int32)))[0]
     _check_finite(logits)
     return enlarge_to(logits[: seen[0], : seen[1]], size).argmax(-1).astype(np.int32)
+
+  def question(
+    self, picture: Any, label: int | str, mask: np.ndarray | None = None
+  ) -> tuple[np.ndarray, Question]:
+    """Are these pixels of that class? What explanations and attacks ask of a segmenter.
+
+    Args:
+      picture: as `predict` takes it.
+      label: the class, by its name or number.
+      mask: (H, W) bool of the picture, the pixels that are asked about; by default those that the
+        segmenter gives the class to.
+
+    Returns:
+      As `Detector.question`; the sigmoid of the logit is the mean over those pixels of their
+      probability of the class.
+
+    Raises:
+      UserError: what is no picture, no such class, a mask of another shape, or without a pixel.
+    """
+    number = class_number(label, self.class_names)
+    if len(self.class_names) == 1:
+      raise UserError('the segmenter has one class, which every pixel is of: nothing to ask')
+    canvas, seen, size = self.view(picture)
+    named = mask is not None
+    mask = np.asarray(mask) if named else self.predict(picture) == number
+    if mask.shape != size or mask.dtype != bool:
+      raise UserError(f'mask is bool {size} as the picture, got {mask.dtype} {mask.shape}')
+    if not mask.any():
+      what = 'the mask has no pixel' if named else f'no pixel is {self.class_names[number]} here'
+      raise UserError(f'{what}: give the mask of the pixels that are asked about')
+    share = np.zeros(canvas.shape[1:3], np.float32)
+    share[: seen[0], : seen[1]] = _shares(mask, seen)
+    return _floats(canvas), self._question(number, share, seen, size)
+
+
+def _shares(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """How much of a mask lies in each pixel of another size, their sum 1."""
+  picture = Image.fromarray(mask.astype(np.float32))
+  shares = np.asarray(picture.resize((size[1], size[0]), Image.Resampling.BOX))
+  return shares / shares.sum()
 
 
 def enlarge_to(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -83,7 +83,7 @@ def iterate(
     yield found, None
 
 
-def drawn_files(files: Sequence[Path], output: Path | None) -> list[Path | None]:
+def drawn_files(files: Sequence[Path], output: Path | None) -> Sequence[Path | None]:
   """Where each picture is drawn to, no two of them at one place.
 
   Raises:
@@ -123,7 +123,7 @@ def _look(
 
 
 def _objects(file: str, found: Objects, class_names: Sequence[str]) -> Found:
-  names = tuple(class_names[label] for label in found.labels)
+  names = tuple(class_names[int(label)] for label in found.labels)
   return Found(file, names, tuple(map(float, found.scores)), found.boxes)
 
 

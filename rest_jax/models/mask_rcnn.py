@@ -28,7 +28,9 @@ from rest_jax.models.dense import (
   check_targets,
   ignore_regions,
   image_sizes,
+  lying_on,
   per_device,
+  strongest,
 )
 from rest_jax.models.fpn import FPN
 from rest_jax.models.layers import Dtype, check_stages
@@ -204,6 +206,36 @@ class MaskRCNN(nn.Module):
     own = jnp.take_along_axis(every, labels.reshape(-1, 1, 1, 1), axis=-1)[..., 0]
     return own.reshape(*labels.shape, *own.shape[1:])
 
+  def presence(self, images, box, label, sizes=None):
+    """How sure it is that an object of a class is at a place: a logit, which has a gradient.
+
+    It is the largest log odds of the class among the proposals whose result lies on the place (IoU
+    of `nms_threshold` or more, of which suppression would leave one), so its sigmoid is the score
+    of what was found there; where no result does, that of the place itself as a proposal. The
+    choice of proposals has no gradient.
+
+    Args:
+      images: normalised images on a canvas, float (B, H, W, C).
+      box: (4,) corners in pixels of the canvas.
+      label: whole number, 0..K - 1.
+      sizes: as `__call__`.
+
+    Returns:
+      float32 (B,).
+    """
+    sizes = image_sizes(images, sizes)
+    pyramid, strides = self.pyramid(images)
+    before, after = self.proposal_candidates[1], self.proposals[1]
+    found = propose(self.proposal_levels(pyramid, strides), sizes, before=before, after=after)
+    place = jnp.broadcast_to(box, (images.shape[0], 1, 4))
+    regions = jnp.concatenate([place, found.boxes], axis=1)
+    logits, deltas = self._box_outputs(self._read(pyramid, regions, strides, self.box_size))
+    results = box_ops.decode(jnp.take(deltas, label, axis=2), regions, _WEIGHTS)
+    results = jax.vmap(box_ops.clip)(results, sizes)
+    on_it = lying_on(results[:, 1:], box, self.nms_threshold) & found.valid
+    on_it = jnp.pad(on_it, ((0, 0), (1, 0)))
+    return strongest(_log_odds(logits, label), on_it, jnp.arange(regions.shape[1]) == 0)
+
   def losses(self, images, targets: Targets, train: bool = True) -> dict[str, jax.Array]:
     """The losses of a batch; their sum is what training lowers.
 
@@ -279,6 +311,13 @@ class MaskRCNN(nn.Module):
     entropy = jnp.mean(binary_cross_entropy(logits, goals), axis=(2, 3))
     count = per_device(jnp.sum(positive).astype(jnp.float32), self.axis_name)
     return jnp.sum(jnp.where(positive, entropy, 0)) / count
+
+
+def _log_odds(logits, label):
+  """Of one class against all the others, the background too: (..., K + 1) -> (...)."""
+  own = jnp.arange(logits.shape[-1]) == label
+  others = jnp.where(own.reshape((1,) * (logits.ndim - 1) + (-1,)), -jnp.inf, logits)
+  return jnp.take(logits, label, axis=-1) - jax.nn.logsumexp(others, axis=-1)
 
 
 def _mask_goals(targets: Targets, boxes, index, size: int):

@@ -28,7 +28,9 @@ from rest_jax.models.dense import (
   conv3,
   ignore_regions,
   image_sizes,
+  lying_on,
   per_device,
+  strongest,
   total,
 )
 from rest_jax.models.fpn import FPN, TopBlock
@@ -223,6 +225,33 @@ class RetinaNet(nn.Module):
     scores = jnp.where(undefined, jnp.nan, scores)  # which top-k would pass over
     place, label = jnp.divmod(index, self.num_classes)
     return box_ops.decode(deltas[place], jnp.asarray(anchors)[place]), scores, label
+
+  def presence(self, images, box, label, sizes=None):
+    """How sure it is that an object of a class is at a place: a logit, which has a gradient.
+
+    It is the largest logit of the class among the anchors whose result lies on the place (IoU of
+    `nms_threshold` or more, of which suppression would leave one), so its sigmoid is the score of
+    what was found there; where no result does, among the anchors that training would give to such
+    an object.
+
+    Args:
+      images: normalised images on a canvas, float (B, H, W, C).
+      box: (4,) corners in pixels of the canvas.
+      label: whole number, 0..K - 1.
+      sizes: as `__call__`.
+
+    Returns:
+      float32 (B,).
+    """
+    sizes = image_sizes(images, sizes)
+    levels = self.levels(images)
+    anchors = jnp.concatenate([jnp.asarray(a) for a in levels.anchors])
+    logits, deltas = (jnp.concatenate(part, axis=1) for part in (levels.logits, levels.deltas))
+    boxes = jax.vmap(lambda d, size: box_ops.clip(box_ops.decode(d, anchors), size))(deltas, sizes)
+    overlaps = box_ops.iou(anchors, box[None])[:, 0]
+    own = (overlaps >= self.high) | (overlaps == jnp.max(overlaps))
+    found = lying_on(boxes, box, self.nms_threshold)
+    return strongest(jnp.take(logits, label, axis=-1), found, own)
 
   def losses(self, images, targets: Targets, train: bool = True) -> dict[str, jax.Array]:
     """The losses of a batch; their sum is what training lowers.

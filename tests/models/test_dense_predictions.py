@@ -2,6 +2,7 @@
 
 import csv
 import io
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -124,7 +125,7 @@ def test_a_saved_detector_from_its_directory(folder, tmp_path, capsys):
   backbone = dict(width=8, depths=(1, 1, 1, 1))
   module = create_detector('retinanet_resnet18', 2, backbone=backbone, **options)
   variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
-  config = dict(short=0, long=0, canvases=((64, 64),), backbone=backbone, overrides=options)
+  config: Any = dict(short=0, long=0, canvases=((64, 64),), backbone=backbone, overrides=options)
   Detector.create('retinanet_resnet18', variables, ('red', 'blue'), **config).save(tmp_path / 'm')
   assert kind_at(tmp_path / 'm') == 'detector' and kind_at('digit_scenes') == ''
   words = ['predict', str(folder / 'a.png'), '--model', str(tmp_path / 'm'), '--score', '0.9']
