@@ -87,7 +87,7 @@ def _answer(leaves: Any, images: Any, module: nn.Module, config: DenseConfig) ->
   sizes = jnp.broadcast_to(jnp.asarray(size, jnp.int32), (images.shape[0], 2))
   pixels = normalise(images, sizes, config.mean, config.std)
   if config.kind == 'detector':
-    asked = dict(sizes=sizes, method='presence')
+    asked: Any = dict(sizes=sizes, method='presence')
     logit = module.apply(variables, pixels, jnp.asarray(where), jnp.asarray(label), **asked)
   else:
     logits = module.apply(variables, pixels, train=False)
