@@ -386,15 +386,15 @@ class Segmenter(_Dense):
     if len(self.class_names) == 1:
       raise UserError('the segmenter has one class, which every pixel is of: nothing to ask')
     canvas, seen, size = self.view(picture)
-    named = mask is not None
-    mask = np.asarray(mask) if named else self.predict(picture) == number
-    if mask.shape != size or mask.dtype != bool:
-      raise UserError(f'mask is bool {size} as the picture, got {mask.dtype} {mask.shape}')
-    if not mask.any():
-      what = 'the mask has no pixel' if named else f'no pixel is {self.class_names[number]} here'
+    asked: Any = self.predict(picture) == number if mask is None else np.asarray(mask)
+    if asked.shape != size or asked.dtype != bool:
+      raise UserError(f'mask is bool {size} as the picture, got {asked.dtype} {asked.shape}')
+    if not asked.any():
+      name = self.class_names[number]
+      what = f'no pixel is {name} here' if mask is None else 'the mask has no pixel'
       raise UserError(f'{what}: give the mask of the pixels that are asked about')
     share = np.zeros(canvas.shape[1:3], np.float32)
-    share[: seen[0], : seen[1]] = _shares(mask, seen)
+    share[: seen[0], : seen[1]] = _shares(asked, seen)
     return _floats(canvas), self._question(number, share, seen, size)
 
 
