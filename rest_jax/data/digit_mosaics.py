@@ -29,6 +29,7 @@ COUNTS = {'train': 20_000, 'test': 500}
 CLASS_NAMES = tuple(str(digit) for digit in range(10))
 PIXEL_CLASSES = ('background', *CLASS_NAMES)
 _SEED = 2022
+_KEPT = 8000  # decoded scenes in memory, 16 kB each: decoding nine anew would be most of a mosaic
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,9 @@ class MosaicSource:
   scenes: ImageSource
   split: str
   count: int
+  _kept: dict[int, dict[str, Any]] = dataclasses.field(
+    default_factory=dict, init=False, repr=False, compare=False
+  )
 
   @property
   def class_names(self) -> tuple[str, ...]:
@@ -57,10 +61,17 @@ class MosaicSource:
     index = range(self.count)[index]
     rng = np.random.default_rng([_SEED, sorted(COUNTS).index(self.split), index])
     chosen = rng.integers(len(self.scenes), size=GRID * GRID)
-    whole = _mosaic([self.scenes[int(i)] for i in chosen])
+    whole = _mosaic([self._scene(int(i)) for i in chosen])
     free = whole['image'].shape[0] - SIDE
     top, left = (int(v) for v in rng.integers(free + 1, size=2))
     return crop(whole, (top, left, SIDE, SIDE), least_visible=LEAST_VISIBLE) | {'image_id': index}
+
+  def _scene(self, index: int) -> dict[str, Any]:
+    """A decoded scene, kept while there is room."""
+    scene = self._kept.get(index) or self.scenes[index]
+    if len(self._kept) < _KEPT:
+      self._kept[index] = scene
+    return scene
 
 
 def _mosaic(scenes: list[dict[str, Any]]) -> dict[str, Any]:

@@ -23,10 +23,11 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 
 from rest_jax.errors import UserError
 from rest_jax.models.compression import compress, compressors
-from rest_jax.models.layers import BatchNorm, Conv, Dense, DropPath, Dtype, check_images
+from rest_jax.models.layers import BatchNorm, Conv, Dense, DropPath, Dtype, check_images, check_stages
 from rest_jax.models.registry import register
 
 # Table 1 of the paper: kernel, stride, widening, channels and blocks of the seven groups.
@@ -64,6 +65,7 @@ class ConvNorm(nn.Module):
   depthwise: bool = False
   activation: bool = True
   bn_axis_name: str | None = None
+  bn_frozen: bool = False
   dtype: Dtype | None = None
 
   @nn.compact
@@ -75,7 +77,9 @@ class ConvNorm(nn.Module):
       self.width, self.size, self.stride, padding, use_bias=False, depthwise=self.depthwise,
       kernel_init=kernel_init, dtype=self.dtype, name='conv',
     )(x)  # fmt: skip
-    norm = BatchNorm(1e-3, 0.99, self.bn_axis_name, dtype=self.dtype, name='norm')
+    norm = BatchNorm(
+      1e-3, 0.99, self.bn_axis_name, frozen=self.bn_frozen, dtype=self.dtype, name='norm'
+    )
     x = norm(x, train)
     return nn.relu6(x) if self.activation else x
 
@@ -136,8 +140,10 @@ class EfficientNetLite(nn.Module):
     drop_rate: dropout of the pooled features.
     remat: recompute each block in the backward pass instead of storing it.
     compression: of frequency bands after stages: a strategy or options, see `models.compression`.
+    frozen_stages: stem and stages up to this one run as in evaluation and get no gradient; 0: none.
     in_channels: channels of the input.
     bn_axis_name: mapped axis that batch norms are synchronised over; None: per device.
+    bn_frozen: batch norms keep their statistics, scale and bias in training, see `BatchNorm`.
     dtype: computing dtype (parameters and logits stay float32).
   """
 
@@ -150,8 +156,10 @@ class EfficientNetLite(nn.Module):
   drop_rate: float = 0.0
   remat: bool = False
   compression: Any = None
+  frozen_stages: int = 0
   in_channels: int = 3
   bn_axis_name: str | None = None
+  bn_frozen: bool = False
   dtype: Dtype | None = None
 
   def setup(self):
@@ -159,7 +167,10 @@ class EfficientNetLite(nn.Module):
       values = getattr(self, name)
       if len(values) != len(_DEPTHS) or min(values) < 1:
         raise UserError(f'{name} takes {len(_DEPTHS)} numbers of 1 or more, got {values}')
-    layer: dict[str, Any] = dict(bn_axis_name=self.bn_axis_name, dtype=self.dtype)
+    check_stages((1, 2, 3, 4), self.frozen_stages)
+    layer: dict[str, Any] = dict(
+      bn_axis_name=self.bn_axis_name, bn_frozen=self.bn_frozen, dtype=self.dtype
+    )
     self.stem = ConvNorm(self.stem_width, 3, 2, **layer)
     self.stage1, self.stage2, self.stage3, self.stage4 = (
       Stage(self._blocks(groups), self.remat, layer) for groups in STAGES
@@ -207,10 +218,11 @@ class EfficientNetLite(nn.Module):
       UserError: images that the model cannot read.
     """
     check_images(x, self.in_channels, 'EfficientNet-Lite')
-    x = self.stem(x.astype(self.dtype or x.dtype), train)
+    x = self.stem(x.astype(self.dtype or x.dtype), train and not self.frozen_stages)
     maps = []
     for i, stage in enumerate((self.stage1, self.stage2, self.stage3, self.stage4), 1):
-      x = compress(self, i, stage(x, train))
+      x = compress(self, i, stage(x, train and i > self.frozen_stages))
+      x = lax.stop_gradient(x) if i == self.frozen_stages else x
       maps.append(x)
     return tuple(maps)
 

@@ -18,10 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax import lax
 
 from rest_jax.errors import UserError
 from rest_jax.models.compression import compress, compressors
-from rest_jax.models.layers import BatchNorm, Conv, Dense, Dtype, check_images
+from rest_jax.models.layers import BatchNorm, Conv, Dense, Dtype, check_images, check_stages
 from rest_jax.models.registry import register
 from rest_jax.ops.pooling import max_pool
 
@@ -37,6 +38,7 @@ class Stage(nn.Module):
   batch_norm: bool
   remat: bool
   bn_axis_name: str | None = None
+  bn_frozen: bool = False
   dtype: Dtype | None = None
 
   @nn.compact
@@ -45,7 +47,9 @@ class Stage(nn.Module):
     for i in range(self.depth):
       x = conv(self.width, 3, padding=1, kernel_init=_kaiming, dtype=self.dtype, name=f'conv{i}')(x)
       if self.batch_norm:
-        norm = BatchNorm(axis_name=self.bn_axis_name, dtype=self.dtype, name=f'norm{i}')
+        norm = BatchNorm(
+          axis_name=self.bn_axis_name, frozen=self.bn_frozen, dtype=self.dtype, name=f'norm{i}'
+        )
         x = norm(x, train)
       x = nn.relu(x)
     return x
@@ -92,8 +96,10 @@ class VGG(nn.Module):
     drop_rate: dropout behind the hidden linear layers.
     remat: recompute convolutions in the backward pass instead of storing their results.
     compression: of frequency bands after stages: a strategy or options, see `models.compression`.
+    frozen_stages: stem and stages up to this one run as in evaluation and get no gradient; 0: none.
     in_channels: channels of the input.
     bn_axis_name: mapped axis that batch norms are synchronised over; None: per device.
+    bn_frozen: batch norms keep their statistics, scale and bias in training, see `BatchNorm`.
     dtype: computing dtype (parameters and logits stay float32).
   """
 
@@ -105,8 +111,10 @@ class VGG(nn.Module):
   drop_rate: float = 0.5
   remat: bool = False
   compression: Any = None
+  frozen_stages: int = 0
   in_channels: int = 3
   bn_axis_name: str | None = None
+  bn_frozen: bool = False
   dtype: Dtype | None = None
 
   def setup(self):
@@ -114,8 +122,10 @@ class VGG(nn.Module):
       values = getattr(self, name)
       if len(values) != 5 or min(values) < 1:
         raise UserError(f'{name} takes five numbers of 1 or more, got {values}')
+    check_stages((1, 2, 3, 4), self.frozen_stages)
+    options = (self.batch_norm, self.remat, self.bn_axis_name, self.bn_frozen, self.dtype)
     self.stem, self.stage1, self.stage2, self.stage3, self.stage4 = (
-      Stage(width, depth, self.batch_norm, self.remat, self.bn_axis_name, self.dtype)
+      Stage(width, depth, *options)
       for width, depth in zip(self.widths, self.depths, strict=True)
     )
     for name, layer in compressors(self.compression):
@@ -139,10 +149,11 @@ class VGG(nn.Module):
       UserError: images that the model cannot read.
     """
     check_images(x, self.in_channels, 'VGG')
-    x = self.stem(x.astype(self.dtype or x.dtype), train)
+    x = self.stem(x.astype(self.dtype or x.dtype), train and not self.frozen_stages)
     maps = []
     for i, stage in enumerate((self.stage1, self.stage2, self.stage3, self.stage4), 1):
-      x = compress(self, i, stage(_halve(x), train))
+      x = compress(self, i, stage(_halve(x), train and i > self.frozen_stages))
+      x = lax.stop_gradient(x) if i == self.frozen_stages else x
       maps.append(x)
     return tuple(maps)
 

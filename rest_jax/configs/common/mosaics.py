@@ -21,6 +21,7 @@ def mosaics(steps: int):
 
   config.data.name = 'digit_mosaics'
   config.data.eval_batch_size = 20
+  config.dense.max_objects = 16  # a window of 3x3 scenes touches nine
   config.dense.canvases = ((SIDE, SIDE),)
   config.dense.short = (SIDE,)
   config.dense.long = SIDE
