@@ -22,7 +22,7 @@ QUICK = (
   'tests/export/test_export.py',
   'tests/ops/test_depthwise.py',
   'tests/models/test_rest_golden.py',
-  'tests/attacks/test_pgd.py',
+  'tests/attacks/test_projected_gradient.py',
   'tests/train/test_checkpoints.py',
 )
 SHOWN = ('jax', 'flax', 'orbax-checkpoint', 'numpy')

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from rest_jax.data.coco import CocoSource, load_coco
+from rest_jax.data.dense_splits import Splits, coco_splits, find_splits, pixel_splits, voc_splits
 from rest_jax.data.digit_mosaics import PIXEL_CLASSES, SIDE, MosaicSource, load_digit_mosaics
 from rest_jax.data.semantic_folder import SemanticSource, load_semantic
 from rest_jax.data.sources import DataSources
@@ -92,9 +93,10 @@ def load_dense(
     kind: 'boxes', 'masks' (boxes with masks) or 'pixels'.
     data_dir: where the scenes of digit_mosaics stand; None for $TFDS_DATA_DIR or
       ~/tensorflow_datasets.
-    train_split: what is learnt from; of COCO such as 'train2017'.
-    test_split: what is judged by.
-    val_split: what chooses the best epoch; empty where the test split has to.
+    train_split: what is learnt from; 'train' finds 'training' and 'train2017' too.
+    test_split: what is judged by; 'test' is the validation split where there is no test split.
+    val_split: what chooses the best epoch; by default the validation split where there is a test
+      split as well, else the test split has to.
 
   Returns:
     The sources; each split is a `DenseSource`.
@@ -105,28 +107,41 @@ def load_dense(
   """
   if name == EMBEDDED:
     opened = _mosaics(kind, data_dir, (train_split, test_split, val_split))
+    splits = Splits(train_split, val_split, test_split)
   else:
-    root = Path(os.path.expanduser(name))
-    if not root.is_dir():
-      raise UserError(f'there is no folder {name}, and the embedded data set is {EMBEDDED}')
-    opened = _opener(root, kind)
-  wanted = [train_split, test_split] + ([val_split] if val_split else [])
-  found = {split: dataclasses.replace(opened(split), kind=kind) for split in dict.fromkeys(wanted)}
-  names = found[train_split].class_names
+    root = _folder(name)
+    opened, known = _opener(root, kind)
+    splits = find_splits(known, name, train=train_split, val=val_split, test=test_split)
+  wanted = dict.fromkeys(filter(None, (splits.train, splits.test, splits.val)))
+  found = {split: dataclasses.replace(opened(split), kind=kind) for split in wanted}
+  names = found[splits.train].class_names
   for split, source in found.items():
     if source.class_names != names:
-      raise UserError(f'{name}: {split} has other classes than {train_split}; make one list')
+      raise UserError(f'{name}: {split} has other classes than {splits.train}; make one list')
     if not len(source):
       raise UserError(f'{name}: the split {split} has no pictures')
-  chooser = val_split or test_split
   return DataSources(
     name,
-    found[train_split],
-    found[test_split],
+    found[splits.train],
+    found[splits.test],
     names,
-    found[val_split] if val_split else None,
-    (train_split, chooser, test_split),
+    found[splits.val] if splits.val else None,
+    (splits.train, splits.val or splits.test, splits.test),
+    splits.note,
   )
+
+
+def judged_split(name: str, kind: Kind) -> str:
+  """The split of a data set that is judged where none is asked for; as `load_dense` finds it."""
+  return 'test' if name == EMBEDDED else find_splits(_opener(_folder(name), kind)[1], name).test
+
+
+def _folder(name: str) -> Path:
+  """The folder of a data set."""
+  root = Path(os.path.expanduser(name))
+  if not root.is_dir():
+    raise UserError(f'there is no folder {name}, and the embedded data set is {EMBEDDED}')
+  return root
 
 
 def _mosaics(kind: Kind, data_dir: Any, splits: tuple[str, ...]) -> Callable[[str], DenseSource]:
@@ -144,18 +159,18 @@ def _mosaics(kind: Kind, data_dir: Any, splits: tuple[str, ...]) -> Callable[[st
   return opened
 
 
-def _opener(root: Path, kind: Kind) -> Callable[[str], DenseSource]:
-  """How splits of a folder are opened, by its layout."""
+def _opener(root: Path, kind: Kind) -> tuple[Callable[[str], DenseSource], list[str]]:
+  """How splits of a folder are opened, by its layout, and which it has."""
   if kind == 'pixels':
-    return lambda split: _semantic(root, split)
+    return lambda split: _semantic(root, split), pixel_splits(root)
   if (root / 'annotations').is_dir():
-    return lambda split: _coco(root, split, kind == 'masks')
+    return lambda split: _coco(root, split, kind == 'masks'), coco_splits(root)
   if (root / 'Annotations').is_dir():
     if kind == 'masks':
       raise UserError(
         f'{root} has boxes and no masks (Pascal VOC): take a detector of boxes, such as retinanet_*'
       )
-    return lambda split: _voc(root, split)
+    return lambda split: _voc(root, split), voc_splits(root)
   raise UserError(
     f'{root} is no data set of objects: annotations/instances_SPLIT.json (COCO) or Annotations/ '
     '(Pascal VOC) is needed'
@@ -165,8 +180,8 @@ def _opener(root: Path, kind: Kind) -> Callable[[str], DenseSource]:
 def _coco(root: Path, split: str, masks: bool) -> DenseSource:
   file = root / 'annotations' / f'instances_{split}.json'
   if not file.is_file():
-    known = sorted(p.stem.removeprefix('instances_') for p in file.parent.glob('instances_*.json'))
-    raise UserError(f'there is no {file}; the splits of {root} are {", ".join(known) or "none"}')
+    known = ', '.join(coco_splits(root)) or 'none'
+    raise UserError(f'there is no {file}; the splits of {root} are {known}')
   folders = (root / split, root / 'images' / split, root / 'images')
   folder = next((f for f in folders if f.is_dir()), None)
   if folder is None:

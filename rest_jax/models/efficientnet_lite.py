@@ -27,7 +27,15 @@ from jax import lax
 
 from rest_jax.errors import UserError
 from rest_jax.models.compression import compress, compressors
-from rest_jax.models.layers import BatchNorm, Conv, Dense, DropPath, Dtype, check_images, check_stages
+from rest_jax.models.layers import (
+  BatchNorm,
+  Conv,
+  Dense,
+  DropPath,
+  Dtype,
+  check_images,
+  check_stages,
+)
 from rest_jax.models.registry import register
 
 # Table 1 of the paper: kernel, stride, widening, channels and blocks of the seven groups.

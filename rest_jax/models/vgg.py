@@ -125,8 +125,7 @@ class VGG(nn.Module):
     check_stages((1, 2, 3, 4), self.frozen_stages)
     options = (self.batch_norm, self.remat, self.bn_axis_name, self.bn_frozen, self.dtype)
     self.stem, self.stage1, self.stage2, self.stage3, self.stage4 = (
-      Stage(width, depth, *options)
-      for width, depth in zip(self.widths, self.depths, strict=True)
+      Stage(width, depth, *options) for width, depth in zip(self.widths, self.depths, strict=True)
     )
     for name, layer in compressors(self.compression):
       setattr(self, name, layer)

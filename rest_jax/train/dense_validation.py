@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from rest_jax.data.dense_batches import DenseEvalBatches, View
-from rest_jax.data.dense_sources import EMBEDDED, DenseSource, Kind, load_dense
+from rest_jax.data.dense_sources import EMBEDDED, DenseSource, Kind, judged_split, load_dense
 from rest_jax.errors import UserError
 from rest_jax.evaluation.document import Block, Cell, Figure, Heading, Table, Text, to_markdown
 from rest_jax.evaluation.environment import command_line, describe_devices, environment
@@ -66,10 +66,11 @@ def judge(options: dict[str, Any]) -> str:
 def _source(found: Any, options: dict[str, Any]) -> tuple[DenseSource, str]:
   """The pictures, and what they are called."""
   name = EMBEDDED if options['data'] == 'digit_scenes' else options['data']
-  split = options['split'] or 'test'
+  kind = _data_kind(found, name)
+  split = options['split'] or judged_split(name, kind)
   sources = load_dense(
     name,
-    _data_kind(found, name),
+    kind,
     data_dir=options['data_dir'],
     train_split=split,
     test_split=split,

@@ -37,6 +37,8 @@ from rest_jax.train.state import TrainState, create_state
 from rest_jax.train.step import AXIS, make_eval_step, make_train_step, seed_keys
 
 _HEAD = 'params/head/'
+# Layers of classifiers behind the last map, which a dense head does not stand on.
+_BEHIND_MAPS = ('norm', 'neck', 'fc1', 'fc2', 'head')
 Tensors = dict[str, np.ndarray]
 
 
@@ -238,7 +240,7 @@ def _initial_dense(config: Config, num_classes: int) -> tuple[Tensors, str]:
   tensors = {n: np.asarray(a) for n, a in model_dir.flatten(classifier.variables).items()}
   expected = model_dir.shapes(model_dir.abstract_tensors(dense.create(config, num_classes)))
   taken, left = dense.backbone_weights(tensors, expected)
-  blocks = [n for n in left if not n.startswith((_HEAD, 'params/norm/'))]
+  blocks = [n for n in left if n.split('/')[1] not in _BEHIND_MAPS]
   if blocks or not taken:
     raise UserError(
       f'model.init: {config.model.init} is {classifier.config.model} with overrides '
@@ -247,9 +249,10 @@ def _initial_dense(config: Config, num_classes: int) -> tuple[Tensors, str]:
       f'fit ({", ".join(blocks[:3])})'
     )
   count = sum(name.startswith(('params/backbone/', 'batch_stats/backbone/')) for name in expected)
+  new = 'its output norms and the head start new' if len(taken) < count else 'the head starts new'
   return taken, (
     f'Starting from {config.model.init}: {len(taken)} of the {plural(count, "array")} of the '
-    'backbone; its output norms and the head start new'
+    f'backbone; {new}'
   )
 
 

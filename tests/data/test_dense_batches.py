@@ -9,7 +9,7 @@ from PIL import Image
 
 from rest_jax.data.dense_augment import DetectionAugment
 from rest_jax.data.dense_batches import DenseEvalBatches, DenseTrainBatches, View, into_canvas
-from rest_jax.data.dense_sources import DenseSource, load_dense
+from rest_jax.data.dense_sources import DenseSource, judged_split, load_dense
 from rest_jax.data.iterators import TrainIterator
 from rest_jax.errors import UserError
 
@@ -161,6 +161,8 @@ def test_a_coco_folder_by_its_splits(coco):
   assert found.class_names == ('cat', 'dog') and len(found.train) == len(found.test) == 1
   assert found.train.size(0) == (16, 20) and found.test[0]['masks'].shape == (2, 16, 20)
   assert found.line.startswith(f'1 image of 2 classes from {coco} (train2017): cat, dog')
+  assert load_dense(str(coco), 'masks').splits == ('train2017', 'val2017', 'val2017')
+  assert judged_split(str(coco), 'masks') == 'val2017'
   digests = found.digests
   file = coco / 'annotations' / 'instances_val2017.json'
   file.write_text(file.read_text().replace('[2, 2, 6, 6]', '[2, 2, 6, 7]'))
@@ -186,7 +188,8 @@ def test_a_folder_of_classes_of_pixels(tmp_path):
   [
     ('digit_mosaics', 'boxes', {'train_split': 'val'}, 'splits train and test'),
     ('nowhere', 'boxes', {}, 'there is no folder nowhere'),
-    ('{coco}', 'masks', {'train_split': 'train', 'test_split': 'val2017'}, 'train2017, val2017'),
+    ('{coco}', 'masks', {'train_split': 'learn', 'test_split': 'val2017'}, 'train2017, val2017'),
+    ('{coco}', 'masks', {'test_split': 'test2017'}, 'instances_test2017.* train2017, val2017'),
     ('{coco}/annotations', 'boxes', {}, 'no data set of objects'),
   ],
 )
