@@ -6,7 +6,7 @@ Command: python train.py --config configs/instances_mosaics.py[:variant]
 Variants: default; smoke (a minute, to try things out).
 """
 
-from rest_jax.configs.common.mosaics import BACKBONE, mosaics
+from rest_jax.configs.common.mosaics import BACKBONE, MAX_OBJECTS, mosaics
 from rest_jax.errors import UserError
 
 STEPS = {'default': 800, 'smoke': 20}
@@ -17,6 +17,7 @@ def get_config(variant: str = 'default'):
   if variant not in STEPS:
     raise UserError(f'instances_mosaics has no variant {variant!r}; there are {", ".join(STEPS)}')
   config = mosaics(STEPS[variant])
+  config.dense.max_objects = MAX_OBJECTS
   config.model.name = 'mask_rcnn_rest_lite'
   config.model.backbone = BACKBONE
   config.model.overrides = dict(

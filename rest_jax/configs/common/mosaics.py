@@ -12,6 +12,7 @@ BACKBONE = dict(
   bn_frozen=True,
 )
 BATCH = 16
+MAX_OBJECTS = 16  # a window of 3x3 scenes touches nine
 
 
 def mosaics(steps: int):
@@ -21,7 +22,6 @@ def mosaics(steps: int):
 
   config.data.name = 'digit_mosaics'
   config.data.eval_batch_size = 20
-  config.dense.max_objects = 16  # a window of 3x3 scenes touches nine
   config.dense.canvases = ((SIDE, SIDE),)
   config.dense.short = (SIDE,)
   config.dense.long = SIDE
