@@ -102,6 +102,8 @@ RULES: dict[str, Rule] = {
   'optim.eps': _POSITIVE,
   'optim.momentum': _BELOW_ONE,
   'optim.layer_decay': _UP_TO_ONE,
+  'optim.stage_decay': _UP_TO_ONE,
+  'optim.power': _POSITIVE,
   'optim.schedule': _one_of('cosine', 'linear', 'step', 'constant'),
   'optim.step_epochs': _numbers(
     range(1000), 'rising epochs above 0', lambda v: min(v, default=1) > 0
@@ -178,6 +180,10 @@ def _check_together(flat: dict[str, Any]) -> None:
     raise UserError(
       "optim.schedule='step' and optim.step_epochs, rising epochs such as (15.0,), go together; "
       f'got {flat["optim.schedule"]!r} and {marks!r}'
+    )
+  if flat['optim.layer_decay'] != 1 and flat['optim.stage_decay'] != 1:
+    raise UserError(
+      'optim.layer_decay and optim.stage_decay both lower the rates towards the stem: set one'
     )
   if flat['optim.min_lr'] > flat['optim.lr']:
     raise UserError(
@@ -290,6 +296,7 @@ USES: dict[str, Use] = {
   'optim.eps': _is('optim.name', 'adamw'),
   'optim.momentum': _is('optim.name', 'sgd'),
   'optim.warmup_lr': _on('optim.warmup_epochs'),
+  'optim.power': _is('optim.schedule', 'linear'),
   'optim.min_lr': _is('optim.schedule', 'cosine', 'linear'),
   'adversarial.norm': _ATTACK,
   'adversarial.eps': _ATTACK,

@@ -28,6 +28,7 @@ from rest_jax.models.dense_registry import kind_of as kind_of_name
 from rest_jax.train import freezing
 from rest_jax.train.config import Config
 from rest_jax.train.gradients import Aux, GradientFunction
+from rest_jax.train.optim import check_decay
 
 INIT_SIDE = 64  # px of the canvas that parameters are initialised on; no shape depends on it
 
@@ -199,7 +200,7 @@ def check(config: Config) -> None:
       )
   augmentation(config)
   try:
-    jax.eval_shape(_initialise(create(config, 2)), jax.random.key(0))
+    shapes = jax.eval_shape(_initialise(create(config, 2)), jax.random.key(0))
   except UserError as error:
     raise UserError(f'model.name={config.model.name!r}: {error}') from error
   except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
@@ -207,6 +208,8 @@ def check(config: Config) -> None:
     raise UserError(
       f'model.name={config.model.name!r} and its options make no model: {reason}'
     ) from error
+  freezing.check_pattern(shapes['params'], config.optim.freeze)
+  check_decay(shapes['params'], config.optim)
 
 
 def _initialise(model: nn.Module):

@@ -4,7 +4,8 @@ Layer-wise decay of the learning rate (the deeper from the head, the smaller the
 the authors' code, github.com/wofmanaf/ResT (optim_factory.py, after BEiT's). Layers are numbered
 from the stem, 0; each block of a stage and each patch embedding is a layer; the final norm and the
 head are the last, L = d1 + d2 + d3 + d4 + 4 for depths d. A parameter of layer i gets decay^(L - i)
-times the learning rate, weight decay included.
+times the learning rate, weight decay included. Decay by stage is mmsegmentation's 'stage_wise': the
+head 1, stage 4 decay, stage 3 decay^2, ..., the stem decay^5.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from flax import traverse_util
 
 from rest_jax.errors import UserError
 from rest_jax.train.config import Config
+
+_BACKBONE = 'backbone/'  # where the layers of a detector or segmenter are
 
 
 def decay_mask(params):
@@ -75,11 +78,11 @@ def warmup_cosine(
 
 
 def warmup_linear(
-  peak: float, *, total: int, warmup: int, start: float, floor: float
+  peak: float, *, total: int, warmup: int, start: float, floor: float, power: float = 1.0
 ) -> optax.Schedule:
-  """As `warmup_cosine` with a line down to `floor`: mmsegmentation's 'poly' of power 1.
+  """As `warmup_cosine` with a line, or a power of it, down to `floor`: mmsegmentation's 'poly'.
 
-  For step s from the warm-up on: floor + (peak - floor) (total - s) / (total - warmup).
+  For step s from the warm-up on: floor + (peak - floor) ((total - s) / (total - warmup))^power.
 
   Args:
     peak: learning rate at step `warmup`.
@@ -87,6 +90,7 @@ def warmup_linear(
     warmup: number of warm-up steps, 0 for none.
     start: learning rate of step 0 where there is a warm-up.
     floor: learning rate at step `total`.
+    power: of what is left; below 1 the rate stays high for longer.
 
   Returns:
     Function from the step (int32 scalar) to the learning rate (float32 scalar).
@@ -95,8 +99,8 @@ def warmup_linear(
   def schedule(count):
     count = jnp.asarray(count, jnp.int32)
     rising = start + (peak - start) * (count.astype(jnp.float32) / max(warmup, 1))
-    left = (total - count).astype(jnp.float32) / max(total - warmup, 1)
-    return jnp.where(count < warmup, rising, floor + (peak - floor) * jnp.clip(left, 0.0, 1.0))
+    left = jnp.clip((total - count).astype(jnp.float32) / max(total - warmup, 1), 0.0, 1.0)
+    return jnp.where(count < warmup, rising, floor + (peak - floor) * left**power)
 
   return schedule
 
@@ -146,8 +150,10 @@ def make_schedule(
     marks = [round(epoch * steps_per_epoch) for epoch in optim.step_epochs]
     return warmup_steps(peak, marks=marks, warmup=warmup, start=start)
   floor = peak if optim.schedule == 'constant' else min(optim.min_lr, peak)
-  falling = warmup_linear if optim.schedule == 'linear' else warmup_cosine
-  return falling(peak, total=total, warmup=warmup, start=start, floor=floor)
+  ends: dict[str, Any] = dict(total=total, warmup=warmup, start=start, floor=floor)
+  if optim.schedule == 'linear':
+    return warmup_linear(peak, power=optim.power, **ends)
+  return warmup_cosine(peak, **ends)
 
 
 def global_norm(tree) -> jax.Array:
@@ -216,6 +222,8 @@ def make_optimizer(
     )
   if optim.layer_decay != 1.0:
     rule = optax.chain(rule, scale_by_layer(optim.layer_decay, depths))
+  if optim.stage_decay != 1.0:
+    rule = optax.chain(rule, scale_by_stage(optim.stage_decay))
   return _with_standard_promotion(optax.chain(clip, rule))
 
 
@@ -241,6 +249,7 @@ def layer_id(path: str, depths: tuple[int, ...]) -> int:
   Returns:
     0 for the stem, up to `sum(depths) + 4` for the final norm, the head and whatever else.
   """
+  path = path.removeprefix(_BACKBONE)
   if path.startswith('stem/'):
     return 0
   if found := re.match(r'patch_embed(\d)/', path):
@@ -258,15 +267,22 @@ def depths_of(params: Any) -> tuple[int, ...]:
   Raises:
     UserError: the model has no stages with blocks.
   """
-  paths = ['/'.join(path) for path in traverse_util.flatten_dict(params)]
+  paths = ['/'.join(path).removeprefix(_BACKBONE) for path in traverse_util.flatten_dict(params)]
   blocks = {found.groups() for path in paths if (found := re.match(r'stage(\d)/(block\d+)/', path))}
   depths = tuple(sum(stage == str(i) for stage, _ in blocks) for i in range(1, 5))
   if not all(depths):
     raise UserError(
       'optim.layer_decay numbers the layers of models with four stages of blocks; this model has '
-      f'{", ".join(sorted({path.split("/")[0] for path in paths}))}; set optim.layer_decay=1.0'
+      f'{", ".join(sorted({path.split("/")[0] for path in paths}))}; set optim.layer_decay=1.0 '
+      'and optim.stage_decay=1.0'
     )
   return depths
+
+
+def check_decay(params: Any, optim: Config) -> None:
+  """Raises `UserError` where the rates shall go by layers or stages that a model has not."""
+  if optim.layer_decay != 1.0 or optim.stage_decay != 1.0:
+    depths_of(params)
 
 
 def layer_scales(params: Any, decay: float, depths: tuple[int, ...]) -> Any:
@@ -291,5 +307,41 @@ def scale_by_layer(decay: float, depths: tuple[int, ...]) -> optax.GradientTrans
   def scale(updates, params=None):
     del params
     return jax.tree.map(lambda u, s: u * s, updates, layer_scales(updates, decay, depths))
+
+  return optax.stateless(scale)
+
+
+def stage_id(path: str) -> int:
+  """The number of the stage that a parameter belongs to.
+
+  Args:
+    path: such as 'backbone/stage2/block0/attn/q/kernel'.
+
+  Returns:
+    0 for the stem, 1 to 4 for a stage with its patch embedding, 5 for whatever else: norms of the
+    backbone's outputs, its final norm, the heads.
+  """
+  path = path.removeprefix(_BACKBONE)
+  if path.startswith('stem/'):
+    return 0
+  found = re.match(r'(?:patch_embed|stage)(\d)/', path)
+  return int(found[1]) if found else 5
+
+
+def scale_by_stage(decay: float) -> optax.GradientTransformation:
+  """Multiplies updates by decay^(5 - stage); comes after the learning rate.
+
+  Args:
+    decay: factor from a stage to the one below.
+
+  Returns:
+    A transformation without state.
+  """
+
+  def scale(updates, params=None):
+    del params
+    flat = traverse_util.flatten_dict(updates)
+    scaled = {path: u * decay ** (5 - stage_id('/'.join(path))) for path, u in flat.items()}
+    return traverse_util.unflatten_dict(scaled)
 
   return optax.stateless(scale)

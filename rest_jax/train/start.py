@@ -15,7 +15,7 @@ from rest_jax.models import create_model, model_dir
 from rest_jax.models.model_config import ModelConfig, freeze_overrides
 from rest_jax.train import dense, freezing
 from rest_jax.train.config import Config
-from rest_jax.train.optim import depths_of
+from rest_jax.train.optim import check_decay
 from rest_jax.train.parallel import check_batch
 
 
@@ -72,8 +72,7 @@ def _check_model(config: Config) -> None:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     raise UserError(f'{_described(config)} make no model: {reason}') from error
   freezing.check_pattern(params, config.optim.freeze)
-  if config.optim.layer_decay != 1.0:
-    depths_of(params)
+  check_decay(params, config.optim)
 
 
 def _described(config: Config) -> str:

@@ -30,7 +30,7 @@ from rest_jax.text import plural
 from rest_jax.train import dense, dense_evaluate, freezing, parallel, pipeline
 from rest_jax.train.config import Config
 from rest_jax.train.evaluate import evaluate
-from rest_jax.train.optim import depths_of, make_optimizer, make_schedule
+from rest_jax.train.optim import check_decay, depths_of, make_optimizer, make_schedule
 from rest_jax.train.pipeline import Plan
 from rest_jax.train.processes import is_main
 from rest_jax.train.state import TrainState, create_state
@@ -186,11 +186,12 @@ def _optimizer(
 ) -> optax.GradientTransformation:
   """The optimizer; where it goes by the names of parameters, they are checked first."""
   optim, adversarial, depths = config.optim, config.adversarial, ()
-  if optim.freeze or optim.layer_decay != 1.0:
+  if optim.freeze or optim.layer_decay != 1.0 or optim.stage_decay != 1.0:
     image = jax.ShapeDtypeStruct((1, *(config.data.image_size,) * 2, 3), jnp.float32)
     init = functools.partial(model.init, train=False)
     params = jax.eval_shape(init, {'params': jax.random.key(0)}, image)['params']
     freezing.check_pattern(params, optim.freeze)
+    check_decay(params, optim)
     depths = depths_of(params) if optim.layer_decay != 1.0 else ()
   # Free training updates several times a step; all of them have the step's learning rate.
   replays = adversarial.replays if adversarial.kind == 'free' else 1

@@ -61,6 +61,8 @@ BAD = {
   'optim.momentum': [1.0, -0.1, NAN],
   'optim.clip_norm': [-1.0, NAN, INF],
   'optim.layer_decay': [0.0, 1.5, -1.0, NAN, 0.5],  # tiny_net has no stages
+  'optim.stage_decay': [0.0, 1.5, NAN, 0.5],
+  'optim.power': [0.0, -1.0, NAN, INF],
   'optim.freeze': ['stem(', 'nothing', '.*'],
   'optim.schedule': ['poly', 'step'],
   'optim.step_epochs': [(3.0,)],
@@ -204,6 +206,8 @@ ALTERNATIVES = {
   'optim.momentum': (0.5, SGD),
   'optim.clip_norm': (0.5, {}),
   'optim.layer_decay': (0.5, RESNET),
+  'optim.stage_decay': (0.5, RESNET),
+  'optim.power': (2.0, {'optim.schedule': 'linear'}),
   'optim.freeze': ('conv', {}),
   'optim.schedule': ('constant', {}),
   'optim.step_epochs': ((2.0,), {'optim.schedule': 'step', 'optim.step_epochs': (3.0,)}),

@@ -188,6 +188,8 @@ def test_weights_of_a_classifier_become_the_backbone():
     ({'model.overrides': {'axis_name': 'batch'}}, "'axis_name' is not an option"),
     ({'model.backbone': {'colour': 3}}, 'colour'),
     ({'model.name': 'retinanet_nothing'}, 'unknown detector'),
+    ({'optim.freeze': 'nothing'}, 'matches no parameter'),
+    ({'optim.layer_decay': 0.8, 'optim.stage_decay': 0.9}, 'set one'),
   ],
 )
 def test_bad_configs_are_one_line_before_any_data(detection, change, words):

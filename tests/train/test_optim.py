@@ -209,3 +209,39 @@ def test_step_schedule_by_hand(config, step, rate):
   config.optim.step_epochs = (5.0, 7.5)
   schedule = optim.make_schedule(config.optim, batch_size=8, steps_per_epoch=2.0, total=20)
   assert float(schedule(jnp.int32(step))) == pytest.approx(rate)
+
+
+def test_poly_of_a_power_by_hand(config):
+  config.optim.update(lr=1.0, schedule='linear', power=0.9, warmup_epochs=0.0)
+  schedule = optim.make_schedule(config.optim, batch_size=8, steps_per_epoch=2.0, total=10)
+  for step in (0, 3, 9):  # mmsegmentation: (1 - s / total)^power
+    assert float(schedule(jnp.int32(step))) == pytest.approx((1 - step / 10) ** 0.9, rel=1e-6)
+  assert float(schedule(jnp.int32(10))) == 0
+
+
+@pytest.mark.parametrize('below', ['', 'backbone'])
+def test_rates_by_stage_are_multiplied_exactly(config, below):
+  config.optim.update(name='sgd', clip_norm=0.0, weight_decay=0.5, stage_decay=0.5)
+  params = {below: PARAMS} if below else dict(PARAMS)
+  params |= {'norm2': {'scale': jnp.ones(2)}, 'fpn': {'kernel': jnp.full((2, 2), 3.0)}}
+  grads = jax.tree.map(jnp.ones_like, params)
+  optimizer = optim.make_optimizer(config.optim, lambda _: 0.1)
+  updates, _ = optimizer.update(grads, optimizer.init(params), params)
+  config.optim.stage_decay = 1.0
+  plain, _ = optim.make_optimizer(config.optim, lambda _: 0.1).update(
+    grads, optim.make_optimizer(config.optim, lambda _: 0.1).init(params), params
+  )
+  powers = dict(stem=5, stage1=4, patch_embed2=3, stage2=3, stage3=2, stage4=1, head=0)
+  powers |= dict(norm2=0, fpn=0)
+  flat = traverse_util.flatten_dict(plain, sep='/')
+  for path, update in traverse_util.flatten_dict(updates, sep='/').items():
+    name = path.removeprefix('backbone/').split('/')[0]
+    np.testing.assert_array_equal(update, flat[path] * 0.5 ** powers[name], err_msg=path)
+
+
+def test_layers_of_a_backbone_are_numbered_as_those_of_a_classifier():
+  below = {'backbone': PARAMS | {'stage2': {'block0': {'kernel': 0}}}, 'fpn': {'kernel': 0}}
+  assert optim.depths_of(below) == (1, 1, 1, 1)
+  for path in ('stem/conv/kernel', 'stage3/block0/bias', 'patch_embed4/kernel', 'norm/scale'):
+    own = optim.layer_id(path, (1, 1, 1, 1))
+    assert optim.layer_id(f'backbone/{path}', (1, 1, 1, 1)) == own
