@@ -19,7 +19,7 @@ Data: a folder with annotations/instances_train2017.json, instances_val2017.json
 train2017/ and val2017/.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rest_jax.errors import UserError
 from rest_jax.train.config import default_config
@@ -38,7 +38,7 @@ class Recipe(NamedTuple):
   least_short: int = 640
 
 
-_LONG = dict(steps=270_000, marks=(210_000, 250_000), least_short=480)
+_LONG: dict[str, Any] = dict(steps=270_000, marks=(210_000, 250_000), least_short=480)
 VARIANTS = {
   'retinanet_small': Recipe('retinanet_rest_small', 0.1),
   'retinanet_base': Recipe('retinanet_rest_base', 0.2),

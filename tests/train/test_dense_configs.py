@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from rest_jax.configs import detect_coco, segment_ade20k
+from rest_jax.data.dense_augment import SegmentationAugment
 from rest_jax.errors import UserError
 from rest_jax.train import dense
 from rest_jax.train.config import check_config, without_effect
@@ -92,7 +93,8 @@ def test_what_the_recipes_say():
   assert (one.optim.clip_norm, three.optim.clip_norm) == (0.0, 0.01)
   small = segment_ade20k.get_config('upernet_v2_small')
   assert small.optim.stage_decay == 0.9 and small.dense.test_flip
-  assert dense.augmentation(small).square == 512
+  augmented = dense.augmentation(small)
+  assert isinstance(augmented, SegmentationAugment) and augmented.square == 512
   for module in MODULES:
     with pytest.raises(UserError, match=r'no variant .huge.; there are'):
       module.get_config('huge')
