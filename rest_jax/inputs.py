@@ -1,11 +1,11 @@
-"""The one check of images and the one of radii, for attacks, explanations, denoisers, training."""
+"""The one check of images, of radii and their norms, of counts and choices, for every room."""
 
 from __future__ import annotations
 
 import fractions
 import math
 import numbers
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,9 @@ import numpy as np
 from jax.core import Tracer
 
 from rest_jax.errors import UserError
+
+Norm = Literal['linf', 'l2', 'l1']
+NORMS: tuple[str, ...] = get_args(Norm)
 
 # What a resize or a normalisation and its inverse add in float32; narrower types round more.
 _SLACK = 1e-5
@@ -216,3 +219,21 @@ def _number(value: Any) -> float | None:
 
 def _shown(value: Any) -> str:
   return value if isinstance(value, str) else f'{value!r:.40}'
+
+
+def check_norm(norm: object) -> None:
+  """Raises `UserError` for a norm that is none of `NORMS`."""
+  if norm not in NORMS:
+    raise UserError(f'unknown norm {norm!r}; there are {", ".join(NORMS)}')
+
+
+def check_count(name: str, value: object, least: int = 1) -> None:
+  """Raises `UserError` unless `value` is a whole number from `least`."""
+  if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+    raise UserError(f'{name} is a whole number from {least}, not {value!r}')
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+  """Raises `UserError` unless `value` is one of `choices`."""
+  if value not in choices:
+    raise UserError(f'unknown {name} {value!r}; there are {", ".join(choices)}')

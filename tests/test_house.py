@@ -129,6 +129,21 @@ def test_a_file_is_one_concept_long():
   assert {name: n for name, n in lines.items() if n > most} == {}
 
 
+# How far the house has come; what falls is lowered here, and nothing rises.
+MOST = {
+  'circles': 0,
+  'arrows inside attacks': 98,
+  'arrows inside defend': 68,
+  'files over 500 lines': 3,
+  'code lines of evaluation and reporting': 5336,
+}
+
+
+@pytest.mark.parametrize('fact', MOST)
+def test_the_house_grows_no_worse(fact):
+  assert HOUSE.facts()[fact] <= MOST[fact]
+
+
 def _functions(*fronts):
   seen = set()
   for front in fronts:

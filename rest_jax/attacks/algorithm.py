@@ -19,7 +19,7 @@ import numpy as np
 from jax import lax
 from jax.tree_util import Partial
 
-from rest_jax.attacks.threat import NORMS, Norm
+from rest_jax.inputs import NORMS, Norm
 
 S = TypeVar('S', bound='State')
 

@@ -37,8 +37,9 @@ from rest_jax.attacks.driver import IterativeAttack, Outcome, attack, clean_logi
 from rest_jax.attacks.losses import LossName, is_own, loss_inputs, loss_name
 from rest_jax.attacks.queries import Answer, ask, fold_each, image_keys
 from rest_jax.attacks.registry import face, register
-from rest_jax.attacks.threat import Inputs, Norm, check_count, check_key
+from rest_jax.attacks.threat import Inputs, check_key
 from rest_jax.errors import UserError
+from rest_jax.inputs import Norm, check_count
 
 
 class Turn(NamedTuple):

@@ -15,8 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from rest_jax.attacks.threat import Norm
-from rest_jax.inputs import check_pair
+from rest_jax.inputs import Norm, check_pair
 
 _TINY = 1.2e-38  # the smallest normal float32: a radius below it is 0
 _ULP = 2.0**-24  # relative error of one float32 operation

@@ -15,18 +15,19 @@ import jax
 import numpy as np
 from jax.tree_util import Partial
 
-from rest_jax.attacks.devices import shared
 from rest_jax.attacks.figures import Shown
 from rest_jax.attacks.health import Sample, SampleRows
 from rest_jax.attacks.judge import Verdict, check_defined, fingerprint, judge, measure, reached
 from rest_jax.attacks.record import ImageFiles, Record, RunName
 from rest_jax.attacks.registry import Attack
-from rest_jax.attacks.threat import Norm, Threat, check_inputs
+from rest_jax.attacks.threat import Threat, check_inputs
+from rest_jax.attacks.wrappers import shared
 from rest_jax.errors import UserError
 from rest_jax.evaluation import runner
 from rest_jax.evaluation.batches import Batch, Chunk, Images, keys_of
 from rest_jax.evaluation.fingerprint import weights_hash
 from rest_jax.evaluation.records import RESULTS, Records
+from rest_jax.inputs import Norm
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -20,7 +20,6 @@ from jax.tree_util import Partial
 from rest_jax.attacks import losses
 from rest_jax.attacks.algorithm import Algorithm, in_chunks, run_from, select
 from rest_jax.attacks.ball import distances
-from rest_jax.attacks.devices import grain_of
 from rest_jax.attacks.judge import check_defined, undefined_logits
 from rest_jax.attacks.losses import fooled, undefined_count
 from rest_jax.attacks.queries import (
@@ -31,15 +30,9 @@ from rest_jax.attacks.queries import (
   outputs_of,
 )
 from rest_jax.attacks.slots import GRAIN, Found, Jobs, Keys, Progress, Sizes, run_jobs
-from rest_jax.attacks.threat import (
-  Inputs,
-  Norm,
-  check_count,
-  check_host,
-  check_inputs,
-  check_key,
-  is_traced,
-)
+from rest_jax.attacks.threat import Inputs, check_host, check_inputs, check_key, is_traced
+from rest_jax.attacks.wrappers import grain_of
+from rest_jax.inputs import Norm, check_count
 
 A = TypeVar('A', bound=Algorithm)
 

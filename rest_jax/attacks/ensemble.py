@@ -25,8 +25,9 @@ from rest_jax.attacks.fast_adaptive_boundary import FAB
 from rest_jax.attacks.queries import is_random
 from rest_jax.attacks.registry import register
 from rest_jax.attacks.square_attack import Square
-from rest_jax.attacks.threat import NORMS, Norm, check_choice, check_inputs
+from rest_jax.attacks.threat import check_inputs
 from rest_jax.errors import UserError
+from rest_jax.inputs import NORMS, Norm, check_choice
 
 VERSIONS = {
   'standard': ('apgd_ce', 'apgd_t', 'fab_t', 'square'),

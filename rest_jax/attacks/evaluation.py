@@ -14,17 +14,18 @@ import numpy as np
 
 from rest_jax.attacks import health
 from rest_jax.attacks.cases import Evaluating, Settings
-from rest_jax.attacks.devices import shared_batch
 from rest_jax.attacks.figures import draw_curves
 from rest_jax.attacks.health import HealthCheck
 from rest_jax.attacks.record import Record, Row, RunName, markdown, robust_accuracy_curve, summarise
 from rest_jax.attacks.registry import Attack, as_attacks
-from rest_jax.attacks.threat import Norm, Threat, check_count, check_host, check_key
+from rest_jax.attacks.threat import Threat, check_host, check_key
+from rest_jax.attacks.wrappers import shared_batch
 from rest_jax.callables import as_function
 from rest_jax.errors import UserError
 from rest_jax.evaluation.batches import chunks
 from rest_jax.evaluation.files import write_json, write_text
 from rest_jax.evaluation.progress import images_bar
+from rest_jax.inputs import Norm, check_count
 from rest_jax.paths import local
 
 DEFAULT_ATTACKS = ('apgd_ce', 'apgd_t', 'square')

@@ -43,8 +43,9 @@ from rest_jax.attacks.driver import (
 from rest_jax.attacks.losses import fooled, margin, pick
 from rest_jax.attacks.queries import ask, fold_each, logits_of
 from rest_jax.attacks.registry import face, register
-from rest_jax.attacks.threat import Norm, check_count, check_inputs
+from rest_jax.attacks.threat import check_inputs
 from rest_jax.errors import UserError
+from rest_jax.inputs import Norm, check_count
 
 # ---- The nearest point of a hyperplane within the box [0, 1]^d, the step of FAB (section 3.1). In
 # Linf and L2 the way to the plane is d(t) = -sign(w) min(t, limit), a piecewise linear equation in

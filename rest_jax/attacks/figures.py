@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from rest_jax.attacks.record import WORST_CASE, Record, Row, RunName, robust_accuracy_curve
-from rest_jax.attacks.threat import Norm
 from rest_jax.errors import UserError
 from rest_jax.evaluation.figures import literal, new_figure
 from rest_jax.evaluation.files import save_figure
+from rest_jax.inputs import Norm
 from rest_jax.paths import local
 from rest_jax.text import radius_text
 

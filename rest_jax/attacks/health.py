@@ -29,8 +29,9 @@ from rest_jax.attacks.queries import (
   logits_traced_anew,
 )
 from rest_jax.attacks.record import Record, RunName, at_radius
-from rest_jax.attacks.threat import Norm, Threat
+from rest_jax.attacks.threat import Threat
 from rest_jax.evaluation.batches import Chunk, keys_of
+from rest_jax.inputs import Norm
 from rest_jax.text import plural, radius_text
 
 FEW_STEPS, MANY_STEPS = 1, 20

@@ -9,9 +9,9 @@ import numpy as np
 from jax.tree_util import Partial
 
 from rest_jax.attacks.queries import fold_each, image_keys, logits_once
-from rest_jax.attacks.threat import Norm
 from rest_jax.errors import UserError
 from rest_jax.evaluation.fingerprint import pin
+from rest_jax.inputs import Norm
 from rest_jax.text import plural
 
 _OWN = 0x6A756467  # folded into an image's key: draws of a random model that no attack has seen

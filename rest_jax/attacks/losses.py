@@ -17,18 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rest_jax.attacks.threat import (
-  Inputs,
-  Norm,
-  check_choice,
-  check_inputs,
-  check_norm,
-  check_radii,
-  model_outputs,
-)
+from rest_jax.attacks.threat import Inputs, check_inputs, check_radii, model_outputs
 from rest_jax.callables import as_function
 from rest_jax.errors import UserError
-from rest_jax.inputs import check_images, is_known
+from rest_jax.inputs import Norm, check_choice, check_images, check_norm, is_known
 
 # A name of `MIN_CLASSES` or `SIGMOID`'s, or a function of one's own of outputs and labels.
 LossName = str | Callable[..., jax.Array]

@@ -21,9 +21,8 @@ from rest_jax.attacks.driver import IterativeAttack, Outcome, attack
 from rest_jax.attacks.losses import LossName, loss_inputs, loss_name
 from rest_jax.attacks.queries import ask, fold_each, image_keys
 from rest_jax.attacks.registry import face, register
-from rest_jax.attacks.threat import Norm, check_choice, check_count
 from rest_jax.errors import UserError
-from rest_jax.inputs import is_known, radius
+from rest_jax.inputs import Norm, check_choice, check_count, is_known, radius
 
 SCHEDULES = ('constant', 'linear', 'cosine')
 

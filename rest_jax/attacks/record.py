@@ -14,10 +14,10 @@ from typing import NamedTuple
 import numpy as np
 
 from rest_jax import text
-from rest_jax.attacks.threat import Norm
 from rest_jax.errors import UserError
 from rest_jax.evaluation.files import write_npz, writing
 from rest_jax.evaluation.intervals import Interval, accuracy_interval
+from rest_jax.inputs import Norm
 
 
 class RunName(NamedTuple):

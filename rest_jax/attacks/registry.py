@@ -13,10 +13,10 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import jax
 import numpy as np
 
-from rest_jax.attacks.threat import NORMS, Norm
 from rest_jax.docstrings import composed
 from rest_jax.errors import UserError, did_you_mean
 from rest_jax.evaluation.fingerprint import weights_hash
+from rest_jax.inputs import NORMS, Norm
 
 _OF_THREAT = ('norm', 'eps', 'targets')
 C = TypeVar('C', bound=type)

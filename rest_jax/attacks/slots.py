@@ -23,8 +23,8 @@ from jax import lax
 from jax.tree_util import Partial
 
 from rest_jax.attacks.algorithm import Algorithm, advance, finished, select
-from rest_jax.attacks.devices import lay_out
 from rest_jax.attacks.queries import fold_each
+from rest_jax.attacks.wrappers import lay_out
 
 # While runs wait, the device goes on until this share of the batch is free.
 SHARE = 16

@@ -33,8 +33,9 @@ from rest_jax.attacks.driver import (
 from rest_jax.attacks.losses import fooled
 from rest_jax.attacks.queries import fold_each, logits_of
 from rest_jax.attacks.registry import face, register
-from rest_jax.attacks.threat import Norm, check_choice, check_count, check_inputs
+from rest_jax.attacks.threat import check_inputs
 from rest_jax.errors import UserError
+from rest_jax.inputs import Norm, check_choice, check_count
 from rest_jax.ops.reduce import sum_planes
 
 # The share p of changed pixels is halved after these queries of 10000 (the paper's section 4).

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +13,16 @@ from jax.tree_util import Partial
 
 from rest_jax.callables import as_function
 from rest_jax.errors import UserError
-from rest_jax.inputs import check_images, is_known, radii, radius
+from rest_jax.inputs import (
+  NORMS,
+  Norm,
+  check_images,
+  check_norm,
+  is_known,
+  radii,
+  radius,
+)
 from rest_jax.text import plural
-
-Norm = Literal['linf', 'l2', 'l1']
-NORMS: tuple[str, ...] = get_args(Norm)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +46,6 @@ class Threat:
   def __post_init__(self):
     check_norm(self.norm)
     object.__setattr__(self, 'eps', radius(self.eps, self.norm, infinite=True))
-
-
-def check_norm(norm: object) -> None:
-  """Raises `UserError` for a norm that is none of `NORMS`."""
-  if norm not in NORMS:
-    raise UserError(f'unknown norm {norm!r}; there are {", ".join(NORMS)}')
 
 
 class Inputs(NamedTuple):
@@ -204,18 +203,6 @@ def check_host(name: str, *values: Any) -> None:
 def _outputs(model: Partial, images: jax.Array):
   # Under jit only so that the shapes are found once, not on every call.
   return model(images)
-
-
-def check_count(name: str, value: object, least: int = 1) -> None:
-  """Raises `UserError` unless `value` is a whole number from `least`."""
-  if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-    raise UserError(f'{name} is a whole number from {least}, not {value!r}')
-
-
-def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-  """Raises `UserError` unless `value` is one of `choices`."""
-  if value not in choices:
-    raise UserError(f'unknown {name} {value!r}; there are {", ".join(choices)}')
 
 
 def check_key(key: Any) -> jax.Array:

@@ -12,13 +12,14 @@ from jax.tree_util import Partial
 from rest_jax import text
 from rest_jax.attacks.cases import Case, Made, pieces_of
 from rest_jax.attacks.registry import Attack, as_attack
-from rest_jax.attacks.threat import Threat, check_count, check_host, check_inputs, check_key
+from rest_jax.attacks.threat import Threat, check_host, check_inputs, check_key
 from rest_jax.callables import as_function
 from rest_jax.errors import UserError
 from rest_jax.evaluation import runner
 from rest_jax.evaluation.batches import Batch, Chunk, Images, chunks
 from rest_jax.evaluation.intervals import Interval, accuracy_interval
 from rest_jax.evaluation.records import Records
+from rest_jax.inputs import check_count
 
 
 def transfer_attack(

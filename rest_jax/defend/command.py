@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from rest_jax.attacks.registry import list_attacks, named_attack
-from rest_jax.attacks.threat import NORMS, check_norm
 from rest_jax.command_line import (
   DATA_DIR_FLAG,
   MODEL_FLAGS,
@@ -23,7 +22,7 @@ from rest_jax.command_line import (
 from rest_jax.defend.denoise.denoisers import DENOISERS, list_denoisers
 from rest_jax.defend.protection import DRAWS
 from rest_jax.errors import UserError, did_you_mean
-from rest_jax.inputs import radius
+from rest_jax.inputs import NORMS, check_norm, radius
 from rest_jax.paths import check_folder, safe_name
 
 # One of each family, none of them slow.

@@ -15,14 +15,14 @@ import numpy as np
 from jax.tree_util import Partial
 
 from rest_jax.attacks.cases import Evaluating, Made, Make, Settings, seed_of
-from rest_jax.attacks.devices import shared_batch
 from rest_jax.attacks.ensemble import AutoAttack
 from rest_jax.attacks.evaluation import check_settings, conclude, radii_of
 from rest_jax.attacks.health import HealthCheck, SampleRows, check_model_health
 from rest_jax.attacks.judge import judge
 from rest_jax.attacks.record import Record, RunName
 from rest_jax.attacks.registry import Attack, as_attacks
-from rest_jax.attacks.threat import Threat, check_count, check_inputs, check_key
+from rest_jax.attacks.threat import Threat, check_inputs, check_key
+from rest_jax.attacks.wrappers import shared_batch
 from rest_jax.callables import as_function
 from rest_jax.defend.protection import DRAWS, as_defences, attackable, is_random, protect
 from rest_jax.defend.table import UNDEFENDED, Cell, DefenceRow, make_row, markdown, to_csv
@@ -32,6 +32,7 @@ from rest_jax.evaluation.files import write_json, write_text
 from rest_jax.evaluation.fingerprint import pin, weights_hash
 from rest_jax.evaluation.records import Records
 from rest_jax.evaluation.runner import Tick
+from rest_jax.inputs import check_count
 from rest_jax.paths import local
 from rest_jax.programs import in_use, release_programs
 

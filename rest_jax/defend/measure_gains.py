@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from rest_jax import attacks
-from rest_jax.attacks.threat import NORMS, Threat, check_norm
+from rest_jax.attacks.threat import Threat
 from rest_jax.command_line import (
   DATA_DIR_FLAG,
   MODEL_FLAGS,
@@ -31,7 +31,7 @@ from rest_jax.command_line import (
 from rest_jax.data.sample import take_sample
 from rest_jax.defend.compression import add_compression, with_wiener_gains
 from rest_jax.errors import run_script
-from rest_jax.inputs import radius
+from rest_jax.inputs import NORMS, check_norm, radius
 from rest_jax.models.classifier import Classifier
 from rest_jax.models.compression import Compression
 from rest_jax.opening import open_classifier, open_training, read_examples

@@ -17,14 +17,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rest_jax.attacks.devices import shared_batch
-from rest_jax.attacks.threat import check_count
+from rest_jax.attacks.wrappers import shared_batch
 from rest_jax.defend.study_measures import everywhere, spread, spread_out
 from rest_jax.errors import UserError
 from rest_jax.evaluation.batches import Batch, Images
 from rest_jax.evaluation.fingerprint import pin, weights_hash
 from rest_jax.evaluation.records import Records
 from rest_jax.evaluation.runner import run
+from rest_jax.inputs import check_count
 from rest_jax.ops.bands import band_energies
 from rest_jax.paths import local
 

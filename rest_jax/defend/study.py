@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from rest_jax.attacks.devices import shared_batch
 from rest_jax.attacks.queries import image_keys
-from rest_jax.attacks.threat import check_count, check_inputs, check_key
+from rest_jax.attacks.threat import check_inputs, check_key
+from rest_jax.attacks.wrappers import shared_batch
 from rest_jax.defend.denoise.denoisers import (
   DENOISERS,
   Denoiser,
@@ -56,6 +56,7 @@ from rest_jax.evaluation.fingerprint import pin, weights_hash
 from rest_jax.evaluation.intervals import Interval, accuracy_interval
 from rest_jax.evaluation.records import RESULTS, Records
 from rest_jax.evaluation.runner import run
+from rest_jax.inputs import check_count
 from rest_jax.paths import local
 
 STRENGTHS = (0.1, 0.25, 0.5, 1.0)

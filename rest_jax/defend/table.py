@@ -11,10 +11,10 @@ from typing import Any
 
 from rest_jax.attacks.health import HealthCheck
 from rest_jax.attacks.record import Record, RunName, at_radius
-from rest_jax.attacks.threat import Norm
 from rest_jax.evaluation import document
 from rest_jax.evaluation.document import markdown_table
 from rest_jax.evaluation.intervals import Interval, accuracy_interval, mcnemar
+from rest_jax.inputs import Norm
 from rest_jax.text import markdown as as_text
 from rest_jax.text import plural, radius_text
 

@@ -10,7 +10,7 @@ from jax.tree_util import Partial
 from test_attack_compilations import compilations
 
 from rest_jax import attacks
-from rest_jax.attacks import devices
+from rest_jax.attacks import wrappers
 from rest_jax.attacks.queries import logits_once
 
 SHAPE, COUNT = (4, 4, 2), 16
@@ -52,7 +52,7 @@ def keys(count):
 def test_each_device_evaluates_its_rows(case):
   model, images, _ = case
   seen.clear()
-  logits = logits_once(devices.shared(model), images, keys(COUNT))
+  logits = logits_once(wrappers.shared(model), images, keys(COUNT))
   assert seen == [(COUNT // 4, *SHAPE)]
   busy = {shard.device: shard.data.shape for shard in logits.addressable_shards}
   assert busy == dict.fromkeys(jax.devices(), (COUNT // 4, 5))
@@ -62,7 +62,7 @@ def test_each_device_evaluates_its_rows(case):
 def test_a_random_model_draws_the_same(case):
   weights = case[0].args[0]
   model = attacks.eot(Partial(noisy, weights), 3, jax.random.key(1))
-  shared = devices.shared(model)
+  shared = wrappers.shared(model)
   plain = logits_once(model, case[1], keys(COUNT))
   np.testing.assert_allclose(logits_once(shared, case[1], keys(COUNT)), plain, atol=1e-6)
   options = dict(key=jax.random.key(0), eps=0.05, steps=3)
@@ -73,16 +73,16 @@ def test_a_random_model_draws_the_same(case):
 def test_a_batch_that_does_not_divide_is_one_devices(case):
   model, images, _ = case
   seen.clear()
-  logits_once(devices.shared(model), images[:7], keys(7))
+  logits_once(wrappers.shared(model), images[:7], keys(7))
   assert seen == [(7, *SHAPE)]
-  assert [devices.shared_batch(n) for n in (1, 4, 5, 50)] == [4, 4, 8, 52]
+  assert [wrappers.shared_batch(n) for n in (1, 4, 5, 50)] == [4, 4, 8, 52]
 
 
 @pytest.mark.parametrize('place', [0, 3])
 def test_weights_that_stand_on_one_device_are_used_by_all(case, place):
   model, images, labels = case
   model = jax.device_put(model, jax.devices()[place])
-  shared = devices.shared(model)
+  shared = wrappers.shared(model)
   logits = logits_once(shared, images, keys(COUNT))
   assert len(logits.sharding.device_set) == 4
   attacks.fgsm(shared, images, labels, key=jax.random.key(0), eps=0.1)
@@ -90,8 +90,8 @@ def test_weights_that_stand_on_one_device_are_used_by_all(case, place):
 
 def test_on_one_device_the_model_stays_as_it_is(case):
   with one_device():
-    assert devices.shared(case[0]) is case[0]
-    assert devices.shared_batch(7) == 7
+    assert wrappers.shared(case[0]) is case[0]
+    assert wrappers.shared_batch(7) == 7
 
 
 def test_an_attack_of_shared_images_still_compiles_once(case):
@@ -99,7 +99,7 @@ def test_an_attack_of_shared_images_still_compiles_once(case):
   with compilations() as names:
     for seed in (0, 1):
       attacks.square(
-        devices.shared(model), images, labels, key=jax.random.key(seed), eps=0.2, n_queries=200
+        wrappers.shared(model), images, labels, key=jax.random.key(seed), eps=0.2, n_queries=200
       )
   assert names.count('jit(_segment)') == 1
 

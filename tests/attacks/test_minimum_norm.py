@@ -74,7 +74,7 @@ def test_cw_is_surer_with_confidence():
 
 def test_cw_changes_its_constant_as_published():
   """Tenfold until one succeeds, then bisection; a round that stalls is cut short."""
-  from rest_jax.attacks.carlini_wagner import CW
+  from rest_jax.attacks.minimum_norm import CW
   from rest_jax.callables import as_function
 
   algorithm = CW(search_steps=6, steps=20, initial_const=1e-3)

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from rest_jax.attacks.threat import check_choice
 from rest_jax.defend.denoise.denoisers import Denoiser, in_pixels, register, step
 from rest_jax.errors import UserError
+from rest_jax.inputs import check_choice
 from rest_jax.ops.dct import block_dct2, block_idct2
 from rest_jax.ops.resize import resize_bilinear
 

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rest_jax.attacks.threat import check_count
 from rest_jax.defend.denoise.denoisers import Denoiser, check_positive, in_pixels, register, step
 from rest_jax.defend.denoise.shifts import (
   channels_first,
@@ -20,6 +19,7 @@ from rest_jax.defend.denoise.shifts import (
   weighted_mean,
 )
 from rest_jax.errors import UserError
+from rest_jax.inputs import check_count
 
 # exp(-5) = 0.007: patches farther away than that do not count.
 _FARTHEST = 5.0

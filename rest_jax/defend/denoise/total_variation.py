@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rest_jax.attacks.threat import check_count
 from rest_jax.defend.denoise.denoisers import Denoiser, check_positive, in_pixels, register, step
+from rest_jax.inputs import check_count
 
 # 1 / (2 * number of axes): the step that is known to converge.
 _STEP = 0.25

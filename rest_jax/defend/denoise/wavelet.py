@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from rest_jax.attacks.threat import check_choice, check_count
 from rest_jax.defend.denoise.block_dct import soft_threshold
 from rest_jax.defend.denoise.denoisers import (
   Denoiser,
@@ -20,6 +19,7 @@ from rest_jax.defend.denoise.denoisers import (
   register,
   step,
 )
+from rest_jax.inputs import check_choice, check_count
 from rest_jax.ops.wavelets import WAVELETS, Detail, max_level, wavedec2, waverec2
 
 _MODE = 'symmetric'
