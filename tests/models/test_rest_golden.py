@@ -112,13 +112,14 @@ def trained(version):
   return logits, gradients, stats
 
 
-def check_gradients(got, want):
+def check_gradients(got, want, tolerance=TOLERANCE):
   largest = max(np.abs(w).max() for w in want.values())
   assert got.keys() == want.keys()
   for name, reference in want.items():
     size = np.abs(reference).max()
     # What is zero in exact arithmetic must be zero beside the other gradients.
-    assert_close(got[name], reference, largest if size < ZERO else size, name)
+    scale = (largest if size < ZERO else size) * tolerance / TOLERANCE
+    assert_close(got[name], reference, scale, name)
 
 
 @pytest.mark.parametrize('version', [1, 2])
@@ -161,7 +162,9 @@ def test_training_pass(version):
   logits, gradients, stats = trained(version)
   assert_close(logits, golden(version)['train/logits'])
   want = {k[11:]: v for k, v in corrected(version).items() if k.startswith('grad/train/')}
-  check_gradients(as_pytorch(version, gradients), want)
+  # Batch statistics of few values: float32 is 1.0e-4 to 1.2e-4 away for version 1, by release of
+  # XLA and number of threads, where float64 weights are 1e-5.
+  check_gradients(as_pytorch(version, gradients), want, 2 * TOLERANCE)
   state = to_pytorch({**variables(version), 'batch_stats': stats}, tiny(version))
   running = {
     k.removeprefix('train/'): v
