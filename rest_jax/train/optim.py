@@ -340,7 +340,7 @@ def scale_by_stage(decay: float) -> optax.GradientTransformation:
 
   def scale(updates, params=None):
     del params
-    flat = traverse_util.flatten_dict(updates)
+    flat: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(updates)
     scaled = {path: u * decay ** (5 - stage_id('/'.join(path))) for path, u in flat.items()}
     return traverse_util.unflatten_dict(scaled)
 

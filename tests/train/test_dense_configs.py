@@ -53,7 +53,7 @@ def rates(module, variant, steps):
   epoch = module.PICTURES / config.train.batch_size
   total = round(config.train.epochs * epoch)
   schedule = make_schedule(config.optim, batch_size=16, steps_per_epoch=epoch, total=total)
-  return total, [float(schedule(jnp.int32(step))) for step in steps]
+  return total, [float(jnp.asarray(schedule(jnp.int32(step)))) for step in steps]
 
 
 @pytest.mark.parametrize(
