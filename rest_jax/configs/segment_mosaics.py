@@ -16,7 +16,9 @@ def get_config(variant: str = 'default'):
   """Returns the config of a variant."""
   if variant not in STEPS:
     raise UserError(f'segment_mosaics has no variant {variant!r}; there are {", ".join(STEPS)}')
-  config = mosaics(STEPS[variant])
+  # Enlarged, because a class is told at every fourth pixel and strokes are five wide.
+  config = mosaics(STEPS[variant], side=192, batch=10)
+  config.optim.lr = 2e-3
   config.model.name = 'semantic_fpn_rest_lite'
   config.model.backbone = BACKBONE
   config.model.overrides = dict(fpn_width=64, width=64)

@@ -15,26 +15,32 @@ BATCH = 16
 MAX_OBJECTS = 16  # a window of 3x3 scenes touches nine
 
 
-def mosaics(steps: int):
-  """A config on digit_mosaics that trains for so many steps of 16 pictures."""
+def mosaics(steps: int, *, side: int = SIDE, batch: int = BATCH):
+  """A config on digit_mosaics.
+
+  Args:
+    steps: of training.
+    side: that pictures are enlarged to, in pixels.
+    batch: pictures of a step.
+  """
   config = default_config()
   config.model.init = 'digit_scenes'
 
   config.data.name = 'digit_mosaics'
   config.data.eval_batch_size = 20
-  config.dense.canvases = ((SIDE, SIDE),)
-  config.dense.short = (SIDE,)
-  config.dense.long = SIDE
-  config.dense.test_short = 0
-  config.dense.test_long = 0
+  config.dense.canvases = ((side, side),)
+  config.dense.short = (side,)
+  config.dense.long = side
+  config.dense.test_short = side
+  config.dense.test_long = side
 
   config.optim.lr = 1e-3
   config.optim.weight_decay = 0.05
   config.optim.clip_norm = 1.0
   config.optim.min_lr = 1e-5
 
-  config.train.batch_size = BATCH
-  config.train.epochs = steps * BATCH / COUNTS['train']
+  config.train.batch_size = batch
+  config.train.epochs = steps * batch / COUNTS['train']
   config.optim.warmup_epochs = config.train.epochs / 20
   config.train.eval_every = config.train.epochs
   config.log.every = 20
