@@ -55,6 +55,21 @@ _DENOISING: _Panel = (
 )
 
 
+def _judged(title: str, names: dict[str, str]) -> _Panel:
+  """A panel of what evaluations measure, {key: title}, on every split."""
+  splits = (('val', 'val'), ('test', 'test'), ('ema', 'average'))
+  curves = tuple((f'{s}/{key}', f'{at}, {name}') for s, at in splits for key, name in names.items())
+  return title, curves
+
+
+_PRECISION = _judged('average precision', {'AP': 'box AP', 'AP50': 'AP50', 'mask_AP': 'mask AP'})
+_PIXELS = _judged('pixels', {'miou': 'mIoU', 'accuracy': 'right pixels'})
+# The middle panel of what is no classifier, by an ending of a key that tells the kind.
+_MIDDLE = {'/psnr': _DENOISING, '/AP': _PRECISION, '/miou': _PIXELS}
+# Parts of the loss of detectors and segmenters, beside their sum.
+_PART = '_loss'
+
+
 class MetricsWriter:
   """Appends measured values to `metrics.jsonl` and hands them to the other loggers."""
 
@@ -200,10 +215,7 @@ def draw_curves(workdir: Path) -> None:
   source = workdir / 'metrics.jsonl'
   lines = read_metrics(source) if source.exists() else []
   figure = new_figure(12, 3.4)
-  panels = list(_PANELS)
-  if any('train/psnr' in line for line in lines):
-    panels[1] = _DENOISING
-  for axes, (title, names) in zip(figure.subplots(1, 3), panels, strict=True):
+  for axes, (title, names) in zip(figure.subplots(1, 3), _panels(lines), strict=True):
     for name, label in names:
       x, y = _series(lines, name)
       if x:
@@ -214,3 +226,17 @@ def draw_curves(workdir: Path) -> None:
     if len(names) > 1 and axes.lines:
       axes.legend()
   save_figure(workdir / 'curves.png', figure)
+
+
+def _panels(lines: list[dict[str, Any]]) -> list[_Panel]:
+  """The panels of a run, by what it measured."""
+  keys = sorted({key for line in lines for key in line})
+  loss, middle, rate = _PANELS
+  for ending, panel in _MIDDLE.items():
+    if any(key.endswith(ending) for key in keys):
+      middle = panel
+  parts = [key for key in keys if key.startswith('train/') and key.endswith(_PART)]
+  if len(parts) > 1:
+    named = tuple((key, key[len('train/') : -len(_PART)].replace('_', ' ')) for key in parts)
+    loss = loss[0], (*loss[1], *named)
+  return [loss, middle, rate]

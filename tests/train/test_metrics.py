@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from rest_jax.errors import UserError
+from rest_jax.train import metrics
 from rest_jax.train.config import default_config
 from rest_jax.train.metrics import MetricsWriter, StepMetrics, draw_curves, read_metrics
 
@@ -96,3 +97,26 @@ def test_curves_of_an_empty_and_a_real_log(tmp_path):
   drawn = (tmp_path / 'curves.png').read_bytes()
   assert drawn[:4] == b'\x89PNG' and len(drawn) > len(empty)
   assert sorted(p.name for p in tmp_path.iterdir()) == ['curves.png', 'metrics.jsonl']
+
+
+@pytest.mark.parametrize(
+  ('measured', 'title', 'labels'),
+  [
+    ({'top1': 0.5}, 'top-1 accuracy', ['test']),
+    ({'psnr': 20.0, 'noisy_psnr': 10.0}, 'PSNR, dB', ['test', 'test, before']),
+    ({'AP': 0.4, 'AP50': 0.6}, 'average precision', ['test, box AP', 'test, AP50']),
+    ({'AP': 0.4, 'mask_AP': 0.3}, 'average precision', ['test, box AP', 'test, mask AP']),
+    ({'miou': 0.7, 'accuracy': 0.9}, 'pixels', ['test, mIoU', 'test, right pixels']),
+  ],
+)
+def test_the_middle_panel_is_of_what_was_measured(tmp_path, monkeypatch, measured, title, labels):
+  figures = []
+  monkeypatch.setattr(metrics, 'save_figure', lambda path, figure: figures.append(figure))
+  writer = MetricsWriter(tmp_path, 0, LOG, {})
+  writer.write(1, {'epoch': 1, 'train/loss': 3.0, 'train/box_loss': 1.0, 'train/class_loss': 2.0})
+  writer.write(1, {'epoch': 1, **{f'test/{name}': value for name, value in measured.items()}})
+  draw_curves(tmp_path)
+  loss, middle, _ = figures[0].axes
+  assert middle.get_title() == title
+  assert [line.get_label() for line in middle.lines] == labels
+  assert [line.get_label() for line in loss.lines] == ['train', 'box', 'class']
