@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PLACEHOLDER = 'https://github.com/OWNER/rest_jax'
-NOTEBOOKS = ('train_tpu', 'explain', 'defend')
+NOTEBOOKS = ('train_tpu', 'explain', 'defend', 'detection')
 INSTALL = """\
 import importlib.util
 import os

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
+ADDRESS = runpy.run_path(str(ROOT / 'notebooks' / 'set_address.py'))
 # Cells tagged 'install' have a test of their own; what is tagged 'parameters' is followed by these.
 SMALLER = {'explain.ipynb': {'METHODS': ('group_cam', 'grad_cam')}}
 
@@ -95,7 +96,7 @@ def test_defend_notebook(capsys):
   assert 'gain of each band' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('name', ['explain.ipynb', 'train_tpu.ipynb', 'defend.ipynb'])
+@pytest.mark.parametrize('name', [f'{name}.ipynb' for name in ADDRESS['NOTEBOOKS']])
 def test_notebooks_hold_their_output_and_end_well(name):
   code = [cell for cell in cells(name) if cell['cell_type'] == 'code']
   assert any('install' in cell['metadata'].get('tags', []) for cell in code)
@@ -103,9 +104,6 @@ def test_notebooks_hold_their_output_and_end_well(name):
   assert sum('image/png' in output.get('data', {}) for output in outputs) >= 4
   assert not any(output['output_type'] == 'error' for output in outputs)
   assert (ROOT / 'notebooks' / name).stat().st_size < 1_500_000
-
-
-ADDRESS = runpy.run_path(str(ROOT / 'notebooks' / 'set_address.py'))
 
 
 @pytest.mark.parametrize('name', ADDRESS['NOTEBOOKS'])
@@ -130,3 +128,57 @@ def test_the_installing_cell_in_a_fresh_environment(tmp_path):
   found = run('import rest_jax; print(rest_jax.__file__, rest_jax.__version__)')
   assert str(tmp_path / 'env') in found.stdout, found.stderr
   assert run(code).returncode == 0  # there already: nothing is done
+
+
+TINY_DETECTOR = """
+from rest_jax.train.config import default_config
+
+
+def get_config():
+  config = default_config()
+  config.model.name = 'retinanet_resnet18'
+  config.model.backbone = dict(width=8, depths=(1, 1, 1, 1))
+  config.model.overrides = dict(
+    stages=(1, 2), extra_levels=0, width=8, convs=1, octaves=1, candidates=20, max_detections=8,
+    score_threshold=0.0,
+  )
+  config.dense.canvases = ((32, 32),)
+  config.dense.short, config.dense.long, config.dense.max_objects = (32,), 32, 4
+  config.dense.test_short, config.dense.test_long = 32, 32
+  config.train.batch_size = 4
+  return config
+"""
+
+
+@pytest.fixture
+def squares(tmp_path):
+  """Pictures of a bright square each, in COCO's layout."""
+  root, rng = tmp_path / 'squares', np.random.default_rng(0)
+  (root / 'annotations').mkdir(parents=True)
+  for split, count in (('train', 8), ('test', 4)):
+    (root / split).mkdir()
+    found = {'images': [], 'annotations': [], 'categories': [{'id': 1, 'name': 'square'}]}
+    for i in range(count):
+      pixels = np.full((32, 32, 3), 60, np.uint8)
+      top, left = (int(v) for v in rng.integers(18, size=2))
+      pixels[top : top + 12, left : left + 12] = 220
+      Image.fromarray(pixels).save(root / split / f'{i}.png')
+      found['images'].append({'id': i, 'file_name': f'{i}.png', 'width': 32, 'height': 32})
+      found['annotations'].append(
+        {'id': i, 'image_id': i, 'category_id': 1, 'bbox': [left, top, 12, 12], 'area': 144}
+        | {'iscrowd': 0}
+      )
+    (root / 'annotations' / f'instances_{split}.json').write_text(json.dumps(found))
+  return root
+
+
+def test_detection_notebook(squares, tmp_path, capsys):
+  (tmp_path / 'tiny.py').write_text(TINY_DETECTOR)
+  places = {'CONFIG': tmp_path / 'tiny.py', 'DATA': str(squares), 'OUTPUT': str(tmp_path / 'run')}
+  space = execute('detection.ipynb', STEPS=4, **places)
+  assert space['result']['step'] == 4 and 0 <= space['best']['AP'] <= 1
+  assert len(space['found'].boxes) == 8 and space['name'] == 'square'
+  assert all(maps.shape == (1, 32, 32) for maps in space['why'].values())
+  assert 0 < space['after'] <= space['before'] < 1
+  said = capsys.readouterr().out
+  assert '8 images of 1 class' in said and 'the score of square falls' in said
