@@ -283,8 +283,10 @@ def default_layer(
   Raises:
     UserError: no module gives a map.
   """
-  layers = _planes(seen.layers)
-  tokens = {n: s for n, s in seen.layers.items() if len(s) == 3}
+  # What has a row an image: heads of detectors work on regions.
+  of_images = {n: s for n, s in seen.layers.items() if s and s[0] == image_shape[0]}
+  layers = _planes(of_images)
+  tokens = {n: s for n, s in of_images.items() if len(s) == 3}
   on_grid = {n: s for n, s in tokens.items() if grid_of(s)}
   last_map, last_tokens = (_last_composite(pool, seen) for pool in (layers, on_grid or tokens))
   if not given and last_tokens <= last_map:

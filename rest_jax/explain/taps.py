@@ -160,9 +160,14 @@ class Tap:
   def _plane_shape(
     self, shape: tuple[int, ...], image_shape: tuple[int, ...]
   ) -> tuple[int, int, int, int]:
+    what = f'{self.layer or "the layer"} gives {shape}'
+    if shape[:1] != image_shape[:1]:
+      raise UserError(
+        f'{what} for {image_shape[0]} images, which is not a map an image (regions of a detector, '
+        'windows); explain.list_layers names others'
+      )
     if len(shape) == 4:
       return shape  # pyright: ignore[reportReturnType]
-    what = f'{self.layer or "the layer"} gives {shape}'
     if len(shape) != 3:
       raise UserError(f'{what}, which is no map (B, h, w, C); explain.list_layers names those')
     grid = self._grid(shape, image_shape)
@@ -244,7 +249,8 @@ def tap(
       Equinox inside; a pair `(features_fn, head_fn)`, `head_fn(features_fn(images))` being the
       logits; or a tap.
     layer: path of a module, such as 'stage4/block1'; `list_layers` names them. By default the
-      smallest map of 7 x 7 or more among the model's stages (`layers.default_layer`).
+      smallest map of 7 x 7 or more among the model's stages (`layers.default_layer`), or what the
+      model itself names (an attribute `default_layer`, as questions to detectors have it).
     grid: (rows, columns) of a layer that gives tokens (B, N, C) instead of a map; inferred where
       it can be (`infer_grid`).
     output: what makes probabilities of logits: 'softmax', or 'sigmoid' for each by itself
@@ -274,6 +280,7 @@ def tap(
     made = Tap(features, head, of_score, layer, grid, output)
   else:
     function = _outside_jit(as_function(model))
+    layer = layer or getattr(model, 'default_layer', None)
     made = Tap(function, None, of_score, layer, grid, output, mean_of(model))
   check_output(made.output, made.score is not None)
   if made.head is not None and made.layer is not None:

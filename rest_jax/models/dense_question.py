@@ -18,6 +18,7 @@ from rest_jax.errors import UserError, did_you_mean
 from rest_jax.models.classifier import runs_alone
 from rest_jax.models.dense import normalise
 from rest_jax.models.dense_config import DenseConfig
+from rest_jax.models.dense_registry import FOUR_MAPS
 from rest_jax.text import plural
 
 
@@ -64,6 +65,18 @@ class Question:
     if runs_alone(self.module, leaves, images):
       return _compiled(leaves, images, self.module, self.config)
     return _answer(leaves, images, self.module, self.config)
+
+  @property
+  def default_layer(self) -> str | None:
+    """The layer for CAM methods unless told: of a detector its last stage in use.
+
+    What comes behind it works on anchors or regions, and a level of the pyramid answers for objects
+    of one size. None where the model's own layers decide.
+    """
+    known = type(self.module.backbone).__name__ in FOUR_MAPS  # pyright: ignore
+    if self.config.kind != 'detector' or not known:
+      return None
+    return f'backbone/stage{max(self.module.stages)}'  # pyright: ignore
 
   @property
   def mean(self) -> tuple[float, ...]:

@@ -23,7 +23,7 @@ _SEGMENTERS = {
   'semantic_fpn': ('rest_jax.models.semantic_fpn', 'SemanticFPN'),
 }
 # Classes whose `features` gives four maps, each half the size of the one before.
-_FOUR_MAPS = ('ResT', 'ResNet', 'VGG', 'EfficientNetLite')
+FOUR_MAPS = ('ResT', 'ResNet', 'VGG', 'EfficientNetLite')
 # The authors' detection and segmentation code: see `rest_jax.models.rest`, `out_norm`.
 _OUT_NORMS = {1: 'trunk', 2: 'branch'}
 
@@ -103,7 +103,7 @@ def create_segmenter(
 def _backbones() -> tuple[str, ...]:
   """The models of the registry that give four maps."""
   models = {name: registry.create_model(name) for name in registry.list_models()}
-  return tuple(n for n, m in models.items() if type(m).__name__ in _FOUR_MAPS)
+  return tuple(n for n, m in models.items() if type(m).__name__ in FOUR_MAPS)
 
 
 def _names(heads: Mapping[str, tuple[str, str]], pattern: str) -> list[str]:

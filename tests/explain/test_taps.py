@@ -344,3 +344,27 @@ def test_chunks(n, size):
   assert len(sizes) == 1 and sizes[0] <= size
   with pytest.raises(UserError, match='1 or more'):
     queries.chunked(double, items, 0)
+
+
+class Regions(nn.Module):
+  """Two parts of every image go on as images of their own, as the regions of a detector do."""
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.relu(nn.Conv(4, (3, 3), strides=2, name='picture')(x))
+    parts = jnp.concatenate([x[:, :8, :8], x[:, 8:, 8:]])
+    parts = nn.Conv(5, (3, 3), name='part')(parts)
+    return (parts[: len(x)] + parts[len(x) :]).mean((1, 2))
+
+
+def test_a_layer_of_regions_is_no_map_of_images():
+  images = np.random.default_rng(0).uniform(size=(2, 32, 32, 3)).astype(np.float32)
+  model, variables = Regions(), None
+  variables = model.init(jax.random.key(0), images)
+  seen = explain.tap(lambda x: model.apply(variables, x))
+  assert seen.resolve(images.shape) == 'picture'
+  assert explain.grad_cam(seen, images).shape == (2, 32, 32)
+  with pytest.raises(
+    UserError, match=r'part gives .*for 2 images.*not a map an image'
+  ):
+    explain.grad_cam(seen, images, layer='part')

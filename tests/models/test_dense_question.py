@@ -9,13 +9,14 @@ import pytest
 from dense_toys import Means, colour_detector, colour_segmenter, squares
 from PIL import Image
 
-from rest_jax import attacks, defend, explain
+from rest_jax import attacks, create_detector, create_segmenter, defend, explain
 from rest_jax.data.geometry import resize
 from rest_jax.errors import UserError
 from rest_jax.explain.pictures import overlay
 from rest_jax.models.classifier import Classifier
 from rest_jax.models.dense_config import DenseConfig
 from rest_jax.models.dense_model import Detector, Objects
+from rest_jax.models.dense_question import Question
 from rest_jax.models.mask_rcnn import MaskRCNN
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -92,6 +93,23 @@ def test_a_layer_is_found_by_itself(red):
   images, question = red
   assert explain.tap(question).resolve(images.shape) == 'fpn'
   assert inside(explain.grad_cam(question, images), 8, 16) > 0.3
+
+
+@pytest.mark.parametrize(
+  ('name', 'stages', 'layer'),
+  [
+    ('mask_rcnn_resnet18', (1, 2, 3), 'backbone/stage3'),
+    ('retinanet_rest_lite', (2, 3, 4), 'backbone/stage4'),
+    ('semantic_fpn_rest_lite', (), None),
+  ],
+)
+def test_what_lies_behind_the_backbone_is_no_default(name, stages, layer):
+  kind = 'detector' if stages else 'segmenter'
+  options: Any = {'stages': stages} if stages else {}
+  module = (create_detector if stages else create_segmenter)(name, 2, **options)
+  config = DenseConfig(kind, name, 2, short=0, long=0, canvases=((64, 64),))
+  size = np.array([64, 64])
+  assert Question(module, config, {}, 0, np.zeros(4), size, size).default_layer == layer
 
 
 @pytest.mark.parametrize('attack', ['pgd', 'apgd'])
