@@ -364,7 +364,5 @@ def test_a_layer_of_regions_is_no_map_of_images():
   seen = explain.tap(lambda x: model.apply(variables, x))
   assert seen.resolve(images.shape) == 'picture'
   assert explain.grad_cam(seen, images).shape == (2, 32, 32)
-  with pytest.raises(
-    UserError, match=r'part gives .*for 2 images.*not a map an image'
-  ):
+  with pytest.raises(UserError, match=r'part gives .*for 2 images.*not a map an image'):
     explain.grad_cam(seen, images, layer='part')
