@@ -35,6 +35,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax import lax
 
 from rest_jax.errors import UserError, did_you_mean
 from rest_jax.ops.bands import (
@@ -173,6 +174,18 @@ def compress(model: nn.Module, stage: int, x):
   """The map after a stage, through that stage's layer where the model has one."""
   layer = getattr(model, f'{PREFIX}{stage}', None)
   return x if layer is None else layer(x)
+
+
+def end_stage(model: nn.Module, stage: int, x):
+  """The map after a stage of a backbone: compressed, and without gradient where it is frozen.
+
+  Args:
+    model: has `frozen_stages`.
+    stage: 1 to 4.
+    x: what the stage gave.
+  """
+  x = compress(model, stage, x)
+  return lax.stop_gradient(x) if stage == model.frozen_stages else x  # pyright: ignore
 
 
 def is_compressor(path: str) -> bool:

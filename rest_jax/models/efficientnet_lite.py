@@ -23,10 +23,9 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import lax
 
 from rest_jax.errors import UserError
-from rest_jax.models.compression import compress, compressors
+from rest_jax.models.compression import compressors, end_stage
 from rest_jax.models.layers import (
   BatchNorm,
   Conv,
@@ -229,8 +228,7 @@ class EfficientNetLite(nn.Module):
     x = self.stem(x.astype(self.dtype or x.dtype), train and not self.frozen_stages)
     maps = []
     for i, stage in enumerate((self.stage1, self.stage2, self.stage3, self.stage4), 1):
-      x = compress(self, i, stage(x, train and i > self.frozen_stages))
-      x = lax.stop_gradient(x) if i == self.frozen_stages else x
+      x = end_stage(self, i, stage(x, train and i > self.frozen_stages))
       maps.append(x)
     return tuple(maps)
 

@@ -15,10 +15,9 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import lax
 
 from rest_jax.errors import UserError
-from rest_jax.models.compression import compress, compressors
+from rest_jax.models.compression import compressors, end_stage
 from rest_jax.models.emsa import EMSA, EMSAv2
 from rest_jax.models.layers import (
   BatchNorm,
@@ -310,8 +309,7 @@ class ResT(nn.Module):
     )
     for i, (embed, stage) in enumerate(steps, 1):
       learns = train and i > self.frozen_stages
-      x = compress(self, i, stage(embed(x, learns), learns))
-      x = lax.stop_gradient(x) if i == self.frozen_stages else x
+      x = end_stage(self, i, stage(embed(x, learns), learns))
       out = self._output_norm(i)(x) if i in self._normed_stages() else x
       x = out if self.out_norm == 'trunk' else x
       maps.append(out)

@@ -18,10 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax import lax
 
 from rest_jax.errors import UserError
-from rest_jax.models.compression import compress, compressors
+from rest_jax.models.compression import compressors, end_stage
 from rest_jax.models.layers import BatchNorm, Conv, Dense, Dtype, check_images, check_stages
 from rest_jax.models.registry import register
 from rest_jax.ops.pooling import max_pool
@@ -151,8 +150,7 @@ class VGG(nn.Module):
     x = self.stem(x.astype(self.dtype or x.dtype), train and not self.frozen_stages)
     maps = []
     for i, stage in enumerate((self.stage1, self.stage2, self.stage3, self.stage4), 1):
-      x = compress(self, i, stage(_halve(x), train and i > self.frozen_stages))
-      x = lax.stop_gradient(x) if i == self.frozen_stages else x
+      x = end_stage(self, i, stage(_halve(x), train and i > self.frozen_stages))
       maps.append(x)
     return tuple(maps)
 
