@@ -15,7 +15,7 @@ EXTRAS_DEV := [dev$(if $(ACCELERATOR),$(comma)$(ACCELERATOR),)]
 RUN := $(VENV)/.run$(ACCELERATOR)
 DEV := $(VENV)/.dev$(ACCELERATOR)
 
-.PHONY: train test lint docs clean
+.PHONY: train test lint docs bench clean
 
 train: $(RUN)
 	$(BIN)/python train.py --config configs/digit_scenes.py $(ARGS)
@@ -27,6 +27,10 @@ lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# Every benchmark at small shapes, in about a minute; figures to quote come without --quick.
+bench: $(RUN)
+	$(BIN)/python -m benchmarks.run --quick $(ARGS)
 
 docs: $(DEV)
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build

@@ -23,7 +23,8 @@ class ResNet20(torch.nn.Module):
     self.p = weights
 
   def forward(self, x):
-    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    mean = torch.tensor([0.485, 0.456, 0.406], device=x.device)
+    std = torch.tensor([0.229, 0.224, 0.225], device=x.device)
     x = (x - mean[:, None, None]) / std[:, None, None]
     relu = torch.nn.functional.relu
     x = relu(self.conv_norm(x, 'conv1', 'bn1'))

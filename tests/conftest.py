@@ -16,15 +16,17 @@ if importlib.metadata.version('jaxlib').startswith('0.10.'):
   # flag that XLA does not know ends the process, so others' versions go without.
   QUICK_FLAGS += ['--xla_cpu_use_fusion_emitters=false', '--xla_cpu_parallel_codegen_split_count=1']
 
-# Before JAX is imported anywhere, in this process and in the ones that tests start.
-os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = ' '.join(
-  [
-    os.environ.get('XLA_FLAGS', ''),
-    '--xla_force_host_platform_device_count=4',
-    *QUICK_FLAGS,
-  ]
-).strip()
+# Before JAX is imported anywhere, in this process and in the ones that tests start. Tests that
+# compare values may be sent to an accelerator, as `benchmarks/gpu.sh` does.
+if os.environ.get('REST_JAX_TEST_DEVICE', 'cpu') == 'cpu':
+  os.environ['JAX_PLATFORMS'] = 'cpu'
+  os.environ['XLA_FLAGS'] = ' '.join(
+    [
+      os.environ.get('XLA_FLAGS', ''),
+      '--xla_force_host_platform_device_count=4',
+      *QUICK_FLAGS,
+    ]
+  ).strip()
 os.environ['REST_JAX_QUICK_FLAGS'] = ' '.join(QUICK_FLAGS)  # for tests that set flags of their own
 
 # The process that starts the workers makes the folder, they find it in their environment.

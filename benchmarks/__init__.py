@@ -1,0 +1,1 @@
+"""This project beside its peers: `python -m benchmarks.run` measures its speed."""

@@ -1,0 +1,1 @@
+"""Suites: what is compared, as data. Nothing here imports JAX or PyTorch."""
