@@ -176,8 +176,8 @@ class Report:
         'Times are medians of a call (least-most). A ratio is the time of the other over that of '
         'the first, the median round by round (least-most): above 1 the first is the quicker. The '
         f'first call compiles{cached}. Memory is the peak of a call over what the process had '
-        'before: weights and inputs count. Shares are of the measured peak of products and of copying, by '
-        "XLA's count of the first side's program."
+        'before: weights and inputs count. Shares are of the measured peak of products and of '
+        "copying, by XLA's count of the first side's program."
       ),
     ]
 
