@@ -209,12 +209,12 @@ def _table(columns: Sequence[str], records: Sequence[Mapping[str, Any]], able) -
   rows = []
   for record in records:
     found = record['sides']
-    cells = [str(value) for value in record['case'].values()]
+    cells = [markdown(str(value)) for value in record['case'].values()]
     cells += [time_of(found[name]) if name in found else '' for name in sides]
     pairs = record['ratios']
     cells += [ratio(pairs[name]) if name in pairs else '' for name in sides[1:]]
     cells += [_rate(record), _each(found, 'first', seconds), _each(found, 'peak', _bytes)]
-    rows.append([document.Cell(markdown(cell)) for cell in (*cells, *shares(record, able))])
+    rows.append([document.Cell(cell) for cell in (*cells, *shares(record, able))])
   return document.Table('', [markdown(cell) for cell in head], rows)
 
 

@@ -6,13 +6,14 @@ from typing import Any
 
 from benchmarks.cases import Case, Options, Ours, Theirs, suite
 
-MODELS = ('resnet50', 'rest_small')
+MODELS, SMALL = ('resnet50', 'rest_small'), ('resnet20',)
+THEIRS = ('resnet18', 'resnet50')  # whose layer the other side knows
 
 
 def _sides(task: str, model: str, params: dict[str, Any]) -> dict[str, Ours | Theirs]:
   """Ours, and the authors' code where it knows the model."""
   sides: dict[str, Ours | Theirs] = {'ours': Ours(task, {'model': model, **params})}
-  if model.startswith('resnet'):
+  if model in THEIRS:
     sides['peer'] = Theirs(task, {'model': model, **params}, 'groupcam')
   return sides
 
@@ -25,9 +26,9 @@ def cams(options: Options) -> list[Case]:
   forward passes and the gradient that Group-CAM of an image cannot do without. The peer: the code
   of Group-CAM's authors, on torchvision's network.
   """
-  size, groups = (64, 4) if options.quick else (224, 32)
+  size, groups = (32, 4) if options.quick else (224, 32)
   cases = []
-  for model in options.models or (('resnet18',) if options.quick else MODELS):
+  for model in options.models or (SMALL if options.quick else MODELS):
     params = dict(size=size, groups=groups)
     about = {'method': 'group_cam', 'model': model, 'images': 1, 'px': size, 'groups': groups}
     one = _sides('cams.group_cam', model, params)
@@ -52,9 +53,9 @@ def curves(options: Options) -> list[Case]:
   Both curves of maps of noise, called as users call the measure. The peer: the code of Group-CAM's
   authors, one image and one point at a time.
   """
-  size, variant = (64, 'paper') if options.quick else (224, 'paper')
+  size, variant = 32 if options.quick else 224, 'paper'
   cases = []
-  for model in options.models or (('resnet18',) if options.quick else MODELS):
+  for model in options.models or (SMALL if options.quick else MODELS):
     for images in (1,) if options.quick else (1, 4):
       about = {'model': model, 'images': images, 'px': size, 'variant': variant}
       sides = _sides('cams.curves', model, dict(size=size, batch=images, variant=variant))

@@ -80,10 +80,12 @@ def training(options: Options) -> list[Case]:
   the step with the reading of JPEGs in front of it.
   """
   on_gpu = options.device == 'gpu'
+  if options.quick and not options.models:
+    return [_small_step()]
   dtype = 'bfloat16' if on_gpu else 'float32'
   size, batch = (64, 2) if options.quick else (224, 0 if on_gpu else 8)
   cases = []
-  for model in options.models or (('rest_lite',) if options.quick else BOTH):
+  for model in options.models or BOTH:
     params = dict(model=model, batch=batch, size=size, dtype=dtype)
     about = {'work': 'step', 'model': model, 'px': size, 'dtype': dtype}
     sides: dict[str, Ours | Theirs] = {'ours': Ours('models.step', params)}
@@ -96,6 +98,14 @@ def training(options: Options) -> list[Case]:
       fed = Ours('models.fed', {**params, 'batch': batch or 256, **reading})
       cases.append(Case({**about, 'work': 'fed'}, {'ours': fed}, items=batch or 256))
   return cases
+
+
+def _small_step() -> Case:
+  """The step of digit_scenes with a model that compiles in seconds."""
+  overrides = dict(widths=(8, 16, 32, 64), depths=(1, 1, 1, 1), reductions=(4, 2, 1, 1))
+  params = dict(model='digit_scenes', batch=4, size=32, dtype='float32', overrides=overrides)
+  about = {'work': 'step', 'model': 'digit_scenes', 'px': 32, 'dtype': 'float32'}
+  return Case(about, {'ours': Ours('models.step', params)}, items=4)
 
 
 @suite('memory')
