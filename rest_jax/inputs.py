@@ -5,6 +5,7 @@ from __future__ import annotations
 import fractions
 import math
 import numbers
+import os
 from typing import Any, Literal, get_args
 
 import jax
@@ -62,6 +63,11 @@ def check_layout(images: Any, *, what: str = 'images', empty: bool = True) -> No
     raise UserError(
       f'{what} are one array (B, H, W, C), not a {type(images).__name__}{_held(images)}'
     )
+  if isinstance(images, str | os.PathLike) or hasattr(images, 'getexif'):
+    raise UserError(
+      f'{what} are floats (B, H, W, C) in [0, 1], not {_picture(images)}; '
+      'classifier.preprocess makes them of a Pillow image; explain.explain takes pictures too'
+    )
   kind = getattr(images, 'dtype', None)
   if kind is None or not jnp.issubdtype(kind, jnp.floating):
     raise UserError(
@@ -79,6 +85,11 @@ def check_layout(images: Any, *, what: str = 'images', empty: bool = True) -> No
     )
   if not empty and not shape[0]:
     raise UserError(f'there are no {what} in an array of shape {shape}')
+
+
+def _picture(images: Any) -> str:
+  is_file = isinstance(images, str | os.PathLike)
+  return f'the file {os.fspath(images)!r:.80}' if is_file else 'a Pillow image'
 
 
 def check_pair(first: Any, second: Any, names: tuple[str, str]) -> None:

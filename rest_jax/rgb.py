@@ -30,6 +30,7 @@ _TURNS = {
 }
 _INVERSE = {6: 8, 8: 6}  # the others are their own
 _ORIENTATION = 0x0112
+_METADATA = ('exif', 'xmp', 'XML:com.adobe.xmp')  # what an orientation is read from
 _XMP = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 _WIDE_GREY = ('I;16', 'I;16L', 'I;16B', 'I;16N', 'I')
 _SCALED_FORMATS = ('PPM', 'JPEG2000')  # Pillow scales them by the range that their header gives
@@ -136,9 +137,16 @@ def to_rgb(image: Image.Image | np.ndarray) -> Image.Image:
 
 
 def upright(image: Image.Image) -> Image.Image:
-  """An opened picture as RGB, turned as its EXIF orientation says; errors as `converted`."""
+  """An opened picture as RGB, turned as its EXIF orientation says; errors as `converted`.
+
+  What was turned says no longer that it has to be.
+  """
   picture = converted(image)
-  return turn(picture, orientation(image))  # some PNGs have their EXIF data after the pixels
+  how = orientation(image)  # only now: some PNGs have their EXIF data after the pixels
+  turned = turn(picture, how)
+  if how != 1:
+    turned.info = {k: v for k, v in turned.info.items() if k not in _METADATA}
+  return turned
 
 
 def converted(image: Image.Image) -> Image.Image:

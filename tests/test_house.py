@@ -51,7 +51,7 @@ COMMANDS = {
   'data': {'digit_scenes'},
   'models': {'convert', 'predict_command'},
   'train': {'validation_command'},
-  'explain': {'command', 'run', 'evaluate', 'choices', 'study', 'findings', 'pictures'},
+  'explain': {'command', 'run', 'evaluate', 'choices', 'study', 'findings'},
 }
 ABOVE = {'opening', 'command_line'}  # for commands: models and data from flags
 FRONTS = (
@@ -135,7 +135,7 @@ MOST = {
   'arrows inside attacks': 98,
   'arrows inside defend': 68,
   'files over 500 lines': 3,
-  'code lines of evaluation and reporting': 5336,
+  'code lines of evaluation and reporting': 5277,
 }
 
 

@@ -8,7 +8,7 @@ from PIL import Image, ImageCms
 
 from rest_jax.data.images import EncodedImage
 from rest_jax.data.picture_files import read_picture
-from rest_jax.explain.pictures import overlay
+from rest_jax.explain import overlay
 from rest_jax.profiles import to_srgb
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()

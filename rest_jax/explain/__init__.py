@@ -34,6 +34,7 @@ from rest_jax.explain.metrics import (
   structural_similarity,
 )
 from rest_jax.explain.metrics.sanity import SanityCheck, SanityRow, sanity_check
+from rest_jax.explain.overlays import overlay
 from rest_jax.explain.path_gradients import (
   integrated_gradient_attributions,
   integrated_gradients,
@@ -80,6 +81,7 @@ __all__ = [
   'list_methods',
   'min_max',
   'occlusion',
+  'overlay',
   'pointing_game',
   'rank_correlation',
   'resolve_targets',

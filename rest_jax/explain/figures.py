@@ -5,6 +5,8 @@ Matplotlib figures without pyplot: no global state, no window system.
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -17,7 +19,7 @@ from rest_jax.evaluation.figures import literal, new_figure, quiet_fonts, set_fo
 from rest_jax.explain.methods import METHODS, list_methods
 from rest_jax.explain.metrics.order import ranks
 from rest_jax.explain.metrics.sanity import SanityCheck
-from rest_jax.explain.pictures import COLOURS, overlay
+from rest_jax.explain.overlays import COLOURS, overlay, stretch
 from rest_jax.files import replacing
 
 if TYPE_CHECKING:
@@ -25,7 +27,9 @@ if TYPE_CHECKING:
 
 _SMALL, _LARGE = 192, 480  # pixels that a picture in a figure has on its longer side
 _FRAME_MS, _LAST_MS = 120, 1800
-_LINES = ('-', '--', ':', '-.')
+_LETTERS = 9  # of a heading, an inch
+_STEP = 1.05  # inches of a map of the sanity strip
+_HIGHLIGHTED, _FEW = 3, 6  # curves in colour where there are more than a few
 
 # As tables list them: the methods of the package, and a variant behind its method.
 TITLES = {name: METHODS[name].title for name in list_methods()}
@@ -43,6 +47,12 @@ def title_of(method: str) -> str:
   """The name of a method as its paper writes it."""
   known = METHODS.get(method)
   return TITLES.get(method, method.replace('_', ' ')) if known is None else known.title
+
+
+def for_eyes(method: str, saliency: np.ndarray) -> np.ndarray:
+  """A map as pictures show it: gradients of single pixels stretched, all others as they are."""
+  known = METHODS.get(method.split(':')[0])
+  return stretch(saliency) if known is not None and known.by_pixel else saliency
 
 
 def save_figure(path: Path, figure: Figure, dpi: int = 110) -> None:
@@ -101,7 +111,7 @@ def comparison_figure(
   height = 2.2 * min(max(picture.height / picture.width, 0.3), 2.0)
   lines = 1 + max((panel.title.count('\n') for panel in panels), default=0)
   figure = new_figure(2.2 * columns + 0.9, (height + 0.2 * lines + 0.1) * rows + 0.4)
-  figure.suptitle(heading, fontsize=11)
+  _head(figure, heading)
   axes = figure.subplots(rows, columns, squeeze=False)
   _show(axes.flat[0], thumbnail(picture), 'picture')
   for place_on, panel in zip(axes.flat[1:], panels, strict=False):
@@ -122,17 +132,20 @@ def curves_figure(
   Args:
     curves: {method: (insertion (n,), deletion (n,), share (n,))}, probabilities of the target and
       the share of the pixels that are changed, as `metrics.Curves` has them.
-    aucs: {method: (insertion AUC, deletion AUC)}.
+    aucs: {method: (insertion AUC, deletion AUC)}; of more than six methods the three with the
+      largest difference of the two are in colour.
     heading: which picture and class.
   """
-  figure = new_figure(9.6 if len(curves) <= 6 else 13.5, 3.9)
-  figure.suptitle(heading, fontsize=11)
+  figure = new_figure(9.6 if len(curves) <= _FEW else 13.5, 3.9)
+  _head(figure, heading)
+  styles = _styles(list(curves), aucs)
   for column, (axes, kind) in enumerate(
     zip(figure.subplots(1, 2, sharey=True), ('insertion', 'deletion'), strict=True)
   ):
-    for number, (method, lines) in enumerate(curves.items()):
+    for method in sorted(curves, key=lambda m: (1 - 2 * column) * -aucs[m][column]):
+      lines = curves[method]
       label = f'{literal(title_of(method))}  {aucs[method][column]:.3f}'
-      axes.plot(100 * np.asarray(lines[2]), lines[column], label=label, **_line(number))
+      axes.plot(100 * np.asarray(lines[2]), lines[column], label=label, **styles[method])
     axes.set(xlabel=f'pixels {"inserted" if column == 0 else "deleted"} (%)', ylim=(-0.03, 1.03))
     better = 'higher' if column == 0 else 'lower'
     axes.set_title(f'{kind} (AUC, {better} is better)', fontsize=10)
@@ -140,6 +153,21 @@ def curves_figure(
     _legend(axes, len(curves))
   figure.axes[0].set_ylabel('probability of the class')
   return figure
+
+
+def _styles(
+  methods: Sequence[str], aucs: Mapping[str, tuple[float, float]]
+) -> dict[str, dict[str, Any]]:
+  """A colour each where they are few; of many the best three, the others thin and grey."""
+  marked = list(methods)
+  if len(methods) > _FEW:
+    by_merit = sorted(methods, key=lambda m: aucs[m][1] - aucs[m][0])
+    marked = by_merit[:_HIGHLIGHTED]
+  styles: dict[str, dict[str, Any]] = {m: {'color': '0.72', 'linewidth': 0.9} for m in methods}
+  for number, method in enumerate(marked):
+    colour = drawing.COLOURS[number % len(drawing.COLOURS)]
+    styles[method] = {'color': colour, 'linewidth': 1.8, 'zorder': 3}
+  return styles
 
 
 def sanity_figure(
@@ -157,14 +185,15 @@ def sanity_figure(
     heading: above it all.
   """
   columns = 1 + max(len(panels) for panels in strips.values())
-  height = 1.5 * min(max(picture.height / picture.width, 0.3), 2.0)
-  figure = new_figure(1.5 * columns + 0.9, (height + 0.55) * len(strips) + 0.4)
-  figure.suptitle(heading, fontsize=11)
+  height = _STEP * min(max(picture.height / picture.width, 0.3), 2.0)
+  figure = new_figure(_STEP * columns + 0.9, (height + 0.45) * len(strips) + 0.4)
+  _head(figure, heading)
   axes = figure.subplots(len(strips), columns, squeeze=False)
   for row, (method, panels) in zip(axes, strips.items(), strict=True):
-    _show(row[0], thumbnail(picture), literal(title_of(method)), size=8)
+    _show(row[0], thumbnail(picture), _wrapped(literal(title_of(method))), size=7)
     for place_on, panel in zip(row[1:], panels, strict=True):
-      _show(place_on, thumbnail(picture, panel.saliency, place), panel.title, size=8)
+      marked = thumbnail(picture, for_eyes(method, panel.saliency), place)
+      _show(place_on, marked, panel.title, size=6)
   _colour_bar(figure, axes)
   return figure
 
@@ -203,13 +232,23 @@ def examples_figure(
     row[0].set_ylabel(literal(names[number], 24), fontsize=8)
     for place_on, (method, values) in zip(row[1:], maps.items(), strict=True):
       title = _wrapped(literal(title_of(method))) if number == 0 else ''
-      _show(place_on, thumbnail(picture, values[number]), title, size=8)
+      _show(place_on, thumbnail(picture, for_eyes(method, values[number])), title, size=8)
   _colour_bar(figure, axes)
   return figure
 
 
 def _wrapped(title: str) -> str:
   return title.replace(' ', '\n')
+
+
+def _head(figure: Figure, heading: str) -> None:
+  """The heading of a figure, in as many lines as its width needs; the figure grows by them."""
+  width, height = figure.get_size_inches()
+  most = int(width * _LETTERS)
+  words = re.sub(rf'(?>\\\S|\S){{{most}}}', r'\g<0> ', heading)  # no break behind a backslash
+  lines = textwrap.wrap(words, most + 1, break_long_words=False, break_on_hyphens=False)
+  figure.set_size_inches(width, height + 0.18 * (len(lines) - 1))
+  figure.suptitle('\n'.join(lines), fontsize=11)
 
 
 def _show(axes: Any, picture: Image.Image, title: str, size: int = 9) -> None:
@@ -221,30 +260,37 @@ def _show(axes: Any, picture: Image.Image, title: str, size: int = 9) -> None:
 
 
 def _colour_bar(figure: Figure, axes: np.ndarray) -> None:
+  """Right of the maps, from the top of the uppermost to the bottom of the lowest."""
   from matplotlib.cm import ScalarMappable
 
   bar = figure.colorbar(
-    ScalarMappable(cmap=COLOURS), ax=axes.ravel().tolist(), shrink=0.8, aspect=30, pad=0.01
+    ScalarMappable(cmap=COLOURS), ax=axes.ravel().tolist(), aspect=30, pad=0.01, shrink=0.8
   )
-  bar.set_label('saliency (min-max)', fontsize=8)
+  bar.set_label('saliency', fontsize=8)
   bar.ax.tick_params(labelsize=8)
-
-
-def _line(number: int) -> dict[str, Any]:
-  import matplotlib
-
-  return {
-    'color': matplotlib.colormaps['tab10'](number % 10),
-    'linestyle': _LINES[number // 10 % len(_LINES)],
-    'linewidth': 1.6,
-  }
+  set_fonts(figure)
+  with quiet_fonts():
+    figure.draw_without_rendering()  # where the maps are is known after the layout alone
+  figure.set_layout_engine('none')
+  maps = [one.get_position() for one in axes.flat if one.axison]
+  low, high = min(place.y0 for place in maps), max(place.y1 for place in maps)
+  place = bar.ax.get_position()
+  bar.ax.set_box_aspect(None)
+  bar.ax.set_aspect('auto')
+  bar.ax.set_position((place.x0, low, place.width, high - low))
 
 
 def _legend(axes: Any, count: int) -> None:
-  if count <= 6:
+  """Beside the curves where they are many, with what is grey there in grey."""
+  if count <= _FEW:
     axes.legend(fontsize=8)
-  else:
-    axes.legend(fontsize=7, loc='center left', bbox_to_anchor=(1.0, 0.5), frameon=False)
+    return
+  legend = axes.legend(fontsize=7, loc='center left', bbox_to_anchor=(1.0, 0.5), frameon=False)
+  for line, text in zip(legend.get_lines(), legend.get_texts(), strict=True):
+    if line.get_linewidth() < 1:
+      text.set_color('0.45')
+    else:
+      text.set_fontweight('bold')
 
 
 # ---- The insertion as an animation --------------------------------------------------------------
@@ -301,7 +347,7 @@ def _drawings(
   frames: Sequence[Image.Image], share: np.ndarray, curve: np.ndarray, heading: str
 ) -> list[Image.Image]:
   figure = new_figure(6.4, 3.0)
-  figure.suptitle(heading, fontsize=11)
+  _head(figure, heading)
   left, right = figure.subplots(1, 2)
   shown = left.imshow(np.asarray(frames[0]))
   left.set(xticks=[], yticks=[])

@@ -19,10 +19,13 @@ from rest_jax.explain.command import Command
 from rest_jax.explain.methods import METHODS
 from rest_jax.explain.metrics import Curves, fill_images
 from rest_jax.explain.metrics.sanity import sanity_check
-from rest_jax.explain.pictures import Placement, overlay
-from rest_jax.files import replacing, write_array, write_json
+from rest_jax.explain.overlays import overlay
+from rest_jax.explain.shown import suffix_for, write_picture
+from rest_jax.files import ADVICE, write_array, write_json
 from rest_jax.models.classifier import Classifier
+from rest_jax.models.predictions import Placement, Seen, part_seen
 
+_LONGEST = 255  # characters of a name above a figure, which has as many lines as it needs
 _LISTED = 5  # classes in explanation.json, fewer where a model has fewer
 
 
@@ -130,7 +133,8 @@ def _decision(
     return f'{names[number]} ({result.probabilities[number]:.1%})'
 
   best = int(np.argmax(result.logits))
-  text = ', '.join(map(said, targets))
+  seen = Seen(result.picture, result.place, result.pixels)
+  text = ', '.join(map(said, targets)) + part_seen(seen.share)
   if best not in targets:
     return f'{text}, predicted {said(best)}'
   asked = len(targets) == 1 and command.target != 'predicted'
@@ -140,10 +144,9 @@ def _decision(
 def _write_finding(
   result: PictureResult, finding: Finding, stem: str, names: Sequence[str], layer: str | None
 ) -> dict[str, Any]:
-  with replacing(result.folder / f'{stem}.png') as temporary:
-    # Level 6 takes four times as long on a large picture and saves a few per cent.
-    marked = overlay(result.picture, finding.saliency, result.place)
-    marked.save(temporary, format='png', compress_level=3)
+  file = f'{stem}{suffix_for(result.picture.size)}'
+  marked = overlay(result.picture, figures.for_eyes(finding.method, finding.saliency), result.place)
+  write_picture(result.folder / file, marked, ADVICE)
   write_array(result.folder / f'{stem}.npy', finding.saliency)
   curves = finding.curves
   return {
@@ -155,7 +158,7 @@ def _write_finding(
     'constant': finding.constant,
     'insertion_auc': None if curves is None else float(curves.insertion_auc),
     'deletion_auc': None if curves is None else float(curves.deletion_auc),
-    'overlay': f'{stem}.png',
+    'overlay': file,
     'map': f'{stem}.npy',
   }
 
@@ -189,7 +192,7 @@ def _summary(
 
 def _heading(result: PictureResult, target: int, names: Sequence[str]) -> str:
   share = result.probabilities[target]
-  file, name = literal(result.file.name), literal(names[target])
+  file, name = literal(result.file.name, _LONGEST), literal(names[target], _LONGEST)
   return f'{file}: class {name}, probability {share:.3f}'
 
 
@@ -211,7 +214,9 @@ def _write_figures(
     figure = figures.curves_figure(lines, aucs, heading)
     figures.save_figure(result.folder / f'curves{tag}.png', figure)
   if len(findings) > 1:
-    panels = [figures.Panel(f.saliency, _panel_title(f, aucs)) for f in findings]
+    panels = [
+      figures.Panel(figures.for_eyes(f.method, f.saliency), _panel_title(f, aucs)) for f in findings
+    ]
     figure = figures.comparison_figure(result.picture, panels, result.place, heading)
     figures.save_figure(result.folder / f'comparison{tag}.png', figure)
 
@@ -263,8 +268,7 @@ def draw_strip(
     )
     for method, chosen in options.items()
   }
-  heading = (
-    f'{literal(result.file.name)}: layers re-initialised one after the other, the last one first'
-  )
+  file = literal(result.file.name, _LONGEST)
+  heading = f'{file}: layers re-initialised one after the other, the last one first'
   figure = figures.sanity_figure(result.picture, strips, result.place, heading)
   figures.save_figure(result.folder / 'sanity.png', figure)

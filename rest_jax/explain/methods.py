@@ -10,21 +10,26 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
 from rest_jax.errors import UserError, did_you_mean
-from rest_jax.explain import checking
+from rest_jax.explain import checking, shown
 from rest_jax.explain.arguments import Asked, Face, takes_key
 from rest_jax.explain.maps import constant_maps
-from rest_jax.explain.queries import prepare, resolve_targets
+from rest_jax.explain.queries import prepare, resolve_targets, whole_targets
+from rest_jax.explain.shown import Shown
 from rest_jax.explain.taps import Tap
 
 Queries = Callable[[tuple[int, ...], dict[str, Any]], float]
+_TOGETHER = 8  # pictures that are explained at once
 QUERY_BATCH, LAYER_QUERY_BATCH = 64, 32  # images a pass unless told; fewer where maps are kept
 
 
@@ -60,6 +65,7 @@ class Method:
       number of channels from the option 'channels'.
     source: the paper.
     title: its name as the paper writes it.
+    by_pixel: its maps are gradients of single pixels, which pictures stretch.
   """
 
   name: str
@@ -70,6 +76,7 @@ class Method:
   queries: Queries
   source: str
   title: str
+  by_pixel: bool = False
 
   def options(self) -> dict[str, Any]:
     """Keyword arguments of its own with their defaults, without those that `explain` names."""
@@ -151,7 +158,10 @@ def method(
     public, with_detail = face.put_on(maps), face.put_on(detail)
     called = title or name.replace('_', ' ')
     needs_key = takes_key(function)
-    METHODS[name] = Method(name, public, with_detail, layer, needs_key, count, source, called)
+    by_pixel = by_gradient and not layer
+    METHODS[name] = Method(
+      name, public, with_detail, layer, needs_key, count, source, called, by_pixel
+    )
     return public
 
   return add
@@ -203,6 +213,7 @@ class Explanation(NamedTuple):
       methods without a sign.
     delta: (B,), for integrated gradients: |sum of the attributions - (score of the image - score
       of the baseline)| over the size of that difference; None for others.
+    shown: what was explained, for `save`.
   """
 
   maps: jax.Array
@@ -212,6 +223,25 @@ class Explanation(NamedTuple):
   queries: int
   values: jax.Array | None = None
   delta: jax.Array | None = None
+  shown: Shown = Shown()
+
+  def save(self, path: str | os.PathLike[str], images: Any = None) -> list[Path]:
+    """Lays the maps over their pictures, in full resolution, and writes them.
+
+    Args:
+      path: a file that ends in .png, .jpg, .jpeg or .webp; of several pictures 'out.png' becomes
+        out_1.png, out_2.png and so on. Or a folder (it is there, or its name has no ending), where
+        each gets the name of its picture, as PNG or, from 4 megapixels, as JPEG.
+      images: floats (B, H, W, C) in [0, 1] to lay the maps over; needed where such were explained.
+
+    Returns:
+      The files that were written.
+
+    Raises:
+      UserError: no such format, images that do not belong to the maps, a picture that is gone, or
+        nowhere to write.
+    """
+    return shown.save(self.shown, self.maps, path, images)
 
 
 def explain(
@@ -231,7 +261,8 @@ def explain(
 
   Args:
     model: as `tap` takes it.
-    images: floats (B, H, W, C) in [0, 1].
+    images: floats (B, H, W, C) in [0, 1]; or pictures, where the model is a `Classifier`: a file, a
+      folder, a glob pattern, a Pillow image or a list of these, read and resized as `predict` does.
     method: one of `list_methods()`.
     targets: class indices, (B,) or one for all; by default the predicted classes.
     layer: path of a module, for methods that look at one.
@@ -257,18 +288,58 @@ def explain(
   if not chosen.needs_layer and (layer is not None or grid is not None):
     given = 'layer' if layer is not None else 'grid'
     raise UserError(f'{method} looks at no layer; leave {given} out')
-  point, images, targets = prepare(model, images, targets, layer, grid, output=output, score=score)
-  logits = _logits(point, images)
-  classes = resolve_targets(logits, targets)
-  arguments = dict(options)
-  if chosen.needs_layer:
-    arguments |= {'layer': layer, 'grid': grid}
-  if chosen.needs_key:
-    arguments['key'] = jax.random.key(0) if key is None else key
-  found = chosen.detail(point, images, classes, **arguments)
-  queries = _queries(chosen, point, images, options, found.steps)
-  constant = constant_maps(found.maps)
-  return Explanation(found.maps, constant, classes, logits, queries, found.values, found.delta)
+  asked = _Question(chosen, key, layer, grid, output, score, options)
+  if shown.are_pictures(images):
+    return _of_pictures(asked, model, shown.views_of(model, images), targets)
+  return asked(model, images, targets)
+
+
+class _Question(NamedTuple):
+  """What is asked of every batch; the arguments of `explain`."""
+
+  method: Method
+  key: jax.Array | None
+  layer: str | None
+  grid: tuple[int, int] | None
+  output: str | None
+  score: Callable[[Any], jax.Array] | None
+  options: dict[str, Any]
+
+  def __call__(self, model: Any, images: Any, targets: Any) -> Explanation:
+    method, layer, grid, arguments = self.method, self.layer, self.grid, dict(self.options)
+    point, images, targets = prepare(
+      model, images, targets, layer, grid, output=self.output, score=self.score
+    )
+    logits = _logits(point, images)
+    classes = resolve_targets(logits, targets)
+    if method.needs_layer:
+      arguments |= {'layer': layer, 'grid': grid}
+    if method.needs_key:
+      arguments['key'] = jax.random.key(0) if self.key is None else self.key
+    found = method.detail(point, images, classes, **arguments)
+    queries = _queries(method, point, images, self.options, found.steps)
+    constant, seen = constant_maps(found.maps), Shown(by_pixel=method.by_pixel)
+    return Explanation(
+      found.maps, constant, classes, logits, queries, found.values, found.delta, seen
+    )
+
+
+def _of_pictures(asked: _Question, model: Any, views: tuple[Any, ...], targets: Any) -> Explanation:
+  """A batch at a time, filled up with the last picture: one program, and few pictures in memory."""
+  count, size = len(views), min(len(views), _TOGETHER)
+  if targets is not None:
+    targets = np.broadcast_to(np.asarray(whole_targets(targets, count)), (count,))
+  parts = []
+  for first in range(0, count, size):
+    pixels = [view.look().pixels for view in views[first : first + size]]
+    pixels = np.stack(pixels + pixels[-1:] * (size - len(pixels)))
+    places = np.minimum(np.arange(first, first + size), count - 1)
+    parts.append(asked(model, pixels, None if targets is None else targets[places]))
+  queries = math.ceil(np.mean([part.queries for part in parts]))
+  joined = jax.tree.map(
+    lambda *rows: jnp.concatenate(rows)[:count], *(part._replace(queries=None) for part in parts)
+  )
+  return joined._replace(queries=queries, shown=Shown(views, asked.method.by_pixel))
 
 
 def _queries(

@@ -60,11 +60,7 @@ def check_targets(targets: Any, batch: int, classes: int, scored: bool = False) 
   """Targets as int32 (B,), or None; `UserError` for another shape or no such class."""
   if targets is None:
     return None
-  targets = targets if isinstance(targets, jax.Array) else np.asarray(targets)
-  if not jnp.issubdtype(targets.dtype, jnp.integer) or targets.shape not in ((), (1,), (batch,)):
-    raise UserError(
-      f'targets are None, one class index or {batch} of them, got {targets.dtype} {targets.shape}'
-    )
+  targets = whole_targets(targets, batch)
   if not isinstance(targets, Tracer):
     wrong = [int(t) for t in np.ravel(targets) if not 0 <= t < classes]
     if wrong and scored:
@@ -77,6 +73,16 @@ def check_targets(targets: Any, batch: int, classes: int, scored: bool = False) 
     if wrong:
       raise UserError(f'there is no class {wrong[0]}: the model has {classes}, counted from 0')
   return jnp.broadcast_to(jnp.asarray(targets, jnp.int32), (batch,))
+
+
+def whole_targets(targets: Any, batch: int) -> jax.Array | np.ndarray:
+  """One class index or `batch` of them, whatever classes there are; `UserError` for others."""
+  targets = targets if isinstance(targets, jax.Array) else np.asarray(targets)
+  if not jnp.issubdtype(targets.dtype, jnp.integer) or targets.shape not in ((), (1,), (batch,)):
+    raise UserError(
+      f'targets are None, one class index or {batch} of them, got {targets.dtype} {targets.shape}'
+    )
+  return targets
 
 
 def resolve_targets(logits: jax.Array, targets: jax.Array | None) -> jax.Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -12,20 +11,20 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from rest_jax import explain
 from rest_jax.data.picture_files import find_pictures, read_picture
-from rest_jax.errors import UserError, as_line
+from rest_jax.errors import UserError
 from rest_jax.explain import choices
 from rest_jax.explain.command import Command
 from rest_jax.explain.findings import Finding, PictureResult, draw_strip, paper_step, write_result
 from rest_jax.explain.metrics import Curves, insertion_deletion
-from rest_jax.explain.pictures import Placement, placement
-from rest_jax.files import WriteError, make_folder
+from rest_jax.explain.saying import Progress
+from rest_jax.files import make_folder
 from rest_jax.models.classifier import Classifier
+from rest_jax.models.predictions import Placement, placement
 from rest_jax.paths import output_names
-from rest_jax.text import legible, plural
+from rest_jax.text import plural
 
 _HELD_PIXELS = 64 * 2**20  # of pictures that wait for their maps; a batch ends beyond
 
@@ -77,58 +76,13 @@ def explain_pictures(command: Command) -> int:
   make_folder(command.output)
   pictures = min(command.batch_size, len(files))
   setup = Setup(command, classifier, methods, layer, pictures, targets)
-  with tqdm(total=len(files), unit='picture', disable=len(files) < 2 or not _terminal()) as bar:
-    progress = Progress(bar)
+  progress = Progress(len(files), len(methods))
+  with progress.ticking():
     for batch in _batches(files, setup, progress):
       _explain_batch(batch, setup, progress)
   if progress.failed and len(files) > 1:
     print(f'{progress.failed} of {plural(len(files), "picture")} failed', file=sys.stderr)
   return 2 if progress.failed else 0
-
-
-class Progress:
-  """Says what became of each picture: a line on stdout, or one on stderr.
-
-  Attributes:
-    failed: pictures so far that could not be explained.
-  """
-
-  def __init__(self, bar: tqdm):
-    """Begins; `bar` counts pictures."""
-    self.failed = 0
-    self._bar = bar
-
-  def done(self, line: str) -> None:
-    """A picture was explained."""
-    with self._bar.external_write_mode():
-      print(legible(line), flush=True)
-    self._bar.update(1)
-
-  @contextlib.contextmanager
-  def guarding(self, file: Path) -> Iterator[None]:
-    """Whatever is wrong with one picture is reported, and the others go on.
-
-    Raises:
-      WriteError: the disk is full, which ends it for all of them.
-      BrokenPipeError: nobody reads the output any more.
-    """
-    try:
-      yield
-    except BrokenPipeError:
-      raise
-    except WriteError as error:
-      if error.full:
-        raise
-      self._fail(error)
-    except UserError as error:
-      self._fail(error)
-    except Exception as error:  # decoders and drawing know no common class of errors
-      self._fail(f'{file}: {type(error).__name__}: {error}')
-
-  def _fail(self, error: object) -> None:
-    self.failed += 1
-    self._bar.write(f'error: {as_line(error)}', file=sys.stderr)
-    self._bar.update(1)
 
 
 def check_layer(classifier: Classifier, methods: Sequence[str], layer: str | None) -> str | None:
@@ -149,16 +103,15 @@ def check_layer(classifier: Classifier, methods: Sequence[str], layer: str | Non
   return None
 
 
-def _terminal() -> bool:
-  return sys.stderr.isatty()
-
-
 def _batches(files: Sequence[Path], setup: Setup, progress: Progress) -> Iterator[list[Item]]:
   """Reads pictures until there are enough for a batch, or enough pixels."""
   batch: list[Item] = []
   for file, name in zip(files, output_names(files), strict=True):
+    progress.doing('reading')
+    before = progress.failed
     with progress.guarding(file):
       batch.append(_read(file, setup.command.output / name, setup.classifier))
+    progress.made((progress.failed - before) * len(setup.methods))
     held = sum(item.picture.width * item.picture.height for item in batch)
     if len(batch) >= setup.command.batch_size or held > _HELD_PIXELS:
       yield batch
@@ -184,12 +137,20 @@ def _read(file: Path, folder: Path, classifier: Classifier) -> Item:
 
 def _explain_batch(batch: list[Item], setup: Setup, progress: Progress) -> None:
   command, classifier = setup.command, setup.classifier
+  count = len(batch)
+  progress.doing('predicting')
   batch, pixels, logits = _decided(batch, setup, progress)
   if not batch:
+    progress.made(count * len(setup.methods))
     return
   targets = choices.choose_targets(command.target, classifier.class_names, logits)
   of_row = np.repeat(np.arange(setup.pictures), setup.targets)
-  found = {m: _apply(m, pixels[of_row], targets.reshape(-1), setup) for m in setup.methods}
+  found = {}
+  for method in setup.methods:
+    progress.doing(method)
+    found[method] = _apply(method, pixels[of_row], targets.reshape(-1), setup)
+    progress.made(count)
+  progress.doing('writing')
   for number, item in enumerate(batch):
     result = PictureResult(*item, logits[number])
     rows = np.flatnonzero(of_row == number)

@@ -20,10 +20,10 @@ from rest_jax.evaluation.records import RESULTS, Records
 from rest_jax.explain import choices
 from rest_jax.explain.command import Command
 from rest_jax.explain.metrics import box_masks
-from rest_jax.explain.pictures import placement
 from rest_jax.explain.run import check_layer
 from rest_jax.files import make_folder
 from rest_jax.models.classifier import Classifier
+from rest_jax.models.predictions import placement
 from rest_jax.opening import check_data, open_judged, read_examples
 from rest_jax.text import plural
 

@@ -322,6 +322,17 @@ class Classifier:
     """
     return predictions.predict(self, pictures, top=top, batch_size=batch_size)
 
+  def views(self, pictures: Any) -> list[predictions.View]:
+    """Pictures as this classifier will see them, one by one; none is read yet.
+
+    Args:
+      pictures: as `predict` takes them.
+
+    Raises:
+      UserError: none, a folder without any, or what is no picture.
+    """
+    return [predictions.View(self, source) for source in predictions.expand(pictures)]
+
   @property
   def mean(self) -> tuple[float, ...]:
     """Mean a channel, in [0, 1]."""

@@ -9,7 +9,7 @@ import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +19,12 @@ from PIL import Image
 from rest_jax.errors import UserError
 from rest_jax.paths import local
 from rest_jax.rgb import to_rgb as to_rgb
+from rest_jax.rgb import upright
 from rest_jax.text import csv_text, legible
 
 BATCH_SIZE = 32
 _TOP = 5
+_LITTLE = 0.35  # of a picture; the central square of one of 16:9 is 43 %
 _FILTERS = {'bicubic': Image.Resampling.BICUBIC, 'bilinear': Image.Resampling.BILINEAR}
 
 
@@ -35,17 +37,25 @@ class Prediction:
     class_names: the most probable classes, the first one first.
     probabilities: of these classes, floats in [0, 1].
     classes: their numbers.
+    seen: share of the picture that the classifier sees, its central square; in (0, 1].
   """
 
   file: str
   class_names: tuple[str, ...]
   probabilities: tuple[float, ...]
   classes: tuple[int, ...]
+  seen: float = 1.0
 
   def __str__(self) -> str:
     named = zip(self.class_names, self.probabilities, strict=True)
     listed = ', '.join(f'{name} ({100 * p:.1f} %)' for name, p in named)
+    listed += part_seen(self.seen)
     return f'{legible(self.file)}: {listed}' if self.file else listed
+
+
+def part_seen(share: float) -> str:
+  """Words that follow a decision about a picture of which little was seen; '' where enough was."""
+  return f', from the central {100 * share:.2g} % of the picture' if share < _LITTLE else ''
 
 
 def predict(
@@ -85,14 +95,14 @@ def iterate(
   size = min(batch_size, len(pictures))
   for start in range(0, len(pictures), batch_size):
     batch = [_read(classifier, picture) for picture in pictures[start : start + batch_size]]
-    pixels = [p for p, _ in batch if p is not None]
+    pixels = [seen.pixels for seen, _ in batch if seen is not None]
     rows = _top_classes(classifier, pixels, top, size) if pixels else iter(())
-    for picture, (_, error) in zip(pictures[start : start + batch_size], batch, strict=True):
-      if error is not None:
+    for picture, (seen, error) in zip(pictures[start : start + batch_size], batch, strict=True):
+      if seen is None:
         yield None, error
         continue
       classes, values = next(rows)
-      yield _prediction(classifier, picture, classes, values), None
+      yield _prediction(classifier, picture, seen.share, classes, values), None
 
 
 def check(classifier: Any, top: int, batch_size: int) -> None:
@@ -141,16 +151,107 @@ def _files(place: str | os.PathLike[str]) -> list[Path]:
   return find_pictures([word])
 
 
-def _read(classifier: Any, picture: Any) -> tuple[np.ndarray | None, UserError | None]:
-  """(H, W, 3) as the classifier takes it, or the error."""
+class _Glance(NamedTuple):
+  """(H, W, 3) as a classifier takes it, and the share of the picture that it is."""
+
+  pixels: np.ndarray
+  share: float
+
+
+def _read(classifier: Any, picture: Any) -> tuple[_Glance | None, UserError | None]:
+  """What a classifier sees of a picture, which is not kept, or the error."""
+  try:
+    seen = View(classifier, picture).look()
+  except UserError as error:
+    return None, error
+  return _Glance(seen.pixels, seen.share), None
+
+
+class Placement(NamedTuple):
+  """The rectangle of a picture that a model saw, in pixels, edges not centres; may be fractional.
+
+  A picture of W x H pixels spans (0, 0, W, H).
+  """
+
+  left: float
+  top: float
+  right: float
+  bottom: float
+
+
+class Seen(NamedTuple):
+  """A picture and what a classifier sees of it.
+
+  Attributes:
+    picture: all of it, upright, mode RGB.
+    place: the rectangle of it that is seen.
+    pixels: float32 (H, W, 3) in [0, 1], what the classifier takes.
+  """
+
+  picture: Image.Image
+  place: Placement
+  pixels: np.ndarray
+
+  @property
+  def share(self) -> float:
+    """Of the picture that is seen, in (0, 1]."""
+    left, top, right, bottom = self.place
+    return (right - left) * (bottom - top) / (self.picture.width * self.picture.height)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class View:
+  """A picture in front of a classifier: where it is, and not yet its pixels.
+
+  Attributes:
+    classifier: says how the picture is resized and cropped.
+    source: its file, a Pillow image or an array.
+  """
+
+  classifier: Any
+  source: Any
+
+  @property
+  def file(self) -> str:
+    """The picture's path; '' of one that was no file."""
+    return str(self.source) if isinstance(self.source, Path) else ''
+
+  def look(self) -> Seen:
+    """Reads the picture.
+
+    Raises:
+      UserError: it cannot be read, or is too elongated; with the name of its file.
+    """
+    config = self.classifier.config
+    try:
+      picture = read(self.source)
+      pixels = self.classifier.preprocess(picture)[0]
+    except UserError as error:
+      named = self.file and self.file not in str(error)
+      raise UserError(f'{self.file}: {error}') if named else error from error
+    size, resize, crop_pct = config.input_size, config.resize, config.crop_pct
+    place = placement(picture.size, input_size=size, resize=resize, crop_pct=crop_pct)
+    return Seen(picture, place, pixels)
+
+
+def read(picture: Any) -> Image.Image:
+  """A file, a Pillow image or a uint8 array as RGB, upright as a person sees it.
+
+  Raises:
+    UserError: it cannot be read.
+  """
   from rest_jax.data.picture_files import read_picture
 
+  if isinstance(picture, Path):
+    return read_picture(picture)
+  if not isinstance(picture, Image.Image):
+    return to_rgb(picture)
+  if not picture.width or not picture.height:
+    raise UserError('the image has no pixels')
   try:
-    image = read_picture(picture) if isinstance(picture, Path) else picture
-    return classifier.preprocess(image)[0], None
-  except UserError as error:
-    named = isinstance(picture, Path) and str(picture) not in str(error)
-    return None, UserError(f'{picture}: {error}') if named else error
+    return upright(picture)
+  except (OSError, SyntaxError) as error:
+    raise UserError(f'the picture cannot be read: {error}') from error
 
 
 def _top_classes(
@@ -171,10 +272,12 @@ def _best(classifier: Any, images: jax.Array, top: int) -> tuple[jax.Array, jax.
   return jax.lax.top_k(jax.nn.softmax(jnp.asarray(classifier(images)), axis=-1), top)
 
 
-def _prediction(classifier: Any, picture: Any, classes: Any, values: Any) -> Prediction:
+def _prediction(
+  classifier: Any, picture: Any, share: float, classes: Any, values: Any
+) -> Prediction:
   file = str(picture) if isinstance(picture, Path) else ''
   names = tuple(classifier.class_names[index] for index in classes)
-  return Prediction(file, names, tuple(map(float, values)), tuple(map(int, classes)))
+  return Prediction(file, names, tuple(map(float, values)), tuple(map(int, classes)), share)
 
 
 def to_csv(predictions: Iterable[Prediction]) -> str:
@@ -211,7 +314,7 @@ def preprocess(
   """Resizes a picture as a model was evaluated.
 
   Args:
-    image: as in `to_rgb`.
+    image: as in `read`, but for files.
     size: pixels a side of the result.
     resize: 'squash': both sides to `size`; 'resize_crop': the shorter side to size / crop_pct,
       rounded down, then the central square (torchvision's Resize and CenterCrop).
@@ -222,14 +325,40 @@ def preprocess(
     float32 (1, size, size, 3) in [0, 1].
 
   Raises:
-    UserError: as `to_rgb`, or a picture too elongated to be resized by its shorter side.
+    UserError: as `read`, or a picture too elongated to be resized by its shorter side.
   """
-  picture, kernel = to_rgb(image), _FILTERS[interpolation]
+  picture, kernel = read(image), _FILTERS[interpolation]
   if resize == 'squash':
     picture = picture.resize((size, size), kernel)
   else:
     picture = _resize_crop(picture, size, int(size / crop_pct), kernel)
   return np.asarray(picture, np.float32)[None] / np.float32(255)
+
+
+def placement(
+  size: tuple[int, int], *, input_size: int, resize: str, crop_pct: float = 0.875
+) -> Placement:
+  """Where in a picture the model's input lies: the inverse of `preprocess`.
+
+  Args:
+    size: (width, height) of the picture.
+    input_size: pixels a side of the model's input.
+    resize: 'squash' or 'resize_crop'.
+    crop_pct: as the classifier's.
+
+  Returns:
+    The rectangle; the whole picture for 'squash'.
+  """
+  width, height = size
+  if resize == 'squash':
+    return Placement(0.0, 0.0, float(width), float(height))
+  shorter, least = int(input_size / crop_pct), min(width, height)
+  scaled = int(shorter * width / least), int(shorter * height / least)
+  left, top = (round((side - input_size) / 2) for side in scaled)
+  across, down = width / scaled[0], height / scaled[1]
+  return Placement(
+    left * across, top * down, (left + input_size) * across, (top + input_size) * down
+  )
 
 
 def _resize_crop(picture: Image.Image, size: int, shorter: int, kernel) -> Image.Image:

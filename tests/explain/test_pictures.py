@@ -10,8 +10,7 @@ from PIL import Image
 
 from rest_jax.data.picture_files import find_pictures, read_picture
 from rest_jax.errors import UserError
-from rest_jax.explain.pictures import placement
-from rest_jax.models.predictions import preprocess
+from rest_jax.models.predictions import placement, preprocess
 
 
 def save(path, array, mode=None, **options):

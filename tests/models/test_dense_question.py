@@ -12,7 +12,7 @@ from PIL import Image
 from rest_jax import attacks, create_detector, create_segmenter, defend, explain
 from rest_jax.data.geometry import resize
 from rest_jax.errors import UserError
-from rest_jax.explain.pictures import overlay
+from rest_jax.explain import overlay
 from rest_jax.models.classifier import Classifier
 from rest_jax.models.dense_config import DenseConfig
 from rest_jax.models.dense_model import Detector, Objects

@@ -90,6 +90,31 @@ def test_a_picture_lies_as_a_person_sees_it(classifier, tmp_path):
   assert turned.probabilities == plain.probabilities
 
 
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_an_opened_picture_is_turned_once(classifier, orientation, tmp_path):
+  """As its file is, whether it was opened, decoded, or read by us and is already upright."""
+  exif = Image.Exif()
+  exif[0x0112] = orientation
+  pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), dtype=np.uint8)
+  Image.fromarray(pixels).save(tmp_path / 'a.png', exif=exif)
+  seen = classifier.views(tmp_path / 'a.png')[0].look()
+  with Image.open(tmp_path / 'a.png') as opened:
+    for given in (opened, opened.convert('RGB'), seen.picture, predictions.read(opened)):
+      again = classifier.views(given)[0].look()
+      np.testing.assert_array_equal(again.pixels, seen.pixels)
+      np.testing.assert_array_equal(classifier.preprocess(given)[0], seen.pixels)
+  assert seen.picture.size == ((40, 60) if orientation >= 5 else (60, 40))
+
+
+def test_of_a_long_picture_is_said_how_little_counts(classifier, folder):
+  picture(0, 255, 0, (40, 400)).save(folder / 'long.png')
+  usual, long = classifier.predict([folder / 'b.png', folder / 'long.png'], top=1)
+  assert str(usual).endswith('b.png: green (100.0 %)')
+  assert str(long).endswith('green (100.0 %), from the central 7.9 % of the picture')
+  seen = classifier.views(folder / 'long.png')[0].look()
+  assert 0.07 < long.seen == seen.share < 0.08 and seen.pixels.shape == (32, 32, 3)
+
+
 @pytest.mark.parametrize(
   'given, options, words',
   [

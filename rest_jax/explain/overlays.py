@@ -1,4 +1,4 @@
-"""Pictures beside their maps: where a model looked, the map laid over them.
+"""Maps laid over pictures: colours, the way back to the picture's pixels, what was not seen.
 
 Maps are float arrays (h, w) in [0, 1]; pictures Pillow images in mode RGB.
 """
@@ -13,49 +13,11 @@ import numpy as np
 from PIL import Image
 
 _STRIP = 256  # rows at a time, so that a picture of 100 megapixels needs no array of its size
-_KEPT_COLOUR = 0.25
+_STRENGTH = 0.65
+_UNSEEN, _HATCH = 0.4, 36  # brightness that is left to what was not seen; of its lines, added
+_LINES = 40  # of the hatching, along the shorter side
+_STRETCHED = 99  # percentile of a map of single pixels that counts as the most salient
 COLOURS = 'inferno'  # perceptually uniform, and readable in grey and with colour blindness
-
-
-class Placement(NamedTuple):
-  """The rectangle of a picture that a model saw, in pixels, edges not centres; may be fractional.
-
-  A picture of W x H pixels spans (0, 0, W, H).
-  """
-
-  left: float
-  top: float
-  right: float
-  bottom: float
-
-
-def placement(
-  size: tuple[int, int], *, input_size: int, resize: str, crop_pct: float = 0.875
-) -> Placement:
-  """Where in a picture the model's input lies: the inverse of `models.predictions.preprocess`.
-
-  Args:
-    size: (width, height) of the picture.
-    input_size: pixels a side of the model's input.
-    resize: 'squash' or 'resize_crop'.
-    crop_pct: as the classifier's.
-
-  Returns:
-    The rectangle; the whole picture for 'squash'.
-  """
-  width, height = size
-  if resize == 'squash':
-    return Placement(0.0, 0.0, float(width), float(height))
-  shorter, least = int(input_size / crop_pct), min(width, height)
-  scaled = int(shorter * width / least), int(shorter * height / least)
-  left, top = (round((side - input_size) / 2) for side in scaled)
-  across, down = width / scaled[0], height / scaled[1]
-  return Placement(
-    left * across, top * down, (left + input_size) * across, (top + input_size) * down
-  )
-
-
-# ---- Overlays -----------------------------------------------------------------------------------
 
 
 class Region(NamedTuple):
@@ -138,21 +100,33 @@ def _weights(first: int, end: int, low: float, high: float, cells: int) -> np.nd
   return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
 
 
+def stretch(saliency: np.ndarray) -> np.ndarray:
+  """A map of single pixels for the eye: the 99th percentile and what is above count as 1.
+
+  A few pixels have most of a gradient; of all others nothing would be seen.
+
+  Args:
+    saliency: (h, w) floats in [0, 1].
+  """
+  high = np.percentile(saliency, _STRETCHED)
+  return np.clip(saliency / high, 0, 1) if high > 0 else saliency
+
+
 def overlay(
   picture: Image.Image,
   saliency: np.ndarray,
   place: tuple[float, float, float, float] | None = None,
   *,
   colours: str = COLOURS,
-  strength: float = 0.75,
+  strength: float = _STRENGTH,
 ) -> Image.Image:
-  """Lays a map over a picture: the more salient, the more of the colour.
+  """Lays a map over a picture: opaque as it is salient, so that all else keeps its colours.
 
   Args:
     picture: mode RGB.
     saliency: (h, w) floats in [0, 1].
-    place: the rectangle of the picture that the map covers, all of it by default; the rest stays
-      as it is.
+    place: the rectangle of the picture that the map covers, all of it by default; the rest, which
+      the model did not see, is drawn dark, grey and hatched.
     colours: a colour map of Matplotlib.
     strength: opacity of the most salient pixel, in [0, 1].
 
@@ -165,18 +139,33 @@ def overlay(
   marked.info = {}  # a profile or a transparent colour was of the file that this came from
   for top, values in lay_back(saliency, place, picture.size):
     box = (inside.left, top, inside.right, top + values.shape[0])
-    below = _faded(np.asarray(picture.crop(box), np.float32))
-    share = _opacity(values, strength)[..., None]
-    mixed = below + share * (colourize(values, colours).astype(np.float32) - below)
-    marked.paste(Image.fromarray(np.rint(mixed).astype(np.uint8)), box[:2])
+    below = np.asarray(picture.crop(box), np.float32)
+    share = np.float32(strength) * values[..., None]
+    _paste(marked, below + share * (colourize(values, colours).astype(np.float32) - below), box)
+  for box in _around(inside, picture.size):
+    _paste(marked, _unseen(np.asarray(picture.crop(box), np.float32), box, min(picture.size)), box)
   return marked
 
 
-def _faded(pixels: np.ndarray) -> np.ndarray:
-  """Takes most of the colour out: what is coloured then is the map."""
-  grey = pixels @ np.array([0.299, 0.587, 0.114], np.float32)
-  return grey[..., None] + np.float32(_KEPT_COLOUR) * (pixels - grey[..., None])
+def _paste(onto: Image.Image, pixels: np.ndarray, box: tuple[int, int, int, int]) -> None:
+  onto.paste(Image.fromarray(np.rint(pixels).clip(0, 255).astype(np.uint8)), box[:2])
 
 
-def _opacity(values: np.ndarray, strength: float) -> np.ndarray:
-  return np.float32(strength) * np.sqrt(values)
+def _around(inside: Region, size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
+  """The pixels outside a region, in boxes of few rows."""
+  width, height = size
+  for top in range(0, height, _STRIP):
+    bottom = min(top + _STRIP, height)
+    first, last = (min(max(row, top), bottom) for row in (inside.top, inside.bottom))
+    boxes = [(0, top, width, first), (0, first, inside.left, last)]
+    boxes += [(inside.right, first, width, last), (0, last, width, bottom)]
+    yield from (box for box in boxes if box[0] < box[2] and box[1] < box[3])
+
+
+def _unseen(pixels: np.ndarray, box: tuple[int, int, int, int], shorter: int) -> np.ndarray:
+  """Dark, without colours, and with slanting lines, which a dark picture shows too."""
+  grey = _UNSEEN * (pixels @ np.array([0.299, 0.587, 0.114], np.float32))
+  across, down = np.arange(box[0], box[2]), np.arange(box[1], box[3])
+  period = max(4, shorter // _LINES)
+  is_line = (across + down[:, None]) % period < max(1, period // 6)
+  return np.repeat((grey + _HATCH * is_line)[..., None], 3, axis=2)
