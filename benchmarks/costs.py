@@ -33,11 +33,11 @@ from rest_jax.ops import use_form
 
 RECORDED = Path(__file__).resolve().parents[1] / 'tests' / 'cost_guard.json'
 COUNTED = {'flops': 'flops', 'bytes': 'bytes accessed'}
-_SMALL = dict(widths=(16, 32, 64, 128), depths=(1, 1, 1, 1), num_classes=10)
+_SMALL: dict[str, Any] = dict(widths=(16, 32, 64, 128), depths=(1, 1, 1, 1), num_classes=10)
 _compiled = 0
 
 
-def _count_compilation(event: str, duration: float, **more: Any) -> None:
+def _count_compilation(event: str, duration_secs: float, **kwargs: str | int) -> None:
   global _compiled
   _compiled += event == '/jax/core/compile/backend_compile_duration'
 

@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -254,12 +255,13 @@ def test_list_names_cases_and_does_nothing(monkeypatch, capsys, tmp_path):
 def test_a_worker_counts_memory_over_what_there_was():
   made = worker.Worker.__new__(worker.Worker)
   made.side, made.work = 'ours', {}
-  made.hooks = SimpleNamespace(device_peak=lambda: None, forget=lambda: None)
+  hooks: Any = SimpleNamespace(device_peak=lambda: None, forget=lambda: None)
+  made.hooks = hooks
   before = worker.resident()
   if before is None or not worker.settle():
     pytest.skip('this system does not tell a process its memory')
   held = bytearray(64 * 2**20)
-  assert made._peak(before) > 40 * 2**20
+  assert (made._peak(before) or 0) > 40 * 2**20
   del held
 
 

@@ -49,7 +49,8 @@ def _write_subject(path: Path, count: int, data_dir: str | None) -> None:
     images, labels = images[:count], labels[:count]
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_suffix('.part.npz')
-  np.savez(temporary, images=images, labels=labels, **held)
+  content: dict[str, Any] = {**held, 'images': images, 'labels': labels}
+  np.savez(temporary, **content)
   temporary.rename(path)
 
 

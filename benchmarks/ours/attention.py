@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -31,7 +33,7 @@ def attention(
   rng = np.random.default_rng(1)
   x = jnp.asarray(rng.standard_normal((batch, side, side, width), np.float32))
 
-  def forward(v, x):
+  def forward(v, x) -> Any:
     return layer.apply(v, x, train=False)
 
   if not backward:

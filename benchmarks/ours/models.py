@@ -98,7 +98,9 @@ def gradient(
   return program(jax.grad(loss, has_aux=True), params, variables, noise(batch, size))
 
 
-def step(model: str, batch: int, size: int, dtype: str, most: int = 4096) -> Work:
+def step(
+  model: str, batch: int, size: int, dtype: str, most: int = 4096, overrides: Any = None
+) -> Work:
   """The whole training step of configs/MODEL.py.
 
   Args:
@@ -107,8 +109,12 @@ def step(model: str, batch: int, size: int, dtype: str, most: int = 4096) -> Wor
     size: pixels a side.
     dtype: computing dtype.
     most: largest batch that is tried.
+    overrides: attributes of the model that differ from the config's.
   """
-  run = TrainingStep(model, batch, size, dtype) if batch else largest(model, size, dtype, most)
+  if batch:
+    run = TrainingStep(model, batch, size, dtype, overrides)
+  else:
+    run = largest(model, size, dtype, most)
   return Work(run, run.facts)
 
 
@@ -164,7 +170,7 @@ def _bytes(tree: Any) -> int:
 class TrainingStep:
   """A compiled training step with its state and a batch on the device."""
 
-  def __init__(self, model: str, batch: int, size: int, dtype: str):
+  def __init__(self, model: str, batch: int, size: int, dtype: str, overrides: Any = None):
     from rest_jax.train import parallel, pipeline
     from rest_jax.train.command import load_config
     from rest_jax.train.task import build_task
@@ -172,6 +178,7 @@ class TrainingStep:
     config = load_config(ROOT / 'configs' / f'{model}.py')
     with config.unlocked():
       config.model.dtype, config.data.image_size = dtype, size
+      config.model.overrides = overrides or config.model.overrides
       config.train.batch_size = config.data.eval_batch_size = batch
       config.train.accumulate = 1
     self.config, self.mesh, self.size = config, parallel.make_mesh(jax.devices()[:1]), size
@@ -192,7 +199,7 @@ class TrainingStep:
 
   def facts(self) -> dict[str, Any]:
     """The batch, and the usual count of a step's operations: three forward passes'."""
-    module = create_model(self.config.model.name)
+    module = create_model(self.config.model.name, **self.config.model.overrides.to_dict())
     images = jax.ShapeDtypeStruct((1, self.size, self.size, 3), jnp.float32)
     with use_form('plain'):
       variables = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), images)

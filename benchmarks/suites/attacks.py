@@ -15,19 +15,22 @@ def attacks(options: Options) -> list[Case]:
   that have just begun: compilation counts. What withstands is in the JSON file as 'robust'.
   """
   count, steps = (16, 2) if options.quick else (200, 20)
+  of = 'noise' if options.data_dir is None else 'cifar10'
   given = {
-    'path': str(options.output / f'resnet20_{count}.npz'),
+    'path': str(options.output / f'resnet20_{count}_{of}.npz'),
     'images': count,
     'data_dir': options.data_dir,
   }
   small = 0.5 / 255
-  on_18 = dict(images=4 if options.quick else 64, steps=steps, eps=8 / 255)
+  on_18 = dict(images=64, steps=steps, eps=8 / 255)
   cases = [
     _case('PGD', 'resnet20', 'pgd', {**given, 'steps': steps, 'eps': small}, 'python'),
-    _case('PGD', 'resnet18', 'pgd_resnet18', on_18, 'python'),
     _case('APGD', 'resnet20', 'apgd', {**given, 'steps': 5 * steps, 'eps': small}, 'autoattack'),
   ]
-  for norm, eps in () if options.quick else (('l2', 0.1), ('linf', small)):
+  if options.quick:
+    return cases
+  cases.append(_case('PGD', 'resnet18', 'pgd_resnet18', on_18, 'python'))
+  for norm, eps in (('l2', 0.1), ('linf', small)):
     params = {**given, 'norm': norm, 'eps': eps}
     cases.append(_case('AutoAttack', 'resnet20', 'auto_attack', params, 'autoattack', once=True))
   return cases

@@ -89,27 +89,25 @@ def growth(options: Options) -> list[Case]:
   What a call takes as one quantity grows and all else stays: a process for each side of each
   point, so that the peak of memory is its own. Tokens are those of the first stage.
   """
-  quick = options.quick
-  model, network = ('rest_lite', 'resnet18') if quick else ('rest_small', 'resnet50')
-  sides = (64, 96) if quick else (224, 320, 448, 640, 896)
-  cases = [_model(model, 'forward', 1, side, 'tokens', (side // 4) ** 2) for side in sides]
-  if not quick:
-    for work, batches in (('forward', (1, 2, 4, 8, 16, 32)), ('gradient', (1, 2, 4, 8))):
-      cases += [_model(model, work, batch, 224, 'batch', batch) for batch in batches]
-    cases += [_model(model, 'gradient', 1, s, 'tokens', (s // 4) ** 2) for s in sides[:4]]
-    cases += [_attention(side) for side in (14, 28, 42, 56, 84)]
-    cases += [_cam(network, 224, 1, groups, 'groups', groups) for groups in (4, 8, 16, 32, 64)]
-  for images in (1, 2) if quick else (1, 2, 4, 8):
-    size, groups = (64, 2) if quick else (224, 8)
-    cases.append(_cam(network, size, images, groups, 'images', images))
-  return cases
+  if options.quick:
+    return [_attention(side) for side in (16, 32)]
+  sides = (224, 320, 448, 640, 896)
+  cases = []
+  for work, most in (('forward', 5), ('gradient', 4)):
+    cases += [_model(work, 1, side, 'tokens', (side // 4) ** 2) for side in sides[:most]]
+  for work, batches in (('forward', (1, 2, 4, 8, 16, 32)), ('gradient', (1, 2, 4, 8))):
+    cases += [_model(work, batch, 224, 'batch', batch) for batch in batches]
+  cases += [_attention(side) for side in (14, 28, 42, 56, 84)]
+  cases += [_cam(1, groups, 'groups', groups) for groups in (4, 8, 16, 32, 64)]
+  return cases + [_cam(images, 8, 'images', images) for images in (1, 2, 4, 8)]
 
 
 def _about(work: str, grows: str, size: int) -> dict[str, Any]:
   return {'work': work, 'grows': grows, 'size': size}
 
 
-def _model(model: str, work: str, batch: int, size: int, grows: str, value: int) -> Case:
+def _model(work: str, batch: int, size: int, grows: str, value: int) -> Case:
+  model = 'rest_small'
   params = dict(model=model, batch=batch, size=size)
   task = f'models.{work}'
   sides = {'ours': Ours(task, params), 'peer': Theirs(task, params, 'rest')}
@@ -128,8 +126,9 @@ def _attention(side: int) -> Case:
   return Case(_about('attention', 'tokens', side * side), sides, fresh=True, repeats=7)
 
 
-def _cam(model: str, size: int, images: int, groups: int, grows: str, value: int) -> Case:
-  params = dict(model=model, size=size, batch=images, groups=groups)
+def _cam(images: int, groups: int, grows: str, value: int) -> Case:
+  model = 'resnet50'
+  params = dict(model=model, size=224, batch=images, groups=groups)
   task = 'cams.group_cam'
   sides = {'ours': Ours(task, params), 'peer': Theirs(task, params, 'groupcam')}
   about = _about(f'Group-CAM {model}', grows, value)
