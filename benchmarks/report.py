@@ -7,6 +7,7 @@ import os
 import platform
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from benchmarks.cases import Options, Suite
@@ -79,6 +80,16 @@ def shares(record: Mapping[str, Any], able: Mapping[str, float]) -> tuple[str, s
   return found[0], found[1]
 
 
+def _processor() -> str:
+  """The CPU's name."""
+  try:
+    lines = Path('/proc/cpuinfo').read_text('utf-8').splitlines()
+  except OSError:
+    lines = []
+  names = [text.partition(':')[2].strip() for text in lines if text.startswith('model name')]
+  return names[0] if names else platform.processor() or platform.machine()
+
+
 class Report:
   """What a run has found so far, and the files that hold it."""
 
@@ -101,6 +112,7 @@ class Report:
       'began': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
       'quick': options.quick,
       'device': options.device,
+      'processor': _processor(),
       'system': platform.platform(),
       'cores': len(os.sched_getaffinity(0)),
       'load': [round(os.getloadavg()[0], 2)],
@@ -169,8 +181,9 @@ class Report:
     return [
       document.Text(f'`{head["command"]}`, {head["began"]}.{quick if head["quick"] else ""}'),
       document.Text(
-        f'{markdown(device)}, {head["cores"]} cores, {markdown(head["system"])}; load average '
-        f'{load}. Measured at most: {able}. {markdown(versions)}. {peers}'
+        f'{markdown(device)}, {head["cores"]} cores, {markdown(head["processor"])}, '
+        f'{markdown(head["system"])}; load average {load}. Measured at most: {able}. '
+        f'{markdown(versions)}. {peers}'
       ),
       document.Text(
         'Times are medians of a call (least-most). A ratio is the time of the other over that of '

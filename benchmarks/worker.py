@@ -75,13 +75,13 @@ class Worker:
       peak: call once more to see how much memory a call takes.
 
     Returns:
-      'setup' and 'first' seconds, 'peak' bytes over what the process had before (inputs and
-      weights count, compilation does not), and the facts of the work.
+      'setup' and 'first' seconds, 'peak' bytes (inputs and weights count, compilation does not),
+      and the facts of the work.
     """
-    before, clear = (resident(), True) if settle() else (None, False)
     module, _, function = task.rpartition('.')
-    start = time.perf_counter()
     make = getattr(importlib.import_module(f'benchmarks.{self.side}.{module}'), function)
+    before = resident() if settle() else None
+    start = time.perf_counter()
     work = make(**params)
     built = time.perf_counter()
     work.call()
@@ -89,17 +89,21 @@ class Worker:
     self.work[slot] = work
     found = {'setup': built - start, 'first': first, 'peak': None}
     if peak:
-      settle()
-      work.call()
-      found['peak'] = self._peak(before) if clear else self.hooks.device_peak()
+      found['peak'] = self._peak(work, before)
     return {**found, **work.facts()}
 
-  def _peak(self, before: int | None) -> int | None:
-    on_device = self.hooks.device_peak()
+  def _peak(self, work: Work, before: int | None) -> int | None:
+    """Most bytes during a call: of the device, or of the process over what it had `before`.
+
+    What a compiler leaves behind does not count where the side knows what its arrays hold.
+    """
+    settle()
+    now, held = resident(), self.hooks.held()
+    work.call()
     most = resident(peak=True)
-    if on_device is not None or most is None or before is None:
-      return on_device
-    return max(most - before, 0)
+    if self.hooks.device_peak() is not None or None in (most, now, before):
+      return self.hooks.device_peak()
+    return max(most - before if held is None else most - now + held, 0)
 
   def run(self, slot: str, calls: int) -> dict[str, float]:
     """Seconds and seconds of processor time of a call, the mean of some."""

@@ -18,6 +18,7 @@ from benchmarks.cases import Case, Options, Ours, Theirs  # noqa: E402
 from benchmarks.measuring import Budget  # noqa: E402
 from benchmarks.processes import Pool, Side, SideError  # noqa: E402
 from benchmarks.suites import growth  # noqa: E402
+from benchmarks.work import Work  # noqa: E402
 from rest_jax.errors import UserError, run_script  # noqa: E402
 
 BUDGET = Budget(repeats=3, least=1, seconds=100)
@@ -253,16 +254,17 @@ def test_list_names_cases_and_does_nothing(monkeypatch, capsys, tmp_path):
 
 
 def test_a_worker_counts_memory_over_what_there_was():
+  held: int | None = None
   made = worker.Worker.__new__(worker.Worker)
   made.side, made.work = 'ours', {}
-  hooks: Any = SimpleNamespace(device_peak=lambda: None, forget=lambda: None)
+  hooks: Any = SimpleNamespace(device_peak=lambda: None, held=lambda: held)
   made.hooks = hooks
-  before = worker.resident()
-  if before is None or not worker.settle():
+  if not worker.settle():
     pytest.skip('this system does not tell a process its memory')
-  held = bytearray(64 * 2**20)
-  assert (made._peak(before) or 0) > 40 * 2**20
-  del held
+  work, size, before = Work(lambda: bytearray(64 * 2**20)), 2**20, worker.resident()
+  for held in (None, 0, 100 * size):
+    found = (made._peak(work, before) or 0) - (held or 0)
+    assert 60 * size < found < 80 * size
 
 
 def test_a_process_answers_reports_errors_and_ends():

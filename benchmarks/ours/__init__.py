@@ -34,6 +34,11 @@ def device_peak() -> int | None:
   return (jax.devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
 
 
+def held() -> int:
+  """Bytes of all arrays that are there."""
+  return sum(array.nbytes for array in jax.live_arrays())
+
+
 def forget() -> None:
   """Drops compiled programs."""
   jax.clear_caches()

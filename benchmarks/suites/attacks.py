@@ -43,7 +43,7 @@ def _case(name: str, model: str, task: str, params, peer: str, once: bool = Fals
     'images': params['images'],
     'norm': params.get('norm', 'linf'),
     'eps': f'{params["eps"]:.4g}',
-    'steps': params.get('steps', '-'),
+    'steps': params.get('steps', ''),
   }
   sides = {'ours': Ours(f'attacks.{task}', params), 'peer': Theirs(f'attacks.{task}', params, peer)}
   return Case(about, sides, items=params['images'], once=once)

@@ -41,7 +41,7 @@ def cams(options: Options) -> list[Case]:
     cases.append(Case({**about, 'images': images}, many, items=images))
     small = size if options.quick else size // 2
     scored = _sides('cams.score_cam', model, {'size': small})
-    about = {**about, 'method': 'score_cam', 'px': small, 'groups': '-'}
+    about = {**about, 'method': 'score_cam', 'px': small, 'groups': ''}
     cases.append(Case(about, scored, repeats=3))
   return cases
 

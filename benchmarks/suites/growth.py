@@ -72,7 +72,10 @@ def draw(curves: dict[tuple[str, str], dict[str, list[Any]]], path: Path) -> Non
         points = curves[growing, side][what]
         if points:
           axis.plot(*zip(*points, strict=True), marker='o', color=colour, label=side)
+      sizes = sorted({size for side in sides for size, _ in curves[growing, side]['time']})
       axis.set(xscale='log', yscale='log', xlabel=growing.partition(': ')[2])
+      axis.set_xticks(sizes, [f'{size:g}' for size in sizes], fontsize='small')
+      axis.minorticks_off()
       if not row:
         axis.set_title(growing, fontsize='medium')
       if not column:

@@ -31,6 +31,11 @@ def device_peak() -> int | None:
   return torch.cuda.max_memory_allocated() if DEVICE == 'cuda' else None
 
 
+def held() -> int | None:
+  """Nothing is compiled: what the process has more than before is what its tensors hold."""
+  return None
+
+
 def forget() -> None:
   """Hands the device's memory back."""
   if DEVICE == 'cuda':
