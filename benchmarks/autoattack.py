@@ -7,10 +7,12 @@
 Trains two small CNNs on CIFAR-10 (`autoattack_models.py`), then runs each attack of the standard
 version alone and the whole of it, with both libraries, in Linf and L2 at two radii. Whole runs
 have a process each, so that compilation counts, and the libraries take turns. Results are kept
-after every run: a second call does what is missing, `--only time` does the whole runs again.
+after every run: a second call does what is missing, `--only time` does the whole runs again. With
+other weights all is done anew.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import platform
@@ -44,6 +46,16 @@ class Results:
   def put(self, library: str, run: str, value: dict) -> None:
     self.values['runs'].setdefault(run, {})[library] = value
     self.write()
+
+  def of_weights(self, model: str, digest: str) -> None:
+    """Forgets what was measured with other weights of a model: one table is of one training."""
+    weights = self.values.setdefault('weights', {})
+    if weights.get(model) != digest:
+      runs = self.values['runs']
+      self.values['runs'] = {k: v for k, v in runs.items() if not k.startswith(f'{model} ')}
+      self.values.get('clean', {}).pop(model, None)
+      weights[model] = digest
+      self.write()
 
   def get(self, library: str, run: str) -> dict | None:
     return self.values['runs'].get(run, {}).get(library)
@@ -141,6 +153,12 @@ def _task(args, model: str, threat: tuple[str, str], attack: str) -> dict:
   }
 
 
+def measured(results: Results) -> list[str]:
+  """The models that there are runs of."""
+  names = {name.partition(' ')[0] for name in results.values['runs']}
+  return [model for model in (*MODELS, RESNET20) if model in names]
+
+
 def table(args, results: Results) -> str:
   """The Markdown page."""
   count, versions = results.values['images'], results.values['versions']
@@ -163,14 +181,14 @@ def table(args, results: Results) -> str:
   ]
   lines += [
     row
-    for model in (*MODELS, RESNET20)
+    for model in measured(results)
     for threat in threats_of(model)
     for row in _accuracies(results, model, threat)
   ]
   lines += ['', '## Time of the whole, seconds, compilation included', '']
   lines += ["| model | threat | authors | ours | authors' / ours |", '|---|---|---|---|---|']
   lines += [
-    _times(results, model, threat) for model in (*MODELS, RESNET20) for threat in threats_of(model)
+    _times(results, model, threat) for model in measured(results) for threat in threats_of(model)
   ]
   return '\n'.join([*lines, '', _summary(results), ''])
 
@@ -214,7 +232,7 @@ def _times(results: Results, model: str, threat: tuple[str, str]) -> str:
 
 def _summary(results: Results) -> str:
   gaps, times = [], []
-  for model in (*MODELS, RESNET20):
+  for model in measured(results):
     for threat in threats_of(model):
       for attack in (*ATTACKS, 'all'):
         pair = [_robust(results, library, model, threat, attack) for library in LIBRARIES]
@@ -269,6 +287,9 @@ def run(args, results: Results) -> None:
       shutil.copy(args.resnet20, args.work_dir / f'{RESNET20}.npz')
       continue
     trained(name, args.work_dir, args.data_dir)
+  for name in args.models:
+    weights = (args.work_dir / f'{name}.npz').read_bytes()
+    results.of_weights(name, hashlib.sha256(weights).hexdigest())
   path = args.work_dir / f'images_{args.images}.npz'
   if not path.exists():
     images, labels = load_split(args.data_dir, 'test')

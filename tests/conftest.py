@@ -32,6 +32,8 @@ os.environ['REST_JAX_QUICK_FLAGS'] = ' '.join(QUICK_FLAGS)  # for tests that set
 # The process that starts the workers makes the folder, they find it in their environment.
 if 'PYTEST_XDIST_WORKER' not in os.environ:
   os.environ['TFDS_DATA_DIR'] = tempfile.mkdtemp(prefix='rest_jax_tests_')
+  # Of the commands that tests start: what one compiles the next one finds.
+  os.environ['XDG_CACHE_HOME'] = os.path.join(os.environ['TFDS_DATA_DIR'], '.cache')
 
 import hypothesis  # noqa: E402
 import jax  # noqa: E402

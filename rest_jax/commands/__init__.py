@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import rest_jax
+from rest_jax import program_cache
 from rest_jax.errors import UserError, did_you_mean, run_script
 
 # Name: the module whose `main(words, program)` runs it, and a line.
@@ -25,6 +26,7 @@ COMMANDS = {
   'convert': ('rest_jax.models.convert', 'make a model directory of a PyTorch checkpoint'),
   'models': ('rest_jax.commands.models', 'list the models, their size and published accuracy'),
 }
+_COMPILING = ('train', 'explain', 'defend', 'predict')  # with a cache of compiled programs
 
 
 def main(argv: Sequence[str] | None = None) -> int | None:
@@ -50,8 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     return 0
   if words[0] not in COMMANDS:
     raise UserError(f'no command {words[0]!r}; {did_you_mean(words[0], COMMANDS)}')
-  module = importlib.import_module(COMMANDS[words[0]][0])
-  return module.main(words[1:], f'{program} {words[0]}')
+  return _run(words[0], words[1:], f'{program} {words[0]}')
 
 
 def entry() -> NoReturn:
@@ -61,8 +62,22 @@ def entry() -> NoReturn:
 
 def script(name: str) -> NoReturn:
   """What a script of the clone calls, such as train.py: the command of that name."""
+  run_script(functools.partial(_run, name, sys.argv[1:], f'{name}.py'))
+
+
+def _run(name: str, words: list[str], program: str) -> int | None:
+  """Runs a command, with what it compiles kept for the next time."""
   module = importlib.import_module(COMMANDS[name][0])
-  run_script(functools.partial(module.main, sys.argv[1:], f'{name}.py'))
+  if name not in _COMPILING:
+    return module.main(words, program)
+  words, place = program_cache.split_flag(words)
+  if any(word in ('-h', '-help', '--help', '--helpfull', '--helpshort') for word in words):
+    try:
+      return module.main(words, program)
+    finally:  # argparse ends the process after its help
+      print(program_cache.HELP)
+  program_cache.use(place)
+  return module.main(words, program)
 
 
 def usage(text: str, name: str, program: str) -> str:

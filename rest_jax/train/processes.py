@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rest_jax import program_cache
 from rest_jax.errors import UserError
 
 # A process that sends no sign of life for so long counts as dead; JAX then ends the others.
@@ -65,6 +66,7 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
   except (RuntimeError, ValueError) as error:
     reason = str(error).splitlines()[0]
     raise UserError(f'cannot join the run at --coordinator {coordinator}: {reason}') from error
+  program_cache.leave()
 
 
 @contextlib.contextmanager
