@@ -149,6 +149,8 @@ def _begin(common: Path) -> Path:
   known = {path.name for path in common.glob(f'*{_ENTRY}') if _link(path, run / path.name)}
   compilation_cache.reset_cache()
   jax.config.update('jax_compilation_cache_dir', str(run))
+  # The folder's name would be part of a program's options, by which it is found again.
+  jax.config.update('jax_persistent_cache_enable_xla_caches', 'none')
   if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', _SHORTEST)
   _RUNS.append(run)

@@ -94,6 +94,7 @@ def restored(monkeypatch):
     'jax_compilation_cache_dir',
     'jax_enable_compilation_cache',
     'jax_persistent_cache_min_compile_time_secs',
+    'jax_persistent_cache_enable_xla_caches',
   )
   before = {name: getattr(jax.config, name) for name in names}
   ends = []
