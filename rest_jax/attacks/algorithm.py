@@ -20,6 +20,7 @@ from jax import lax
 from jax.tree_util import Partial
 
 from rest_jax.inputs import NORMS, Norm
+from rest_jax.ops.platform import jit
 
 S = TypeVar('S', bound='State')
 
@@ -174,7 +175,7 @@ def run(
   return _run(algorithm, model, images, labels, eps, keys, targets, stop_early)
 
 
-@functools.partial(jax.jit, static_argnames=('algorithm', 'stop_early'))
+@functools.partial(jit, static_argnames=('algorithm', 'stop_early'))
 def _run(algorithm, model, images, labels, eps, keys, targets, stop_early):
   state = algorithm.init(model, images, labels, eps, keys, targets)
   return run_from(algorithm, model, state, stop_early)

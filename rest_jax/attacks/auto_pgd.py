@@ -40,6 +40,7 @@ from rest_jax.attacks.registry import face, register
 from rest_jax.attacks.threat import Inputs, check_key
 from rest_jax.errors import UserError
 from rest_jax.inputs import Norm, check_count
+from rest_jax.ops.platform import jit
 
 
 class Turn(NamedTuple):
@@ -430,7 +431,7 @@ def _with_targets(inputs: Inputs, count: int, key: Any, query_batch: int | None)
   return inputs._replace(targets=in_chunks(chunk, arrays, query_batch))
 
 
-@functools.partial(jax.jit, static_argnames='count')
+@functools.partial(jit, static_argnames='count')
 def _next_classes(logits: jax.Array, labels: jax.Array, count: int) -> jax.Array:
   """The classes of the highest logits other than the label, (B, count)."""
   own = jnp.arange(logits.shape[1])[None] == labels[:, None]

@@ -33,6 +33,7 @@ from rest_jax.attacks.slots import GRAIN, Found, Jobs, Keys, Progress, Sizes, ru
 from rest_jax.attacks.threat import Inputs, check_host, check_inputs, check_key, is_traced
 from rest_jax.attacks.wrappers import grain_of
 from rest_jax.inputs import Norm, check_count
+from rest_jax.ops.platform import jit
 
 A = TypeVar('A', bound=Algorithm)
 
@@ -226,7 +227,7 @@ def make_target(name: str, inputs: Inputs, key: jax.Array, query_batch: int | No
   )
 
 
-@functools.partial(jax.jit, static_argnames='targeted')
+@functools.partial(jit, static_argnames='targeted')
 def _answers(model, images, labels, targets, keys, targeted: bool):
   """One program for all that a cascade asks beside its steps: compiling another takes longer."""
   logits = logits_of(model, images, fold_each(keys, _ASKING))
@@ -447,7 +448,7 @@ def _looped(algorithm, inputs: Inputs, keys, restarts, stop_early, keep_clean, q
   return Outcome(in_chunks(chunk, arrays, query_batch), None)
 
 
-@functools.partial(jax.jit, static_argnames='outputs')
+@functools.partial(jit, static_argnames='outputs')
 def clean_logits(
   model: Partial, images: jax.Array, keys: jax.Array, outputs: bool = False
 ) -> jax.Array:
@@ -463,7 +464,7 @@ def clean_logits(
   return of(model, images, fold_each(keys, _CLEAN)).astype(jnp.float32)
 
 
-@functools.partial(jax.jit, static_argnames=('algorithm', 'restarts', 'stop_early'))
+@functools.partial(jit, static_argnames=('algorithm', 'restarts', 'stop_early'))
 def _restarts(
   algorithm: Algorithm,
   model: Partial,
@@ -493,7 +494,7 @@ def _restarts(
   return best
 
 
-_success = jax.jit(losses.success_of, static_argnums=(0, 4))
+_success = jit(losses.success_of, static_argnums=(0, 4))
 
 
 def _of_restart(targets: jax.Array | None, index: jax.Array | int) -> jax.Array | None:

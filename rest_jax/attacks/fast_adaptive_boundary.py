@@ -46,6 +46,7 @@ from rest_jax.attacks.registry import face, register
 from rest_jax.attacks.threat import check_inputs
 from rest_jax.errors import UserError
 from rest_jax.inputs import Norm, check_count
+from rest_jax.ops.platform import jit
 
 # ---- The nearest point of a hyperplane within the box [0, 1]^d, the step of FAB (section 3.1). In
 # Linf and L2 the way to the plane is d(t) = -sign(w) min(t, limit), a piecewise linear equation in
@@ -376,7 +377,7 @@ def _next_point(fab: FAB, state: FABState, gap, normal):
 BEYOND = 2e-4
 
 
-@functools.partial(jax.jit, static_argnames=('targeted', 'steps'))
+@functools.partial(jit, static_argnames=('targeted', 'steps'))
 def final_search(
   model: Partial,
   images: Float[Array, 'B H W C'],

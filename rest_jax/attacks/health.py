@@ -32,6 +32,7 @@ from rest_jax.attacks.record import Record, RunName, at_radius
 from rest_jax.attacks.threat import Threat
 from rest_jax.evaluation.batches import Chunk, keys_of
 from rest_jax.inputs import Norm
+from rest_jax.ops.platform import jit
 from rest_jax.text import plural, radius_text
 
 FEW_STEPS, MANY_STEPS = 1, 20
@@ -147,7 +148,7 @@ def short_attack(
   return Held(accuracy, loss, int(counts.sum()), *shares)
 
 
-@functools.partial(jax.jit, static_argnames=('norm',))
+@functools.partial(jit, static_argnames=('norm',))
 def _ascend(model, images, labels, keys, eps, start, steps, norm):
   loss_fn = Loss('ce', labels)
 

@@ -20,6 +20,7 @@ from jax.tree_util import Partial
 
 from rest_jax.attacks.losses import Loss
 from rest_jax.errors import UserError
+from rest_jax.ops.platform import jit
 from rest_jax.ops.rewrite import fast_convolutions
 
 _MOST = 1e30  # log odds are cut here, so that their differences are numbers
@@ -110,12 +111,12 @@ def operations(model: Partial, images: jax.Array | np.ndarray, keys: jax.Array) 
   return float(found.get('flops', 0.0)) if isinstance(found, dict) else 0.0
 
 
-@jax.jit
+@jit
 def _outputs(model: Partial, images: jax.Array, keys: jax.Array) -> Any:
   return outputs_of(model, images, keys)
 
 
-@jax.jit
+@jit
 def logits_once(model: Partial, images: jax.Array, keys: jax.Array) -> jax.Array:
   """Logits (B, K) in float32; of a random model, those that the keys (B,) give."""
   return logits_of(model, images, keys)
@@ -127,7 +128,7 @@ def logits_traced_anew(model: Partial, images: jax.Array, keys: jax.Array) -> ja
   Chance outside JAX (NumPy's, Python's) is drawn when a function is traced and is then part of the
   program; only another trace shows it.
   """
-  return jax.jit(lambda *args: logits_of(*args))(model, images, keys)
+  return jit(lambda *args: logits_of(*args))(model, images, keys)
 
 
 def ask(

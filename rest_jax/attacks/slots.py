@@ -25,6 +25,7 @@ from jax.tree_util import Partial
 from rest_jax.attacks.algorithm import Algorithm, advance, finished, select
 from rest_jax.attacks.queries import fold_each
 from rest_jax.attacks.wrappers import lay_out
+from rest_jax.ops.platform import jit
 
 # While runs wait, the device goes on until this share of the batch is free.
 SHARE = 16
@@ -352,7 +353,7 @@ def _take(tree: Any, order: np.ndarray) -> Any:
   )
 
 
-@functools.partial(jax.jit, static_argnames=('algorithm', 'stop_early'), donate_argnames=('state',))
+@functools.partial(jit, static_argnames=('algorithm', 'stop_early'), donate_argnames=('state',))
 def _segment(algorithm, model, state, rows, fresh, running, enough, stop_early: bool):
   """Begins the fresh slots and steps all that run, until only `enough` of them are unfinished.
 

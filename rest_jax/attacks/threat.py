@@ -22,6 +22,7 @@ from rest_jax.inputs import (
   radii,
   radius,
 )
+from rest_jax.ops.platform import jit
 from rest_jax.text import plural
 
 
@@ -199,7 +200,7 @@ def check_host(name: str, *values: Any) -> None:
     )
 
 
-@jax.jit
+@jit
 def _outputs(model: Partial, images: jax.Array):
   # Under jit only so that the shapes are found once, not on every call.
   return model(images)

@@ -31,6 +31,7 @@ from rest_jax.models.compression import (
   parse_compression,
 )
 from rest_jax.ops.bands import band_energies
+from rest_jax.ops.platform import jit
 
 __all__ = [
   'BandCompression',
@@ -95,7 +96,7 @@ def add_compression(
 def _fresh(module: nn.Module, key: jax.Array) -> dict[str, jax.Array]:
   """Initial values of the compression layers; the compiler leaves the rest of the model out."""
 
-  @jax.jit
+  @jit
   def initialise(key):
     images = jnp.zeros((1, 64, 64, getattr(module, 'in_channels', 3)))
     flat = model_dir.flatten(module.init({'params': key}, images, train=False))
@@ -167,7 +168,7 @@ def _energies_of_batch(classifier, options, clean, perturbed):
   return {s: (bands(before[s]), bands(after[s] - before[s])) for s in options.stages}
 
 
-_energies = jax.jit(_energies_of_batch, static_argnums=1)
+_energies = jit(_energies_of_batch, static_argnums=1)
 
 
 def _entering(classifier: Classifier, images) -> dict[int, jax.Array]:

@@ -19,6 +19,7 @@ from rest_jax.defend.denoise.denoisers import Denoiser, noise_only
 from rest_jax.defend.features import FeatureDenoiser, noise_only_logits
 from rest_jax.layers import with_layer
 from rest_jax.ops.bands import band_energies, scale_bands
+from rest_jax.ops.platform import jit
 
 
 class Rows(NamedTuple):
@@ -50,7 +51,7 @@ def spread_out(rows: Any) -> Any:
   return jax.device_put(rows, NamedSharding(_mesh(), PartitionSpec('images')))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jit, static_argnums=0)
 def spread(function: Callable[..., Any], parts: Any, *rows: jax.Array) -> Any:
   """`function(parts, *rows)`, of which each device has a share of the rows; compiled by itself.
 
@@ -82,7 +83,7 @@ def _clean(model: Partial, images: jax.Array, labels: jax.Array) -> tuple[jax.Ar
   return _is_right(logits, labels), undefined_count(logits)
 
 
-@jax.jit
+@jit
 def _energy(x: jax.Array) -> jax.Array:
   return jnp.sum(jnp.square(x), axis=(1, 2, 3))
 

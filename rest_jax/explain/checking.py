@@ -15,6 +15,7 @@ from rest_jax.errors import UserError
 from rest_jax.explain.maps import constant_maps
 from rest_jax.explain.queries import layer_gradient, target_gradients
 from rest_jax.explain.taps import Tap
+from rest_jax.ops.platform import jit
 
 COMPLETE = 0.05  # Sundararajan et al. 2017, section 5: steps are added until the sum is within 5 %
 
@@ -108,10 +109,10 @@ def _which(wrong: np.ndarray, count: int) -> str:
   return f'image{"s" if len(wrong) > 1 else ""} {listed}{", ..." if len(wrong) > 5 else ""}'
 
 
-_logits = jax.jit(lambda point, images: point(images))
+_logits = jit(lambda point, images: point(images))
 
 
-@functools.partial(jax.jit, static_argnames='needs_layer')
+@functools.partial(jit, static_argnames='needs_layer')
 def _gradient(point: Tap, images: jax.Array, targets: Any, needs_layer: bool) -> jax.Array:
   if needs_layer:
     return jnp.abs(layer_gradient(point, images, targets).gradients).max()

@@ -18,6 +18,7 @@ from rest_jax.explain.maps import ROUNDING, finish, peak
 from rest_jax.explain.methods import method
 from rest_jax.explain.queries import chunked, layer_gradient, only_finite, pick, resolve_targets
 from rest_jax.explain.taps import Tap
+from rest_jax.ops.platform import jit
 
 Combine = Callable[..., jax.Array]
 
@@ -57,7 +58,7 @@ def gradient_cam(
   return add
 
 
-@functools.partial(jax.jit, static_argnames=('combine', 'own', 'query_batch'))
+@functools.partial(jit, static_argnames=('combine', 'own', 'query_batch'))
 def _combined(point: Tap, images, targets, combine: Combine, own, query_batch: int) -> jax.Array:
   """Maps (B, H, W); `combine` and its options `own`, as pairs, are part of the program."""
 
@@ -184,7 +185,7 @@ def smooth_grad_cam_pp(
   return _smooth(point, images, targets, key, jnp.float32(noise), samples, query_batch)
 
 
-@functools.partial(jax.jit, static_argnames=('samples', 'query_batch'))
+@functools.partial(jit, static_argnames=('samples', 'query_batch'))
 def _smooth(point: Tap, images, targets, key, noise, samples: int, query_batch: int) -> jax.Array:
   keys = jnp.broadcast_to(key, (len(images),))
 
@@ -267,7 +268,7 @@ def eigen_cam(point: Tap, images: jax.Array, query_batch: int) -> jax.Array:
   return _eigen(point, images, query_batch)
 
 
-@functools.partial(jax.jit, static_argnames='query_batch')
+@functools.partial(jit, static_argnames='query_batch')
 def _eigen(point: Tap, images: jax.Array, query_batch: int) -> jax.Array:
   def part(chunk):
     logits, features = point.perturbed(chunk)

@@ -19,6 +19,7 @@ from rest_jax.explain.queries import (
 )
 from rest_jax.explain.relus import guided
 from rest_jax.explain.taps import Tap
+from rest_jax.ops.platform import jit
 
 SAMPLES, NOISE = 32, 0.15
 
@@ -78,7 +79,7 @@ def guided_backprop(
   return _sizes(point, images, targets, reduction, query_batch, True)
 
 
-@functools.partial(jax.jit, static_argnames=('reduction', 'query_batch', 'is_guided'))
+@functools.partial(jit, static_argnames=('reduction', 'query_batch', 'is_guided'))
 def _sizes(point, images, targets, reduction: str, query_batch: int, is_guided: bool) -> jax.Array:
   model = guided(point) if is_guided else point
 
@@ -125,7 +126,7 @@ def smooth_grad(
   return _smooth(point, images, targets, key, noise, samples, squared, reduction, query_batch)
 
 
-@functools.partial(jax.jit, static_argnames=('samples', 'squared', 'reduction', 'query_batch'))
+@functools.partial(jit, static_argnames=('samples', 'squared', 'reduction', 'query_batch'))
 def _smooth(point, images, targets, key, noise, samples, squared, reduction, query_batch):
   # Squares would leave the range of float32; the scale cancels in the end.
   ask = lambda item: peak(target_gradients(point, *item))  # noqa: E731

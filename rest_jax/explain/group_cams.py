@@ -27,6 +27,7 @@ from rest_jax.explain.maps import gained, min_max, peak, rescale, span, upsample
 from rest_jax.explain.methods import method
 from rest_jax.explain.queries import chunked, layer_gradient, probability
 from rest_jax.explain.taps import Tap
+from rest_jax.ops.platform import jit
 
 GROUPINGS = ('order', 'kmeans', 'agglomerative')
 
@@ -94,7 +95,7 @@ def group_cam(
   return _clustered(point, images, targets, weighted, jnp.asarray(labels), settings)
 
 
-@functools.partial(jax.jit, static_argnames='settings')
+@functools.partial(jit, static_argnames='settings')
 def by_order(point: Tap, images, targets, settings: Settings) -> jax.Array:
   """A block of `query_batch` images at a time, from the gradient to the maps."""
 
@@ -109,12 +110,12 @@ def by_order(point: Tap, images, targets, settings: Settings) -> jax.Array:
   return chunked(block, (images, targets), settings.query_batch)
 
 
-@functools.partial(jax.jit, static_argnames='query_batch')
+@functools.partial(jit, static_argnames='query_batch')
 def _weighted(point: Tap, images, targets, query_batch: int):
   return chunked(lambda item: _weigh(point, item[0], item[1]), (images, targets), query_batch)
 
 
-@functools.partial(jax.jit, static_argnames='settings')
+@functools.partial(jit, static_argnames='settings')
 def _clustered(point: Tap, images, targets, weighted, labels, settings: Settings) -> jax.Array:
   items = (images, targets, weighted, labels)
   return chunked(

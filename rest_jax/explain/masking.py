@@ -26,6 +26,7 @@ from rest_jax.explain.queries import (
   sum_samples,
 )
 from rest_jax.explain.taps import Tap
+from rest_jax.ops.platform import jit
 
 MASKS, CELLS, VISIBLE = 4000, 7, 0.5  # section 4.1; the paper takes 8000 for ResNet-50
 
@@ -75,7 +76,7 @@ def rise(
   return Detail(support(values), values)
 
 
-@functools.partial(jax.jit, static_argnames=('masks', 'cells', 'query_batch'))
+@functools.partial(jit, static_argnames=('masks', 'cells', 'query_batch'))
 def _gains(point, images, fills, targets, key, visible, masks, cells, query_batch):
   def contribution(items, sample, weights):
     pairs, labels = items
@@ -98,7 +99,7 @@ def _gains(point, images, fills, targets, key, visible, masks, cells, query_batc
   return gained(weighted, mean, size) / (masks * visible)
 
 
-@functools.partial(jax.jit, static_argnames=('size', 'cells'))
+@functools.partial(jit, static_argnames=('size', 'cells'))
 def random_masks(
   key: jax.Array,
   samples: jax.Array,
@@ -183,7 +184,7 @@ def occlusion(
   return Detail(support(values), values)
 
 
-@functools.partial(jax.jit, static_argnames=('patch', 'stride', 'query_batch'))
+@functools.partial(jit, static_argnames=('patch', 'stride', 'query_batch'))
 def _drops(point, images, fills, logits, targets, patch: int, stride: int, query_batch: int):
   size = (images.shape[1], images.shape[2])
   covers = [_covers(side, patch_starts(side, patch, stride), patch) for side in size]

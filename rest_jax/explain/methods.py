@@ -27,6 +27,7 @@ from rest_jax.explain.maps import constant_maps
 from rest_jax.explain.queries import prepare, resolve_targets, whole_targets
 from rest_jax.explain.shown import Shown
 from rest_jax.explain.taps import Tap
+from rest_jax.ops.platform import jit
 
 Queries = Callable[[tuple[int, ...], dict[str, Any]], float]
 _TOGETHER = 8  # pictures that are explained at once
@@ -353,4 +354,4 @@ def _queries(
   return math.ceil(method.queries(tuple(images.shape[1:]), filled))
 
 
-_logits = jax.jit(lambda point, images: point(images))
+_logits = jit(lambda point, images: point(images))

@@ -39,6 +39,7 @@ from rest_jax.explain.queries import (
   vary_like,
 )
 from rest_jax.explain.taps import Tap
+from rest_jax.ops.platform import jit
 
 STEPS, STEP_ROUNDS = 32, 6  # gradients of the first sum; 32, 64, ..., 1024 until one is complete
 SAMPLES, SAMPLE_ROUNDS = 64, 5  # of the first mean; 64, 128, ..., 1024 until one is complete
@@ -142,7 +143,7 @@ def _detail(found: Integral, reduction: str) -> Detail:
   return Detail(maps, found.attributions.sum(-1), found.delta, found.steps)
 
 
-@functools.partial(jax.jit, static_argnames=('nodes', 'rounds', 'query_batch'))
+@functools.partial(jit, static_argnames=('nodes', 'rounds', 'query_batch'))
 def _integrals(point, images, start, targets, nodes: int, rounds: int, query_batch: int):
   ends = [all_logits(point, x, query_batch) for x in (images, start)]
 
@@ -253,7 +254,7 @@ def smooth_integrated_gradients(
   return _detail(found, reduction)
 
 
-@functools.partial(jax.jit, static_argnames=('count', 'rounds', 'query_batch'))
+@functools.partial(jit, static_argnames=('count', 'rounds', 'query_batch'))
 def _smooth_integrals(
   point, images, start, targets, key, noise, count: int, rounds: int, query_batch
 ):

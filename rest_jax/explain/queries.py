@@ -15,6 +15,7 @@ from jax.core import Tracer
 from rest_jax import inputs
 from rest_jax.errors import UserError
 from rest_jax.explain.taps import Tap, tap
+from rest_jax.ops.platform import jit
 from rest_jax.ops.rewrite import fast_convolutions
 
 
@@ -104,7 +105,7 @@ def known_targets(
   return targets
 
 
-@functools.partial(jax.jit, static_argnames='query_batch')
+@functools.partial(jit, static_argnames='query_batch')
 def all_logits(point: Tap, images: jax.Array, query_batch: int) -> jax.Array:
   """Logits (B, K) of any number of images; one compiled function for all the methods."""
   return chunked(point, images, query_batch)

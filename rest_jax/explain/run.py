@@ -23,6 +23,7 @@ from rest_jax.explain.saying import Progress
 from rest_jax.files import make_folder
 from rest_jax.models.classifier import Classifier
 from rest_jax.models.predictions import Placement, placement
+from rest_jax.ops.platform import jit
 from rest_jax.paths import output_names
 from rest_jax.text import plural
 
@@ -200,7 +201,7 @@ def _check_maps(result: PictureResult, findings: Sequence[Finding]) -> None:
     )
 
 
-_logits = jax.jit(lambda classifier, images: classifier(images))
+_logits = jit(lambda classifier, images: classifier(images))
 
 
 class _Applied(NamedTuple):

@@ -12,6 +12,7 @@ from rest_jax.explain.maps import finish, gained, min_max, peak, span, upsample
 from rest_jax.explain.methods import method
 from rest_jax.explain.queries import chunked, only_finite, pick, probability, resolve_targets
 from rest_jax.explain.taps import Tap
+from rest_jax.ops.platform import jit
 
 
 @method(
@@ -47,7 +48,7 @@ def score_cam(
   return _score(point, images, targets, variant, query_batch)
 
 
-@functools.partial(jax.jit, static_argnames=('variant', 'query_batch'))
+@functools.partial(jit, static_argnames=('variant', 'query_batch'))
 def _score(point: Tap, images, targets, variant: str, query_batch: int) -> jax.Array:
   size = images.shape[1:3]
 
@@ -112,7 +113,7 @@ def ablation_cam(
   return _ablate(point, images, targets, query_batch)
 
 
-@functools.partial(jax.jit, static_argnames='query_batch')
+@functools.partial(jit, static_argnames='query_batch')
 def _ablate(point: Tap, images, targets, query_batch: int) -> jax.Array:
   def one(item):
     image, target = item  # an image at a time, with a leading axis of 1

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from rest_jax.data.source import ImageSource
@@ -25,6 +24,7 @@ from rest_jax.files import make_folder
 from rest_jax.models.classifier import Classifier
 from rest_jax.models.predictions import placement
 from rest_jax.opening import check_data, open_judged, read_examples
+from rest_jax.ops.platform import jit
 from rest_jax.text import plural
 
 BASELINES = ('centre', 'random')
@@ -142,7 +142,7 @@ def _settings(command: Command, data: JudgedData) -> dict[str, Any]:
 
 # ---- Images -------------------------------------------------------------------------------------
 
-_logits = jax.jit(lambda classifier, images: classifier(images))
+_logits = jit(lambda classifier, images: classifier(images))
 
 
 def _read(study: Study, indices: range) -> dict[str, np.ndarray | None]:

@@ -20,6 +20,7 @@ from rest_jax import hub, ops
 from rest_jax.errors import UserError
 from rest_jax.models import imagenet, model_dir, predictions, pytorch, registry
 from rest_jax.models.model_config import ModelConfig, freeze, freeze_overrides, published_view
+from rest_jax.ops.platform import jit
 from rest_jax.text import plural
 
 # Options that say how a model runs, not which it is: a model directory does not keep them.
@@ -385,7 +386,7 @@ def _forward(variables, images, module: nn.Module, config, method: str, form: st
 
 
 # Weights and images are its arguments, so what it keeps of a classifier is its description.
-_compiled = jax.jit(_forward, static_argnames=('module', 'config', 'method', 'form'))
+_compiled = jit(_forward, static_argnames=('module', 'config', 'method', 'form'))
 
 
 def runs_alone(module: nn.Module, variables: Any, images: Any) -> bool:

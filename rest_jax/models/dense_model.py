@@ -27,6 +27,7 @@ from rest_jax.models.dense_config import KINDS, DenseConfig
 from rest_jax.models.dense_question import Question, class_number
 from rest_jax.models.model_config import freeze, freeze_overrides
 from rest_jax.ops import paste_masks
+from rest_jax.ops.platform import jit
 from rest_jax.text import plural
 
 _RUNTIME = ('dtype', 'axis_name', 'bn_axis_name', 'remat')
@@ -247,7 +248,7 @@ def _apply(variables: Any, images: Any, sizes: Any, module: nn.Module, config: D
   return module.apply(variables, pixels, train=False)
 
 
-_forward = jax.jit(_apply, static_argnames=('module', 'config'))
+_forward = jit(_apply, static_argnames=('module', 'config'))
 
 
 @dataclasses.dataclass(frozen=True)

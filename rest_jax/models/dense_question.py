@@ -19,6 +19,7 @@ from rest_jax.models.classifier import runs_alone
 from rest_jax.models.dense import normalise
 from rest_jax.models.dense_config import DenseConfig
 from rest_jax.models.dense_registry import FOUR_MAPS
+from rest_jax.ops.platform import jit
 from rest_jax.text import plural
 
 
@@ -108,7 +109,7 @@ def _answer(leaves: Any, images: Any, module: nn.Module, config: DenseConfig) ->
   return jnp.asarray(logit, jnp.float32)[:, None]
 
 
-_compiled = jax.jit(_answer, static_argnames=('module', 'config'))
+_compiled = jit(_answer, static_argnames=('module', 'config'))
 
 
 def _log_odds_of_share(logits: jax.Array, label: jax.Array, share: Any) -> jax.Array:

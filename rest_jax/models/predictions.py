@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import glob
 import io
 import os
@@ -17,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from rest_jax.errors import UserError
+from rest_jax.ops.platform import jit
 from rest_jax.paths import local
 from rest_jax.rgb import to_rgb as to_rgb
 from rest_jax.rgb import upright
@@ -266,7 +268,7 @@ def _top_classes(
   return zip(classes[: len(pixels)], values, strict=False)
 
 
-@jax.jit(static_argnums=2)
+@functools.partial(jit, static_argnums=2)
 def _best(classifier: Any, images: jax.Array, top: int) -> tuple[jax.Array, jax.Array]:
   """The largest probabilities (B, top) and their classes."""
   return jax.lax.top_k(jax.nn.softmax(jnp.asarray(classifier(images)), axis=-1), top)

@@ -23,6 +23,7 @@ from rest_jax.errors import UserError
 from rest_jax.models import model_dir, pth
 from rest_jax.models.compression import is_compressor
 from rest_jax.models.pytorch_names import Target, table_for, target
+from rest_jax.ops.platform import jit
 from rest_jax.paths import local
 
 _TORCH_SUFFIXES = ('.pth', '.pt', '.bin', '.tar')
@@ -377,7 +378,7 @@ def _convert(state_dict: Mapping[str, Any], to: Target, spec: jax.ShapeDtypeStru
 def _fresh(model: nn.Module, paths: list[str], key: jax.Array) -> dict[str, jax.Array]:
   """Initial values of some tensors; the compiler leaves the rest of the model out."""
 
-  @jax.jit
+  @jit
   def initialise(key):
     images = jnp.zeros((1, 64, 64, getattr(model, 'in_channels', 3)))
     flat = model_dir.flatten(model.init({'params': key}, images, train=False))

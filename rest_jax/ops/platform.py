@@ -3,16 +3,22 @@
 XLA's backends disagree on which of two equal formulas is fast: its CPU backend runs a depthwise
 convolution 30-60 times slower than the same sum written as shifted multiply-adds, while cuDNN and
 the TPU's convolution unit prefer the convolution. `form()` is read while a function is traced.
+
+They also come with several libraries for one operation. `jit` compiles with the one that is fast.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+import os
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Literal
+from typing import Any, Literal
 
 import jax
+from jax import lax
+from jax.core import Tracer
 
 Form = Literal['fast', 'plain']
 _override: ContextVar[Form | None] = ContextVar('rest_jax_form', default=None)
@@ -60,3 +66,75 @@ def portable() -> Iterator[None]:
       yield
   finally:
     _portable.reset(token)
+
+
+# Of the libraries that XLA's CPU backend hands work to, YNNPACK (the default of jaxlib 0.10 on)
+# runs a convolution on one core, however many there are; Eigen uses them all. Products and sums
+# stay with YNNPACK: without its sums XLA fuses whole blocks into each reduction, again and again.
+_LIBRARIES = 'xla_cpu_experimental_ynn_fusion_type'
+_CPU_OPTIONS = {
+  _LIBRARIES: 'LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE',
+}
+
+
+@functools.cache
+def compiler_options() -> dict[str, Any] | None:
+  """Options for the compiler of the default backend, for `jax.jit`; None where none are known.
+
+  XLA's flags come first: who sets those of the libraries is asked nothing more.
+  """
+  if jax.default_backend() != 'cpu' or _LIBRARIES in os.environ.get('XLA_FLAGS', ''):
+    return None
+  try:
+    jax.jit(lambda: 0, compiler_options=_CPU_OPTIONS).lower().compile()
+  except (jax.errors.JaxRuntimeError, ValueError):  # another version, which has no such option
+    return None
+  return _CPU_OPTIONS
+
+
+class Jitted:
+  """A function as `jit` compiles it; its other attributes are those of what `jax.jit` returns."""
+
+  def __init__(self, function: Callable[..., Any], **settings: Any):
+    """Takes what `jax.jit` takes."""
+    functools.update_wrapper(self, function)
+    self._function, self._settings = function, settings
+    self._inside = jax.jit(function, **settings)
+
+  def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    """Runs it; inside another compiled function it is a part of that."""
+    if _is_traced((args, kwargs)):
+      return self._inside(*args, **kwargs)
+    return self._alone(*args, **kwargs)
+
+  def __getattr__(self, name: str) -> Any:
+    if name.startswith('__') or '_inside' not in self.__dict__:  # while it is copied
+      raise AttributeError(name)
+    return getattr(self._alone, name)
+
+  @functools.cached_property
+  def _alone(self) -> Any:
+    options = compiler_options()
+    if options is None:
+      return self._inside
+    return jax.jit(self._function, compiler_options=options, **self._settings)
+
+
+def jit(function: Callable[..., Any], **settings: Any) -> Jitted:
+  """`jax.jit` with the options that are fast on this platform.
+
+  JAX takes options of the compiler at the outermost function alone; inside another one, or under
+  `grad` and `vmap`, this is `jax.jit` itself.
+
+  Args:
+    function: of arrays.
+    **settings: as `jax.jit` takes them, without `compiler_options`.
+  """
+  return Jitted(function, **settings)
+
+
+def _is_traced(values: Any) -> bool:
+  """Whether a function is being traced around us, with these values or without."""
+  if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(values)):
+    return True
+  return isinstance(lax.neg(1), Tracer)

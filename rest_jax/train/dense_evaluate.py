@@ -20,6 +20,7 @@ from rest_jax.errors import UserError
 from rest_jax.metrics import AveragePrecision, Confusion
 from rest_jax.models.dense import MULTIPLE, normalise
 from rest_jax.models.dense_model import Objects, enlarge_to, objects_of
+from rest_jax.ops.platform import jit
 from rest_jax.train.totals import NotFiniteError
 
 AXIS = 'batch'
@@ -45,7 +46,7 @@ def make_step(
   mapped = jax.shard_map(
     step, mesh=mesh, in_specs=(PartitionSpec(), split, split), out_specs=split, check_vma=False
   )
-  return jax.jit(mapped)
+  return jit(mapped)
 
 
 def local_mesh(mesh: Mesh) -> Mesh:

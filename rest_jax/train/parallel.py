@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rest_jax.errors import UserError
+from rest_jax.ops.platform import jit
 from rest_jax.train.state import FreeTrainState, TrainState
 from rest_jax.train.step import AXIS
 
@@ -62,7 +63,7 @@ def map_train_step(
     out_specs=(spec, _REPLICATED),
     check_vma=False,
   )
-  return jax.jit(mapped, donate_argnums=0)
+  return jit(mapped, donate_argnums=0)
 
 
 def map_eval_step(step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
@@ -74,7 +75,7 @@ def map_eval_step(step: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
     out_specs=_REPLICATED,
     check_vma=False,
   )
-  return jax.jit(mapped)
+  return jit(mapped)
 
 
 def replicate(create: Callable[..., Any], mesh: Mesh, sharding: Any = None) -> Callable[..., Any]:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from rest_jax.models import model_dir
+from rest_jax.ops.platform import jit
 from rest_jax.train import freezing
 
 
@@ -74,7 +75,7 @@ def not_finite(state: TrainState) -> list[str]:
   return [name for (name, _), bad in zip(leaves, broken, strict=True) if bad]
 
 
-@jax.jit
+@jit
 def _are_broken(arrays: list[jax.Array]) -> jax.Array:
   return jnp.stack([~jnp.all(jnp.isfinite(array)) for array in arrays])
 

@@ -17,6 +17,7 @@ from rest_jax.errors import UserError
 from rest_jax.evaluation.batches import Batch, Images
 from rest_jax.evaluation.records import Records
 from rest_jax.evaluation.runner import Replicas, Tick, run
+from rest_jax.ops.platform import jit
 from rest_jax.train import totals
 from rest_jax.train.losses import hits_at, predictions, smooth_one_hot, soft_cross_entropy
 from rest_jax.train.step import to_unit
@@ -144,7 +145,7 @@ class _Judging:
     return {'label': labels, **found}
 
 
-@jax.jit
+@jit
 def _judged(classifier: Any, images: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
   """Columns of the records, (B,) each."""
   logits = jnp.asarray(classifier(to_unit(images)), jnp.float32)

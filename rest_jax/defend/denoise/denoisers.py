@@ -26,6 +26,7 @@ from rest_jax.attacks.queries import image_keys
 from rest_jax.attacks.threat import check_key
 from rest_jax.errors import UserError, did_you_mean
 from rest_jax.inputs import check_images, check_layout
+from rest_jax.ops.platform import jit
 
 Family = Literal['spatial', 'frequency', 'latent']
 Needs = Literal['patches', 'autoencoder', 'model']
@@ -197,13 +198,13 @@ def _keys(denoiser: Denoiser, images: Any, key: Any) -> jax.Array | None:
   return image_keys(check_key(key), images.shape[0])
 
 
-@jax.jit
+@jit
 def _denoise(denoiser: Denoiser, images: jax.Array, keys: jax.Array | None) -> jax.Array:
   out = _transform(denoiser, images.astype(jnp.float32), keys).astype(images.dtype)
   return jnp.where(denoiser.strength == 0, images, out)
 
 
-@jax.jit
+@jit
 def _noise_only(denoiser: Denoiser, delta: jax.Array, keys: jax.Array | None) -> jax.Array:
   wide = delta.astype(jnp.float32)
   # Without draws one grey image does for all.

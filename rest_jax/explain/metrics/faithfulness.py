@@ -24,6 +24,7 @@ from rest_jax.explain.fills import fill_images
 from rest_jax.explain.metrics.order import ranks
 from rest_jax.explain.queries import chunked, resolve_targets
 from rest_jax.explain.taps import Tap
+from rest_jax.ops.platform import jit
 
 QUERY_BATCH = 64  # images a forward pass unless told
 ROWS_PER_STEP = {'paper': 8, 'latest': 2}  # Group-CAM's code: 224 * 8 in May 2021, 224 * 2 later
@@ -124,7 +125,7 @@ def area(curve: jax.Array, share: jax.Array) -> jax.Array:
   return jnp.sum((curve[..., 1:] + curve[..., :-1]) / 2 * jnp.diff(share), -1)
 
 
-@functools.partial(jax.jit, static_argnames=('last', 'query_batch'))
+@functools.partial(jit, static_argnames=('last', 'query_batch'))
 def _curves(point, images, fills, turns, targets, share, last: int, query_batch: int) -> Curves:
   count, points = len(images), last + 1
   shape = (count, 2, points)
@@ -207,7 +208,7 @@ def drop_increase(
   return found
 
 
-@functools.partial(jax.jit, static_argnames='query_batch')
+@functools.partial(jit, static_argnames='query_batch')
 def _drop_increase(point, images, fills, maps, targets, query_batch: int) -> DropIncrease:
   shape = (2, len(images))
   items = tuple(jax.lax.broadcasted_iota(jnp.int32, shape, a).reshape(-1) for a in range(2))

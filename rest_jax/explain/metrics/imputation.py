@@ -26,6 +26,7 @@ from rest_jax.explain.metrics.faithfulness import (
 from rest_jax.explain.metrics.order import ranks
 from rest_jax.explain.queries import resolve_targets
 from rest_jax.explain.taps import Tap
+from rest_jax.ops.platform import jit
 
 PERCENTILES = (10, 20, 30, 40, 50, 70, 90)  # of the authors' experiments
 _TOLERANCE = 1e-5  # some 1e-4 in a pixel, far below the noise
@@ -85,7 +86,7 @@ def road(
   return found
 
 
-@functools.partial(jax.jit, static_argnames='query_batch')
+@functools.partial(jit, static_argnames='query_batch')
 def _road(point, images, places, targets, key, percentiles, noise, query_batch: int) -> Road:
   pixels = places[0].size
   removed = jnp.round(percentiles * (pixels / 100)).astype(jnp.int32)

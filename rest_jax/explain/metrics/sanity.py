@@ -25,6 +25,7 @@ from rest_jax.explain.methods import explain
 from rest_jax.explain.metrics.order import check_finite_maps
 from rest_jax.explain.queries import check_images
 from rest_jax.layers import survey
+from rest_jax.ops.platform import jit
 
 MODES = ('cascading', 'independent')
 _WINDOW, _SIGMA = 11, 1.5  # Wang et al. 2004, section III-C
@@ -170,7 +171,7 @@ def initial_variables(model: Any, images: jax.Array, key: jax.Array) -> Any:
   return _init(model.module, sample.shape, key)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jit, static_argnums=(0, 1))
 def _init(module, shape: tuple[int, ...], key: jax.Array) -> Any:
   return module.init(key, jnp.zeros(shape, jnp.float32))
 

@@ -1,0 +1,71 @@
+"""`ops.platform.jit`: compiled with the platform's options alone, a part of others inside them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from rest_jax.ops import platform
+
+X = jnp.arange(2 * 8 * 8 * 4, dtype=jnp.float32).reshape(2, 8, 8, 4) / 100
+KERNEL = jnp.ones((3, 3, 4, 4)) / 36
+
+
+@platform.jit
+def convolved(x, kernel):
+  """A convolution, then its sum."""
+  names = ('NHWC', 'HWIO', 'NHWC')
+  return lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=names)
+
+
+def test_convolutions_are_eigens_and_the_results_are_the_same():
+  assert platform.compiler_options()  # of the versions that the tests run with
+  plain = jax.jit(convolved.__wrapped__)
+  large = jnp.ones((8, 32, 32, 32)), jnp.ones((3, 3, 32, 32))
+  text = convolved.lower(*large).compile().as_text()
+  assert 'ynn' in plain.lower(*large).compile().as_text()
+  assert 'ynn' not in text and 'convolution(' in text
+  np.testing.assert_allclose(convolved(X, KERNEL), plain(X, KERNEL), rtol=1e-5)
+  assert convolved.__name__ == 'convolved' and convolved._cache_size() == 1
+
+
+@pytest.mark.parametrize(
+  'around',
+  [
+    lambda f: jax.jit(lambda x: f(x, KERNEL).sum()),
+    lambda f: jax.jit(lambda x: f(X, KERNEL).sum() + x.sum()),  # nothing that is traced goes in
+    lambda f: lambda x: jax.grad(lambda x: f(x, KERNEL).sum())(x),
+    lambda f: lambda x: jax.vmap(f, (0, None))(x[:, None], KERNEL),
+    lambda f: lambda x: lax.scan(lambda x, _: (f(x, KERNEL), None), x, None, length=2)[0],
+    lambda f: lambda x: jax.eval_shape(f, x, KERNEL).shape[0] * x,
+  ],
+)
+def test_inside_others_it_is_a_part_of_them(around):
+  found = jax.block_until_ready(around(convolved)(X))
+  np.testing.assert_allclose(found, around(convolved.__wrapped__)(X), rtol=1e-5)
+
+
+def test_settings_go_to_jax():
+  @platform.jit
+  def twice(x):
+    return 2 * x
+
+  power = platform.jit(lambda x, n: x**n, static_argnames='n')
+  assert power(jnp.float32(3), n=2) == 9 and twice(jnp.float32(3)) == 6
+
+
+@pytest.mark.parametrize('case', ['unknown', 'flags', 'other backend'])
+def test_where_no_option_is_known_none_is_given(case, monkeypatch):
+  platform.compiler_options.cache_clear()
+  if case == 'unknown':
+    monkeypatch.setattr(platform, '_CPU_OPTIONS', {'xla_cpu_no_such_option': 'a'})
+  elif case == 'flags':
+    monkeypatch.setenv('XLA_FLAGS', '--xla_cpu_experimental_ynn_fusion_type=individual_dot')
+  else:
+    monkeypatch.setattr(platform.jax, 'default_backend', lambda: 'tpu')
+  try:
+    assert platform.compiler_options() is None
+    assert platform.jit(lambda x: x + 1)(jnp.float32(1)) == 2
+  finally:
+    platform.compiler_options.cache_clear()
