@@ -19,6 +19,7 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rest_jax.errors import UserError
 from rest_jax.files import make_folder
@@ -84,6 +85,8 @@ def use(place: str | None = None) -> Path | None:
   """
   import jax
 
+  config: Any = jax.config
+
   if place == OFF:
     jax.config.update('jax_enable_compilation_cache', False)
     return None
@@ -92,7 +95,7 @@ def use(place: str | None = None) -> Path | None:
     make_folder(common, f'give another {FLAG}, or {OFF}')
     jax.config.update('jax_enable_compilation_cache', True)
     return _begin(common)
-  if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+  if config.jax_compilation_cache_dir or not config.jax_enable_compilation_cache:
     return None
   with contextlib.suppress(OSError, RuntimeError):  # a home that is missing, full or read-only
     common = _default() / _machine()
@@ -109,7 +112,9 @@ def leave() -> None:
   """
   import jax
 
-  if jax.config.jax_compilation_cache_dir in map(str, _RUNS):
+  config: Any = jax.config
+
+  if config.jax_compilation_cache_dir in map(str, _RUNS):
     jax.config.update('jax_enable_compilation_cache', False)
 
 
