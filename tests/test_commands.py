@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rest_jax import commands, configs, create_model, list_models
+from rest_jax import commands, configs, create_model, list_detectors, list_models, list_segmenters
 from rest_jax.commands import models
 from rest_jax.errors import UserError
 from rest_jax.train import default_config, load_config, train
@@ -77,6 +77,21 @@ def test_every_model_is_in_the_table(capsys):
   assert '10,508,300' in rows[2] and '77.2 / 93.7' in rows[2]
   with pytest.raises(UserError, match='did you mean rest_lite'):
     commands.main(['models', 'rest_litte'])
+
+
+def test_detectors_and_segmenters_are_listed_by_head(capsys):
+  assert commands.main(['models']) == 0
+  text = capsys.readouterr().out
+  for kind, names in (('detectors', list_detectors()), ('segmenters', list_segmenters())):
+    block = next(part for part in text.split('\n\n') if part.startswith(kind))
+    heads = [head for head in models.HEADS if f'\n  {head}: ' in block]
+    words = block.replace(',', ' ').split()
+    assert all(any(name == f'{h}_{w}' for h in heads for w in words) for name in names)
+  assert commands.main(['models', 'upernet_rest_*']) == 0
+  text = capsys.readouterr().out
+  assert text.startswith('segmenters') and 'rest_small' in text and 'restv2' not in text
+  with pytest.raises(UserError, match='did you mean upernet_rest_small'):
+    commands.main(['models', 'upernet_rset_small'])
 
 
 # Of each family one; the ResTs' numbers are those of tests/models/test_rest.py.

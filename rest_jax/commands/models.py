@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -55,21 +56,49 @@ PUBLISHED = {
   'restv2_large': '84.2',
 }
 
+# Heads of detectors and segmenters: what they give, and their paper.
+HEADS = {
+  'retinanet': 'boxes (Lin et al. 2017)',
+  'mask_rcnn': 'boxes and masks (He et al. 2017)',
+  'semantic_fpn': 'a class a pixel (Kirillov et al. 2019)',
+  'upernet': 'a class a pixel (Xiao et al. 2018)',
+}
+
 
 def main(words: Sequence[str], program: str = 'rest-jax models') -> int:
   """Prints the table; arguments, result and errors as in `train`."""
   parser = Parser(prog=program, description='Lists the models by name.')
   parser.add_argument('pattern', nargs='?', default='*', help="a shell pattern, such as 'restv2*'")
   pattern = parser.parse_args(list(words)).pattern
-  from rest_jax.models import list_models
+  from rest_jax.models import list_detectors, list_models, list_segmenters
 
   names = list_models(pattern)
+  dense = {'detector': list_detectors(pattern), 'segmenter': list_segmenters(pattern)}
   weights = _weights()
   zoo = {name: held for held in weights.values() for name in held}
-  if not names and not any(name == pattern for name in zoo):
-    raise UserError(f'no model is called {pattern}; {did_you_mean(pattern, list_models())}')
-  print(_table(names, weights))
+  if not names and not any(dense.values()) and pattern not in zoo:
+    known = [*list_models(), *list_detectors(), *list_segmenters()]
+    raise UserError(f'no model is called {pattern}; {did_you_mean(pattern, known, list_models())}')
+  parts = [_table(names, weights)] if names or not any(dense.values()) else []
+  print(
+    '\n\n'.join([*parts, *(_dense_list(kind, found) for kind, found in dense.items() if found)])
+  )
   return 0
+
+
+def _dense_list(kind: str, names: Sequence[str]) -> str:
+  """Heads and the backbones that each of them is there for, a line a head."""
+  heads: dict[str, list[str]] = {}
+  for name in names:
+    head = next(head for head in HEADS if name.startswith(f'{head}_'))
+    heads.setdefault(head, []).append(name.removeprefix(f'{head}_'))
+  lines = [f'{kind}s (create_{kind}, model.name of a config): HEAD_BACKBONE']
+  for head, backbones in heads.items():
+    lines += [f'  {head}: {HEADS[head]}']
+    lines += textwrap.wrap(
+      ', '.join(backbones), 96, initial_indent=' ' * 4, subsequent_indent=' ' * 4
+    )
+  return '\n'.join(lines)
 
 
 def _weights() -> dict[str, dict[str, str]]:

@@ -5,6 +5,7 @@ ROOT/Annotations/**/NAME.xml for the picture ROOT/**/NAME.jpg, or NAME.xml besid
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from rest_jax.errors import UserError
 
 Box = tuple[float, float, float, float]  # (xmin, ymin, xmax, ymax) in pixels, edges
 FOLDERS = ('annotations', 'annotation')
+_SAME = 0.02  # in the logarithm of width over height: sizes are rounded
 _EDGES = ('xmin', 'ymin', 'xmax', 'ymax')
 
 
@@ -23,14 +25,27 @@ class Boxes(NamedTuple):
   Attributes:
     edges: a box each; none where nobody has drawn one.
     size: (width, height) of the picture that they were drawn on; None for the picture as it is.
+    path: of the file that they come from, for errors.
   """
 
   edges: tuple[Box, ...] = ()
   size: tuple[int, int] | None = None
+  path: str = ''
 
   def fractions(self, width: int, height: int) -> list[Box]:
-    """The boxes over the sides of a picture of that size, as (xmin, ymin, xmax, ymax) in [0, 1]."""
+    """The boxes over the sides of a picture of that size, as (xmin, ymin, xmax, ymax) in [0, 1].
+
+    Raises:
+      UserError: they were drawn on the picture as it lies on its side: pictures are turned upright
+        here, and which way the boxes have to follow is not in their file.
+    """
     across, down = self.size or (width, height)
+    wide, drawn_wide = math.log(width / height), math.log(across / down)
+    if self.edges and abs(wide + drawn_wide) < _SAME < abs(wide):
+      raise UserError(
+        f'{self.path or "boxes"}: drawn on a picture of {across}x{down} px, and upright it has '
+        f'{width}x{height}; turn the boxes as its EXIF orientation says, or save it without one'
+      )
     return [(l / across, t / down, r / across, b / down) for l, t, r, b in self.edges]  # noqa: E741
 
 
@@ -117,7 +132,7 @@ def read_boxes(path: str) -> Boxes:
       raise UserError(f'{path}: {", ".join(texts)} is no box; it is xmin, ymin, xmax, ymax')
     edges.append((left, top, right, bottom))
   width, height = (_whole(root.findtext(f'size/{side}')) for side in ('width', 'height'))
-  return Boxes(tuple(edges), (width, height) if width and height else None)
+  return Boxes(tuple(edges), (width, height) if width and height else None, path)
 
 
 def _whole(text: str | None) -> int:

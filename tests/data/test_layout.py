@@ -397,6 +397,8 @@ def test_boxes_of_xml_files_are_found_by_their_path(tmp_path):
   (tmp_path / 'cat' / '2.xml').write_text(annotation(BOX, size=(60, 40)))
   images = data.load_judged(tmp_path, extras=('boxes',)).images
   found = {os.path.relpath(images.files[row], tmp_path): images[row]['boxes'] for row in range(5)}
+  assert found['cat/1.png'].path == str(tmp_path / 'Annotations' / 'cat' / '1.xml')
+  found = {name: boxes._replace(path='') for name, boxes in found.items()}
   assert found == {
     'cat/1.png': Boxes(((1, 0, 3, 2), (1, 0, 5, 2)), (6, 4)),
     'cat/2.png': Boxes(((1, 0, 3, 2),), (60, 40)),

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from rest_jax.data.box_files import Boxes
+from rest_jax.errors import UserError
 from rest_jax.explain.study import _box_mask, _masks
 from rest_jax.models.predictions import preprocess
 
@@ -52,3 +53,25 @@ def test_objects_that_are_not_there_are_empty_and_not_counted():
   assert masks is not None and masks.any((1, 2)).tolist() == [True, False, False]
   assert masks[0].sum() == 2 * 16
   assert _masks(classifier('squash', 1.0), [{'image': pixels}]) is None
+
+
+@pytest.mark.parametrize(
+  ('drawn', 'upright', 'lies'),
+  [
+    ((400, 300), (300, 400), True),
+    ((300, 400), (400, 300), True),
+    ((401, 300), (150, 200), True),  # smaller since, and rounded
+    ((400, 300), (200, 150), False),
+    ((300, 300), (300, 300), False),
+    ((300, 302), (302, 300), False),  # square but for rounding
+    ((400, 300), (400, 200), False),  # another shape is the annotator's affair: fractions hold
+  ],
+)
+def test_boxes_of_a_picture_on_its_side_are_refused(drawn, upright, lies):
+  boxes = Boxes(((30, 30, 60, 90),), drawn, 'a/cat.xml')
+  if lies:
+    with pytest.raises(UserError, match=r'a/cat.xml: drawn on .* px, and upright it has'):
+      boxes.fractions(*upright)
+  else:
+    assert boxes.fractions(*upright)[0][0] == 30 / drawn[0]
+  assert Boxes((), drawn).fractions(*upright) == []
