@@ -30,7 +30,12 @@ def colour(label: int) -> tuple[int, int, int]:
 
 
 def draw_objects(
-  picture: np.ndarray, found: Objects, class_names: Sequence[str], *, least_score: float = 0.3
+  picture: np.ndarray,
+  found: Objects,
+  class_names: Sequence[str],
+  *,
+  least_score: float = 0.3,
+  scored: bool = True,
 ) -> Image.Image:
   """A picture with boxes, names, scores and masks.
 
@@ -39,6 +44,7 @@ def draw_objects(
     found: in pixels of it.
     class_names: the name of each label.
     least_score: results under it are not drawn.
+    scored: whether captions give scores; those of the truth say nothing.
 
   Returns:
     An RGB picture, enlarged where it was small.
@@ -54,7 +60,8 @@ def draw_objects(
     label = int(found.labels[i])
     box = [float(edge) * scale for edge in found.boxes[i]]
     _frame(draw, box, colour(label), canvas)
-    _caption(draw, box, f'{class_names[label]} {found.scores[i]:.2f}', colour(label), font, canvas)
+    text = f'{class_names[label]} {found.scores[i]:.2f}' if scored else class_names[label]
+    _caption(draw, box, text, colour(label), font, canvas)
   return canvas
 
 

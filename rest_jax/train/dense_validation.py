@@ -143,7 +143,8 @@ class _Gallery:
       truth = Objects(
         example['boxes'], np.ones(count, np.float32), example['labels'], example.get('masks')
       )
-      both = (draw_objects(picture, one, self._names) for one in (truth, found))
+      pair = ((truth, False), (found, True))
+      both = (draw_objects(picture, one, self._names, scored=scored) for one, scored in pair)
     else:
       pair = (example['segmentation'], found)
       both = (draw_segmentation(picture, classes, self._names) for classes in pair)

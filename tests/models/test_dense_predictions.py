@@ -13,9 +13,9 @@ from PIL import Image
 
 from rest_jax import __main__ as command
 from rest_jax.errors import UserError
-from rest_jax.models import create_detector, dense_model
+from rest_jax.models import create_detector, dense_drawing, dense_model
 from rest_jax.models.dense_drawing import colour
-from rest_jax.models.dense_model import Detector, kind_at
+from rest_jax.models.dense_model import Detector, Objects, kind_at
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 
@@ -132,3 +132,15 @@ def test_a_saved_detector_from_its_directory(folder, tmp_path, capsys):
   assert not command.main([*words, '--output', str(tmp_path / 'out')])
   assert 'a.png: 0 objects' in capsys.readouterr().out
   assert (tmp_path / 'out' / 'a.png').exists()
+
+
+def test_captions_of_the_truth_have_no_score(monkeypatch):
+  seen = []
+  monkeypatch.setattr(
+    dense_drawing, '_caption', lambda draw, box, text, *_: seen.append(text) or None
+  )
+  found = Objects(np.array([[1, 1, 9, 9]], np.float32), np.ones(1, np.float32), np.zeros(1, int))
+  picture = np.zeros((16, 16, 3), np.uint8)
+  for scored in (True, False):
+    dense_drawing.draw_objects(picture, found, ('cat',), scored=scored)
+  assert seen == ['cat 1.00', 'cat']
