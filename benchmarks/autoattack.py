@@ -103,7 +103,7 @@ def name_of(model: str, threat: tuple[str, str], attack: str) -> str:
 def measure(args, results: Results, images: Path, attacks: tuple[str, ...]) -> None:
   """Runs what is missing; 'all' stands for the whole cascade, in a new process each time."""
   workers: dict[str, Worker] = {}
-  for model, threat, attack, library in _order(args.models, attacks):
+  for model, threat, attack, library in _order(args, attacks):
     run = name_of(model, threat, attack)
     if results.get(library, run) is not None:
       continue
@@ -128,15 +128,20 @@ def threats_of(model: str) -> tuple[tuple[str, str], ...]:
   return RESNET20_THREATS if model == RESNET20 else THREATS
 
 
+def asked(args, model: str) -> list[tuple[str, str]]:
+  """Those that the command line asks for, all where it names none."""
+  return [t for t in threats_of(model) if not args.threats or ':'.join(t) in args.threats]
+
+
 def eps_of(text: str) -> float:
   """A radius: a number, or one over another."""
   above, _, below = text.partition('/')
   return float(above) / float(below or 1)
 
 
-def _order(models: list[str], attacks: tuple[str, ...]):
-  for model in models:
-    for threat in threats_of(model):
+def _order(args, attacks: tuple[str, ...]):
+  for model in args.models:
+    for threat in asked(args, model):
       for attack in attacks:
         for library in LIBRARIES:
           yield model, threat, attack, library
@@ -161,7 +166,7 @@ def measured(results: Results) -> list[str]:
 
 def table(args, results: Results) -> str:
   """The Markdown page."""
-  count, versions = results.values['images'], results.values['versions']
+  count, versions, shown = results.values['images'], results.values['versions'], _alone(results)
   lines = [
     "# AutoAttack beside the authors' code",
     '',
@@ -170,34 +175,59 @@ def table(args, results: Results) -> str:
     f'{versions.get("official")}. Made by',
     '',
     '    python benchmarks/autoattack.py --official auto-attack \\',
-    '      --official_python PYTHON_WITH_TORCH --data_dir TFDS_DATA_DIR',
+    f'      --official_python PYTHON_WITH_TORCH --data_dir TFDS_DATA_DIR{_named(args, results)}',
     '',
     '## Robust accuracy, %',
     '',
-    f'Square alone: mean of {_seeds(results)} seeds, the others of one.',
+    f'Square alone: mean of {_seeds(results)} seeds, the others of one.'
+    if shown
+    else 'Whole runs.',
     '',
-    '| model (clean) | threat | | ' + ' | '.join(ATTACKS) + ' | AutoAttack |',
-    '|---|---|---|' + '---|' * (len(ATTACKS) + 1),
+    '| model (clean) | threat | | ' + ' | '.join((*shown, 'AutoAttack')) + ' |',
+    '|---|---|---|' + '---|' * (len(shown) + 1),
   ]
   lines += [
     row
     for model in measured(results)
-    for threat in threats_of(model)
+    for threat in _run_threats(results, model)
     for row in _accuracies(results, model, threat)
   ]
   lines += ['', '## Time of the whole, seconds, compilation included', '']
   lines += ["| model | threat | authors | ours | authors' / ours |", '|---|---|---|---|---|']
   lines += [
-    _times(results, model, threat) for model in measured(results) for threat in threats_of(model)
+    _times(results, model, threat)
+    for model in measured(results)
+    for threat in _run_threats(results, model)
   ]
   return '\n'.join([*lines, '', _summary(results), ''])
+
+
+def _run_threats(results: Results, model: str) -> list[tuple[str, str]]:
+  runs = results.values['runs']
+  return [t for t in threats_of(model) if any(n.startswith(name_of(model, t, '')) for n in runs)]
+
+
+def _alone(results: Results) -> list[str]:
+  """The attacks that were run by themselves."""
+  runs = results.values['runs']
+  return [attack for attack in ATTACKS if any(name.endswith(f' {attack}') for name in runs)]
+
+
+def _named(args, results: Results) -> str:
+  """The flags of a table of its own."""
+  if args.results == 'autoattack':
+    return ''
+  models = ' --resnet20 NPZ --models' if measured(results) == [RESNET20] else ''
+  return (
+    f' \\\n      --only time{models} --images {results.values["images"]} --results {args.results}'
+  )
 
 
 def _seeds(results: Results) -> str:
   """With how many seeds both have run Square: '3', or '1 to 3' where it differs."""
   runs = results.values['runs']
-  whole = [name for name, run in runs.items() if name.endswith('square') and len(run) == 2]
-  counts = [1 + sum(len(runs.get(name + r[6:], {})) == 2 for r in REPEATS) for name in whole]
+  alone = [name for name, run in runs.items() if name.endswith('square') and len(run) == 2]
+  counts = [1 + sum(len(runs.get(name + r[6:], {})) == 2 for r in REPEATS) for name in alone]
   least, most = min(counts, default=0), max(counts, default=0)
   return str(most) if least == most else f'{least} to {most}'
 
@@ -214,7 +244,8 @@ def _accuracies(results: Results, model: str, threat: tuple[str, str]) -> list[s
   clean = results.values.get('clean', {}).get(model, float('nan'))
   rows = []
   for library, label in (('official', 'authors'), ('ours', 'ours')):
-    values = [_robust(results, library, model, threat, attack) for attack in (*ATTACKS, 'all')]
+    columns = (*_alone(results), 'all')
+    values = [_robust(results, library, model, threat, attack) for attack in columns]
     cells = ' | '.join('' if value is None else f'{100 * value:.1f}' for value in values)
     name = f'{model} ({100 * clean:.1f}) | {threat[0]} {threat[1]}'
     rows.append(f'| {name} | {label} | {cells} |')
@@ -263,6 +294,10 @@ def main() -> None:
   parser.add_argument('--images', type=int, default=500, help='how many test images')
   parser.add_argument('--models', nargs='*', default=MODELS, choices=MODELS)
   parser.add_argument('--resnet20', type=Path, help=".npz of the public ResNet-20's state_dict")
+  parser.add_argument('--threats', nargs='+', default=[], help='some alone, such as l2:0.1')
+  parser.add_argument(
+    '--results', default='autoattack', help='name of the files in results/, one a set of images'
+  )
   parser.add_argument('--threads', type=int, default=2, help='of each library in the whole runs')
   parser.add_argument('--accuracy_threads', type=int, default=2, help='in the single attacks')
   parser.add_argument(
@@ -271,10 +306,10 @@ def main() -> None:
   args = parser.parse_args()
   args.work_dir.mkdir(parents=True, exist_ok=True)
   RESULTS.mkdir(exist_ok=True)
-  results = Results(RESULTS / 'autoattack.json')
+  results = Results(RESULTS / f'{args.results}.json')
   if args.only != 'table':
     run(args, results)
-  (RESULTS / 'autoattack.md').write_text(table(args, results))
+  (RESULTS / f'{args.results}.md').write_text(table(args, results))
   print(table(args, results))
 
 
@@ -297,7 +332,7 @@ def run(args, results: Results) -> None:
   results.values['images'] = args.images
   if args.only == 'time':
     for model in args.models:
-      for threat in threats_of(model):
+      for threat in asked(args, model):
         results.values['runs'].pop(name_of(model, threat, 'all'), None)
   if args.only != 'time':
     measure(args, results, path, ATTACKS)
