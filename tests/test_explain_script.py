@@ -248,7 +248,7 @@ def test_a_model_whose_logits_are_no_numbers(photo, tmp_path, capsys, monkeypatc
 
   item = run.Item(photo, tmp_path, None, None, np.zeros((4, 4, 3), np.float32))
   logits = np.array([[0, 1], [np.nan, 0], [2, 3], [np.inf, 0]], np.float32)
-  monkeypatch.setattr(run, '_logits', lambda *_: logits)
+  monkeypatch.setattr(run, 'logits_once', lambda *_: logits)
   setup = run.Setup(None, Broken(), (), None, 4, 1)
   progress = run.Progress(3, 1)
   items = [item._replace(file=Path(f'{name}.png')) for name in 'abc']
@@ -265,7 +265,13 @@ def test_progress_of_one_picture_off_a_terminal(monkeypatch, capsys):
   monkeypatch.setattr(saying, '_SILENCE', 0.002)
   progress, said = saying.Progress(1, 2), threading.Event()
   printed = progress._print
-  monkeypatch.setattr(progress, '_print', lambda line: (printed(line), said.set()))
+
+  def note(line):
+    printed(line)
+    if '1 of 2' in line:
+      said.set()
+
+  monkeypatch.setattr(progress, '_print', note)
   with progress.ticking():
     progress.doing('group_cam')
     progress.made(1)

@@ -31,7 +31,7 @@ GROUND = {
     'layers',
     'paths',
   ),
-  *('profiles', 'programs', 'recipes', 'rgb', 'text'),
+  *('profiles', 'program_cache', 'programs', 'recipes', 'rgb', 'text'),
 }
 # Rooms from the ground up, with the rooms that each may import.
 ROOMS = {

@@ -40,8 +40,7 @@ def everywhere(tree: Any) -> Any:
   place = NamedSharding(_mesh(), PartitionSpec())
 
   def put(leaf: Any) -> Any:
-    committed = isinstance(leaf, jax.Array) and leaf.committed
-    return jax.device_put(leaf, place) if committed else leaf
+    return jax.device_put(leaf, place) if getattr(leaf, 'committed', False) else leaf
 
   return jax.tree.map(put, tree)
 

@@ -13,7 +13,7 @@ from jax.core import Tracer
 
 from rest_jax.errors import UserError
 from rest_jax.explain.maps import constant_maps
-from rest_jax.explain.queries import layer_gradient, target_gradients
+from rest_jax.explain.queries import layer_gradient, logits_once, target_gradients
 from rest_jax.explain.taps import Tap
 from rest_jax.ops.platform import jit
 
@@ -42,7 +42,7 @@ def check_finite(name: str, maps: Any, point: Tap, images: jax.Array) -> None:
   wrong = np.flatnonzero(~np.isfinite(np.asarray(maps)).all((1, 2)))
   if not len(wrong):
     return
-  logits = np.asarray(_logits(point, images[wrong]))
+  logits = np.asarray(logits_once(point, images[wrong]))
   what = 'scores' if point.score is not None else 'logits'
   count = int((~np.isfinite(logits)).sum())
   if count:
@@ -107,9 +107,6 @@ def _which(wrong: np.ndarray, count: int) -> str:
     return f'all {count} images' if count > 1 else 'the image'
   listed = ', '.join(str(i) for i in wrong[:5])
   return f'image{"s" if len(wrong) > 1 else ""} {listed}{", ..." if len(wrong) > 5 else ""}'
-
-
-_logits = jit(lambda point, images: point(images))
 
 
 @functools.partial(jit, static_argnames='needs_layer')

@@ -24,10 +24,9 @@ from rest_jax.errors import UserError, did_you_mean
 from rest_jax.explain import checking, shown
 from rest_jax.explain.arguments import Asked, Face, takes_key
 from rest_jax.explain.maps import constant_maps
-from rest_jax.explain.queries import prepare, resolve_targets, whole_targets
+from rest_jax.explain.queries import logits_once, prepare, resolve_targets, whole_targets
 from rest_jax.explain.shown import Shown
 from rest_jax.explain.taps import Tap
-from rest_jax.ops.platform import jit
 
 Queries = Callable[[tuple[int, ...], dict[str, Any]], float]
 _TOGETHER = 8  # pictures that are explained at once
@@ -311,7 +310,7 @@ class _Question(NamedTuple):
     point, images, targets = prepare(
       model, images, targets, layer, grid, output=self.output, score=self.score
     )
-    logits = _logits(point, images)
+    logits = logits_once(point, images)
     classes = resolve_targets(logits, targets)
     if method.needs_layer:
       arguments |= {'layer': layer, 'grid': grid}
@@ -352,6 +351,3 @@ def _queries(
   if method.needs_layer:
     filled['channels'] = point.feature_shape(images)[-1]
   return math.ceil(method.queries(tuple(images.shape[1:]), filled))
-
-
-_logits = jit(lambda point, images: point(images))

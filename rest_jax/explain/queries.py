@@ -105,6 +105,10 @@ def known_targets(
   return targets
 
 
+# What a model says of images, one compiled program for whoever asks.
+logits_once = jit(lambda model, images: model(images))
+
+
 @functools.partial(jit, static_argnames='query_batch')
 def all_logits(point: Tap, images: jax.Array, query_batch: int) -> jax.Array:
   """Logits (B, K) of any number of images; one compiled function for all the methods."""

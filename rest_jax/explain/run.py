@@ -19,11 +19,11 @@ from rest_jax.explain import choices
 from rest_jax.explain.command import Command
 from rest_jax.explain.findings import Finding, PictureResult, draw_strip, paper_step, write_result
 from rest_jax.explain.metrics import Curves, insertion_deletion
+from rest_jax.explain.queries import logits_once
 from rest_jax.explain.saying import Progress
 from rest_jax.files import make_folder
 from rest_jax.models.classifier import Classifier
 from rest_jax.models.predictions import Placement, placement
-from rest_jax.ops.platform import jit
 from rest_jax.paths import output_names
 from rest_jax.text import plural
 
@@ -172,7 +172,7 @@ def _decided(
   The last picture is repeated, so that every batch has one shape and compiles once.
   """
   pixels = np.stack([item.pixels for item in batch])
-  logits = np.asarray(_logits(setup.classifier, _padded(pixels, setup.pictures)))[: len(batch)]
+  logits = np.asarray(logits_once(setup.classifier, _padded(pixels, setup.pictures)))[: len(batch)]
   finite = np.asarray(np.isfinite(logits))
   for item, row in zip(batch, finite, strict=True):
     with progress.guarding(item.file):
@@ -199,9 +199,6 @@ def _check_maps(result: PictureResult, findings: Sequence[Finding]) -> None:
       f'{result.file}: {", ".join(bad)} gave maps with values that are not finite: gradients or '
       'features of the model overflow'
     )
-
-
-_logits = jit(lambda classifier, images: classifier(images))
 
 
 class _Applied(NamedTuple):

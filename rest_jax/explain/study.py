@@ -19,12 +19,12 @@ from rest_jax.evaluation.records import RESULTS, Records
 from rest_jax.explain import choices
 from rest_jax.explain.command import Command
 from rest_jax.explain.metrics import box_masks
+from rest_jax.explain.queries import logits_once
 from rest_jax.explain.run import check_layer
 from rest_jax.files import make_folder
 from rest_jax.models.classifier import Classifier
 from rest_jax.models.predictions import placement
 from rest_jax.opening import check_data, open_judged, read_examples
-from rest_jax.ops.platform import jit
 from rest_jax.text import plural
 
 BASELINES = ('centre', 'random')
@@ -142,8 +142,6 @@ def _settings(command: Command, data: JudgedData) -> dict[str, Any]:
 
 # ---- Images -------------------------------------------------------------------------------------
 
-_logits = jit(lambda classifier, images: classifier(images))
-
 
 def _read(study: Study, indices: range) -> dict[str, np.ndarray | None]:
   """Images as the classifier sees them, their labels, the pixels of objects, the logits.
@@ -155,7 +153,7 @@ def _read(study: Study, indices: range) -> dict[str, np.ndarray | None]:
   count, size = len(indices), study.command.batch_size
   images, labels, examples = read_examples(study.source, study.classifier, indices[0], count)
   padded = images[np.minimum(np.arange(size), count - 1)]
-  logits = np.asarray(_logits(study.classifier, padded))[:count]
+  logits = np.asarray(logits_once(study.classifier, padded))[:count]
   _check_finite(logits, indices[0] // size)
   masks = _masks(study.classifier, examples)
   return {'images': images, 'labels': labels, 'masks': masks, 'logits': logits}

@@ -143,8 +143,7 @@ class _Gallery:
       truth = Objects(
         example['boxes'], np.ones(count, np.float32), example['labels'], example.get('masks')
       )
-      pair = ((truth, False), (found, True))
-      both = (draw_objects(picture, one, self._names, scored=scored) for one, scored in pair)
+      both = (draw_objects(picture, o, self._names, scored=o is found) for o in (truth, found))
     else:
       pair = (example['segmentation'], found)
       both = (draw_segmentation(picture, classes, self._names) for classes in pair)

@@ -97,7 +97,6 @@ def validate(
   """
   records = Records(None, {}) if records is None else records
   numbers = itertools.count() if images is None else iter(missing(records, images))
-  devices = list(mesh.local_devices)
   batches, judging = iter(batches), _Judging(classifier)
   speed, first = _Speed(judging, progress), next(batches, None)
   if first is not None:
@@ -107,8 +106,8 @@ def validate(
       _pieces(itertools.chain([first], batches), numbers),
       records,
       judging,
-      size=-(-len(first['mask']) // len(devices)),
-      devices=devices,
+      size=-(-len(first['mask']) // len(mesh.local_devices)),
+      devices=list(mesh.local_devices),
       progress=speed,
     )
   speed.keep(records)
