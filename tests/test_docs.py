@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -84,3 +85,23 @@ def test_links_of_the_readme():
   pictures = re.findall(r'!\[[^\]]*\]\(([^)]+)\)', text)
   assert pictures and all(link.startswith('https://') for link in pictures)
   assert all((DOCS / link.rsplit('/', 1)[1]).exists() for link in pictures if '/docs/' in link)
+
+
+def test_photographs_are_shown_with_their_authors():
+  """CC BY: author, page and licence stand below the figure, as the script that draws it says."""
+  script = runpy.run_path(str(DOCS.parent / 'scripts' / 'photographs_figure.py'))
+  licence = 'https://creativecommons.org/licenses/by/2.0/'
+  shown = (
+    ('Paul Reynolds', 'https://www.flickr.com/photos/bigtallguy/29072932140'),
+    (
+      r'Ag\303\252ncia Bras\303\255lia',
+      'https://www.flickr.com/photos/agenciabrasilia/28628001341',
+    ),
+    ('Gordon Watt', 'http://www.flickr.com/16915761@N08/27918206525'),
+  )
+  rows = [{'author': a, 'landing_page': page, 'licence': licence} for a, page in shown]
+  credits = re.findall(r'\[.*?\]\(.*?\)', script['caption'](rows))
+  assert len(credits) == 4 and credits[1].startswith('[Agência Brasília](https://')
+  for page in (DOCS.parent / 'README.md', DOCS / 'index.md'):
+    text = ' '.join(page.read_text(encoding='utf-8').split())
+    assert all(credit in text for credit in credits)
