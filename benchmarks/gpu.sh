@@ -9,18 +9,33 @@
 #   OUTPUT    folder of the results (work/gpu)
 #   PYTHON    with JAX, python3 by default;  TORCH_PYTHON  with torch, PYTHON by default
 #   REST, GROUPCAM, AUTOATTACK   checkouts of the authors' code; without one ours alone is timed
-#   PACKAGES  folder of packages that PYTHON lacks, made elsewhere:
+#   PACKAGES  folder of packages that PYTHON lacks, which the summary names, made elsewhere:
 #             pip install --target DIR --no-deps flax optax ml-collections ...
 #   DEVICE    gpu, or cpu for a trial with small shapes
 # Each part has a limit of its own in seconds and writes its log and its tables, whatever becomes of
 # the others. Status 0: all parts were done.
 set -u
-cd "$(dirname "$0")/.."
-OUTPUT=${OUTPUT:-work/gpu} PYTHON=${PYTHON:-python3} DEVICE=${DEVICE:-gpu}
-TORCH_PYTHON=${TORCH_PYTHON:-$PYTHON}
+parts='golden rest_small restv2_tiny cams attack dense'
+for name in "$@"; do
+  case " $parts " in
+    *" $name "*) ;;
+    *)
+      echo "error: there is no part $name; there are $parts" >&2
+      exit 2
+      ;;
+  esac
+done
+
+# A place that the caller names is meant from where he stands.
+absolute() { case $1 in /* | '') echo "$1" ;; *) echo "$PWD/$1" ;; esac }
+interpreter() { case $1 in */*) absolute "$1" ;; *) echo "$1" ;; esac }
+root=$(cd "$(dirname "$0")/.." && pwd)
+OUTPUT=$(absolute "${OUTPUT:-$root/work/gpu}") PYTHON=$(interpreter "${PYTHON:-python3}")
+TORCH_PYTHON=$(interpreter "${TORCH_PYTHON:-$PYTHON}") DEVICE=${DEVICE:-gpu}
+REST=$(absolute "${REST:-}") GROUPCAM=$(absolute "${GROUPCAM:-}")
+AUTOATTACK=$(absolute "${AUTOATTACK:-}") PACKAGES=$(absolute "${PACKAGES:-}")
 END=$((SECONDS + ${TOTAL:-530}))
-mkdir -p "$OUTPUT"
-OUTPUT=$(cd "$OUTPUT" && pwd)
+mkdir -p "$OUTPUT" && cd "$root" || exit 2
 SUMMARY=$OUTPUT/summary.md
 export PYTHONPATH="$PWD${PACKAGES:+:$PACKAGES}${PYTHONPATH:+:$PYTHONPATH}"
 # The next call finds what this one has compiled.
@@ -28,7 +43,7 @@ export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$OUTPUT/cache}
 export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$OUTPUT/torch_cache}
 
 peers=()
-for pair in "rest=${REST:-}" "groupcam=${GROUPCAM:-}" "autoattack=${AUTOATTACK:-}"; do
+for pair in "rest=$REST" "groupcam=$GROUPCAM" "autoattack=$AUTOATTACK"; do
   [ -n "${pair#*=}" ] && peers+=("$pair")
 done
 "$TORCH_PYTHON" -c 'import torch' 2>/dev/null && peers+=("python=$(command -v "$TORCH_PYTHON")")
@@ -38,6 +53,7 @@ case " ${peers[*]-} " in *" python="*) ;; *) peers=() ;; esac
 part() {
   local name=$1 limit=$2 left=$((END - SECONDS)) start=$SECONDS status
   shift 2
+  rm -rf "${OUTPUT:?}/$name" "$OUTPUT/$name.log" # of an earlier call
   [ "$limit" -gt "$left" ] && limit=$left
   if [ "$limit" -lt 5 ]; then
     echo "- $name: not begun, no time left" | tee -a "$SUMMARY"
@@ -94,8 +110,11 @@ print('# A run of benchmarks/gpu.sh\n')
 print(f'{platform.platform()}, Python {platform.python_version()};', ', '.join(
   f'{name} {version}' for name, version in found.items()
 ))
-needed = 'jax flax optax ml_collections absl jaxtyping PIL scipy sklearn safetensors matplotlib'
-missing = [n for n in (*needed.split(), 'pytest', 'hypothesis') if not importlib.util.find_spec(n)]
+needed = (
+  'jax flax optax ml_collections absl jaxtyping msgpack rich yaml safetensors scipy tqdm PIL etils '
+  'pytest pluggy iniconfig hypothesis sortedcontainers'
+)
+missing = [name for name in needed.split() if not importlib.util.find_spec(name)]
 if missing:
   print('\nMissing, and to be brought in PACKAGES:', ', '.join(missing))
 print()
@@ -103,7 +122,7 @@ PY
 cat "$SUMMARY"
 
 failed=0
-[ $# -gt 0 ] || set -- golden rest_small restv2_tiny cams attack dense
+[ $# -gt 0 ] || set -- $parts
 for name in "$@"; do
   case $name in
     golden) golden ;;
@@ -112,14 +131,11 @@ for name in "$@"; do
     cams) bench cams 50 --suite cams "${cams[@]}" --repeats 5 ;;
     attack) bench attack 50 --suite attacks "${attack[@]}" ;;
     dense) bench dense 50 --suite dense ${dense[@]+"${dense[@]}"} --repeats 5 ;;
-    *)
-      echo "error: there is no part $name; there are golden rest_small restv2_tiny cams attack dense" >&2
-      exit 2
-      ;;
   esac
 done
-for table in "$OUTPUT"/*/benchmarks.md; do
-  [ -f "$table" ] && { echo; sed 's/^#/##/' "$table"; } >>"$SUMMARY"
+for name in "$@"; do
+  table=$OUTPUT/$name/benchmarks.md
+  [ -f "$table" ] && sed -e "1s/.*/\n## $name/" -e '2,$s/^##/###/' "$table" >>"$SUMMARY"
 done
 echo "$SUMMARY"
 exit $failed

@@ -143,7 +143,7 @@ def largest(model: str, size: int, dtype: str, most: int) -> TrainingStep:
     except jax.errors.JaxRuntimeError as error:
       if 'RESOURCE_EXHAUSTED' not in str(error) or batch == 1:
         raise
-    batch //= 2
+    run, batch = None, batch // 2  # its memory is the next one's
 
 
 def kept_bytes(model: str, size: int, dtype: str) -> int:
