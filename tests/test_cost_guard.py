@@ -16,7 +16,7 @@ from benchmarks import costs  # noqa: E402
 
 RECORDED = json.loads(costs.RECORDED.read_text('utf-8'))
 # Versions of JAX from 0.10 to 0.12 trace some functions a little differently.
-MARGIN = {'flops': 1.03, 'bytes': 1.10}
+MARGIN = {'flops': 1.05, 'bytes': 1.10}
 MORE_COMPILATIONS = 2
 ADVICE = 'if that is meant, python -m benchmarks.costs --record'
 

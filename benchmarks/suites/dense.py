@@ -15,7 +15,7 @@ def dense(options: Options) -> list[Case]:
   own.
   """
   height, width = (96, 128) if options.quick else (800, 1344)
-  backbone = 'rest_lite' if options.quick else 'rest_small'
+  backbone = 'resnet18' if options.quick else 'rest_small'
   canvas = dict(height=height, width=width)
   cases = []
   for task in ('detect',) if options.quick else ('detect', 'detector_step'):
