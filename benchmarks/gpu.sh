@@ -12,6 +12,7 @@
 #   PACKAGES  folder of packages that PYTHON lacks, which the summary names, made elsewhere:
 #             pip install --target DIR --no-deps flax optax ml-collections ...
 #   DEVICE    gpu, or cpu for a trial with small shapes
+#   SLOW      what all limits are multiplied with, 1 by default: for a machine that is busy
 # Each part has a limit of its own in seconds and writes its log and its tables, whatever becomes of
 # the others. Status 0: all parts were done.
 set -u
@@ -34,7 +35,7 @@ OUTPUT=$(absolute "${OUTPUT:-$root/work/gpu}") PYTHON=$(interpreter "${PYTHON:-p
 TORCH_PYTHON=$(interpreter "${TORCH_PYTHON:-$PYTHON}") DEVICE=${DEVICE:-gpu}
 REST=$(absolute "${REST:-}") GROUPCAM=$(absolute "${GROUPCAM:-}")
 AUTOATTACK=$(absolute "${AUTOATTACK:-}") PACKAGES=$(absolute "${PACKAGES:-}")
-END=$((SECONDS + ${TOTAL:-530}))
+SLOW=${SLOW:-1} END=$((SECONDS + ${TOTAL:-530} * ${SLOW:-1}))
 mkdir -p "$OUTPUT" && cd "$root" || exit 2
 SUMMARY=$OUTPUT/summary.md
 export PYTHONPATH="$PWD${PACKAGES:+:$PACKAGES}${PYTHONPATH:+:$PYTHONPATH}"
@@ -51,7 +52,7 @@ case " ${peers[*]-} " in *" python="*) ;; *) peers=() ;; esac
 
 # part NAME LIMIT COMMAND...: runs it, and notes how it ended.
 part() {
-  local name=$1 limit=$2 left=$((END - SECONDS)) start=$SECONDS status
+  local name=$1 limit=$(($2 * SLOW)) left=$((END - SECONDS)) start=$SECONDS status
   shift 2
   rm -rf "${OUTPUT:?}/$name" "$OUTPUT/$name.log" # of an earlier call
   [ "$limit" -gt "$left" ] && limit=$left
@@ -81,7 +82,7 @@ bench() {
 golden() {
   # TF32 would not hold 1e-4.
   JAX_DEFAULT_MATMUL_PRECISION=highest REST_JAX_TEST_DEVICE=$DEVICE part golden 110 \
-    "$PYTHON" -m pytest -q -W default -p no:cacheprovider -p no:xdist --junitxml="$OUTPUT/golden.xml" -v \
+    "$PYTHON" -m pytest -W default -p no:cacheprovider -p no:xdist --junitxml="$OUTPUT/golden.xml" -v \
     tests/models/test_rest_golden.py tests/explain/test_cam_golden.py tests/models/test_resnet.py \
     tests/models/test_peer_models.py tests/models/test_dense_registry.py
 }
