@@ -15,6 +15,7 @@ from benchmarks.ours.programs import program
 from benchmarks.work import Work
 from rest_jax.models import create_detector, create_segmenter
 from rest_jax.models.dense import Targets
+from rest_jax.ops.platform import jit
 
 
 def _image(height: int, width: int) -> jax.Array:
@@ -48,7 +49,7 @@ class DetectorStep:
     self.optimizer = optax.adamw(1e-4)
     self.held: Any = (params, self.optimizer.init(params))
     self.given = (rest, targets, _image(height, width))
-    self.step = jax.jit(self._step(detector), donate_argnums=(0, 1))
+    self.step = jit(self._step(detector), donate_argnums=(0, 1))
 
   def _step(self, detector):
     def step(params, state, rest, targets, image):

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from benchmarks.work import Work
+from rest_jax.ops.platform import jit
 
 
 class Program:
@@ -17,11 +18,11 @@ class Program:
     """Takes a function, compiled or not, and its arguments.
 
     Args:
-      function: what `jax.jit` takes or gives.
+      function: what `ops.platform.jit` takes or gives.
       *args: arrays.
       **static: static arguments of a compiled function.
     """
-    self.jitted = function if hasattr(function, 'lower') else jax.jit(function)
+    self.jitted = function if hasattr(function, 'lower') else jit(function)
     self.args, self.static = args, static
     self.lowered: Any = None
     self.compiled: Any = None
