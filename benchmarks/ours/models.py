@@ -147,8 +147,9 @@ def largest(model: str, size: int, dtype: str, most: int) -> TrainingStep:
 
 
 def kept_bytes(model: str, size: int, dtype: str) -> int:
-  """Bytes of an image that a gradient keeps of the forward pass, as traced."""
-  module = build(model, dtype)
+  """Bytes of an image that a gradient of a config's model keeps of the forward pass, as traced."""
+  settings = configured(model, 1, size, dtype).model
+  module = build(settings.name, dtype, settings.overrides.to_dict())
   images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
   variables = jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), images)
   params = variables.pop('params')
@@ -167,20 +168,27 @@ def _bytes(tree: Any) -> int:
   return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
+def configured(model: str, batch: int, size: int, dtype: str, overrides: Any = None) -> Any:
+  """The config configs/MODEL.py for a batch on one device."""
+  from rest_jax.train.command import load_config
+
+  config = load_config(ROOT / 'configs' / f'{model}.py')
+  with config.unlocked():
+    config.model.dtype, config.data.image_size = dtype, size
+    config.model.overrides = overrides or config.model.overrides
+    config.train.batch_size = config.data.eval_batch_size = batch
+    config.train.accumulate = 1
+  return config
+
+
 class TrainingStep:
   """A compiled training step with its state and a batch on the device."""
 
   def __init__(self, model: str, batch: int, size: int, dtype: str, overrides: Any = None):
     from rest_jax.train import parallel, pipeline
-    from rest_jax.train.command import load_config
     from rest_jax.train.task import build_task
 
-    config = load_config(ROOT / 'configs' / f'{model}.py')
-    with config.unlocked():
-      config.model.dtype, config.data.image_size = dtype, size
-      config.model.overrides = overrides or config.model.overrides
-      config.train.batch_size = config.data.eval_batch_size = batch
-      config.train.accumulate = 1
+    config = configured(model, batch, size, dtype, overrides)
     self.config, self.mesh, self.size = config, parallel.make_mesh(jax.devices()[:1]), size
     plan = pipeline.make_plan(config, 1_281_167, self.mesh)
     self.task = build_task(config, plan, self.mesh, tuple(map(str, range(1000))))
