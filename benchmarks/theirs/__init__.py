@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import Any
 
@@ -31,9 +32,12 @@ def device_peak() -> int | None:
   return torch.cuda.max_memory_allocated() if DEVICE == 'cuda' else None
 
 
-def held() -> int | None:
-  """Nothing is compiled: what the process has more than before is what its tensors hold."""
-  return None
+def held() -> int:
+  """Bytes of all tensors that are there, gradients too."""
+  tensors = [each for each in gc.get_objects() if issubclass(type(each), torch.Tensor)]
+  tensors += [each.grad for each in tensors if each.is_leaf and each.grad is not None]
+  storages = [each.untyped_storage() for each in tensors if each.device.type != 'meta']
+  return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def forget() -> None:
