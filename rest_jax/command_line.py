@@ -74,7 +74,7 @@ def parse_flags(
   Raises:
     UserError: an unknown flag or a value that it does not take.
   """
-  if any(arg in ('-h', '--help', '-help') for arg in argv[1:]):
+  if wants_help(argv[1:]):
     print(_help(usage, flags))
     return None
   parser = Parser(Path(argv[0]).name, add_help=False, allow_abbrev=False, argument_default=None)
@@ -107,6 +107,11 @@ def _check_once(arguments: Sequence[str], flags: Sequence[Flag]) -> None:
     if count > 1:
       cure = 'put its values behind one' if 'nargs' in flag.options else 'leave one of them out'
       raise UserError(f'--{flag.name} is given {count} times; {cure}')
+
+
+def wants_help(words: Sequence[str]) -> bool:
+  """Whether a command line, without the program's name, asks for help."""
+  return any(word in ('-h', '-help', '--help', '--helpfull', '--helpshort') for word in words)
 
 
 def split_list(texts: Sequence[str]) -> tuple[str, ...]:

@@ -30,10 +30,10 @@ from rest_jax.attacks.queries import (
   outputs_of,
 )
 from rest_jax.attacks.slots import GRAIN, Found, Jobs, Keys, Progress, Sizes, run_jobs
-from rest_jax.attacks.threat import Inputs, check_host, check_inputs, check_key, is_traced
+from rest_jax.attacks.threat import Inputs, check_host, check_inputs, check_key
 from rest_jax.attacks.wrappers import grain_of
 from rest_jax.inputs import Norm, check_count
-from rest_jax.ops.platform import jit
+from rest_jax.ops.platform import is_traced, jit
 
 A = TypeVar('A', bound=Algorithm)
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.tree_util import Partial
 
 from rest_jax.callables import as_function
@@ -22,7 +21,7 @@ from rest_jax.inputs import (
   radii,
   radius,
 )
-from rest_jax.ops.platform import jit
+from rest_jax.ops.platform import is_traced, jit
 from rest_jax.text import plural
 
 
@@ -179,11 +178,6 @@ def _logits_shape(logits: Any) -> tuple[int, ...]:
   if not jnp.issubdtype(logits.dtype, jnp.floating):
     raise UserError(f'logits_fn gives floats (B, classes), got {logits.dtype} {logits.shape}')
   return tuple(logits.shape)
-
-
-def is_traced(*values: Any) -> bool:
-  """Whether any array of some pytrees is not known yet: under jit, vmap or grad."""
-  return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(values))
 
 
 def check_host(name: str, *values: Any) -> None:

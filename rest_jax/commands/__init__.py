@@ -15,6 +15,7 @@ from typing import NoReturn
 
 import rest_jax
 from rest_jax import program_cache
+from rest_jax.command_line import wants_help
 from rest_jax.errors import UserError, did_you_mean, run_script
 
 # Name: the module whose `main(words, program)` runs it, and a line.
@@ -71,7 +72,7 @@ def _run(name: str, words: list[str], program: str) -> int | None:
   if name not in _COMPILING:
     return module.main(words, program)
   words, place = program_cache.split_flag(words)
-  if any(word in ('-h', '-help', '--help', '--helpfull', '--helpshort') for word in words):
+  if wants_help(words):
     try:
       return module.main(words, program)
     finally:  # argparse ends the process after its help

@@ -80,9 +80,8 @@ def main(words: Sequence[str], program: str = 'rest-jax models') -> int:
     known = [*list_models(), *list_detectors(), *list_segmenters()]
     raise UserError(f'no model is called {pattern}; {did_you_mean(pattern, known, list_models())}')
   parts = [_table(names, weights)] if names or not any(dense.values()) else []
-  print(
-    '\n\n'.join([*parts, *(_dense_list(kind, found) for kind, found in dense.items() if found)])
-  )
+  parts += [_dense_list(kind, found) for kind, found in dense.items() if found]
+  print('\n\n'.join(parts))
   return 0
 
 

@@ -49,7 +49,8 @@ class Progress:
       while not over.wait(_TICK):
         self._bar.refresh()
         if self._bar.disable and time.monotonic() - self._spoke > self._patience():
-          self._print(self._state())
+          with contextlib.suppress(OSError):  # nobody reads any more: the main thread will see
+            self._print(self._state())
 
     thread = threading.Thread(target=tick, daemon=True)
     thread.start()

@@ -103,7 +103,7 @@ class Jitted:
 
   def __call__(self, *args: Any, **kwargs: Any) -> Any:
     """Runs it; inside another compiled function it is a part of that."""
-    if _is_traced((args, kwargs)):
+    if is_traced(args, kwargs) or isinstance(lax.neg(1), Tracer):  # with these values, or without
       return self._inside(*args, **kwargs)
     return self._alone(*args, **kwargs)
 
@@ -133,8 +133,6 @@ def jit(function: Callable[..., Any], **settings: Any) -> Jitted:
   return Jitted(function, **settings)
 
 
-def _is_traced(values: Any) -> bool:
-  """Whether a function is being traced around us, with these values or without."""
-  if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(values)):
-    return True
-  return isinstance(lax.neg(1), Tracer)
+def is_traced(*values: Any) -> bool:
+  """Whether any array of some pytrees is not known yet: under jit, vmap or grad."""
+  return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(values))

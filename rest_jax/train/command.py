@@ -16,6 +16,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from rest_jax import configs
+from rest_jax.command_line import wants_help
 from rest_jax.errors import UserError
 from rest_jax.inputs import radius
 from rest_jax.paths import check_folder, local, safe_name
@@ -90,7 +91,7 @@ def parse(argv: list[str], usage: str) -> Command | None:
   Raises:
     UserError: unknown flag, config file, config key or value.
   """
-  if wants_help(argv):
+  if wants_help(argv[1:]):
     print(_help(usage))
     return None
   program = Path(argv[0]).name
@@ -130,11 +131,6 @@ def _more(config: Config, output: Path, epochs: float) -> Path:
   config.model.init, config.train.epochs = str(output / 'model'), epochs
   check_config(config)
   return output.with_name(f'{output.name}_more')
-
-
-def wants_help(argv: list[str]) -> bool:
-  """Whether a command line asks for `--help`."""
-  return any(arg in ('-h', '-help', '--help', '--helpfull', '--helpshort') for arg in argv[1:])
 
 
 def define_processes(values: flags.FlagValues, what: str) -> None:

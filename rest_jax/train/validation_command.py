@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import jax
 from absl import flags
 
-from rest_jax.command_line import MODEL_FLAGS
+from rest_jax.command_line import MODEL_FLAGS, wants_help
 from rest_jax.commands import usage
 from rest_jax.errors import UserError
 from rest_jax.paths import check_folder, expanded, local, model_name, safe_name
 from rest_jax.text import plural
-from rest_jax.train.command import define_processes, given_processes, wants_help
+from rest_jax.train.command import define_processes, given_processes
 
 if TYPE_CHECKING:
   from jax.sharding import Mesh
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
     UserError: bad flags, model or data.
   """
   values = _define()
-  if wants_help(argv):
+  if wants_help(argv[1:]):
     print(usage(_help(values), 'train', argv[0]))
     return 0
   try:
