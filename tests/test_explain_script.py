@@ -15,6 +15,7 @@ from PIL import Image
 
 from rest_jax import explain as library
 from rest_jax.explain import run, saying
+from rest_jax.models import predictions
 from rest_jax.models.classifier import Classifier
 from rest_jax.models.registry import create_model
 
@@ -225,14 +226,14 @@ def test_one_picture_that_fails_anyhow_does_not_stop_the_others(
     file.write_bytes(photo.read_bytes())
   (tmp_path / 'out').mkdir()
   (tmp_path / 'out' / 'b').touch()  # where the results of b.png would go
-  actual = run.read_picture
+  actual = predictions.read
 
   def read(path):
-    if path.name == 'a.png':
+    if getattr(path, 'name', '') == 'a.png':
       raise MemoryError('of a decoder')
     return actual(path)
 
-  monkeypatch.setattr(run, 'read_picture', read)
+  monkeypatch.setattr(predictions, 'read', read)
   arguments = ('--model', model, '--method', 'gradient', '--output', tmp_path / 'out')
   explain('--image', *files, *arguments, status=2)
   captured = capsys.readouterr()

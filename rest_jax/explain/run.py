@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from rest_jax import explain
-from rest_jax.data.picture_files import find_pictures, read_picture
+from rest_jax.data.picture_files import find_pictures
 from rest_jax.errors import UserError
 from rest_jax.explain import choices
 from rest_jax.explain.command import Command
@@ -23,7 +23,7 @@ from rest_jax.explain.queries import logits_once
 from rest_jax.explain.saying import Progress
 from rest_jax.files import make_folder
 from rest_jax.models.classifier import Classifier
-from rest_jax.models.predictions import Placement, placement
+from rest_jax.models.predictions import Placement, View
 from rest_jax.paths import output_names
 from rest_jax.text import plural
 
@@ -122,18 +122,7 @@ def _batches(files: Sequence[Path], setup: Setup, progress: Progress) -> Iterato
 
 
 def _read(file: Path, folder: Path, classifier: Classifier) -> Item:
-  picture, config = read_picture(file), classifier.config
-  try:
-    pixels = classifier.preprocess(picture)[0]
-  except UserError as error:
-    raise UserError(f'{file}: {error}') from error
-  place = placement(
-    picture.size,
-    input_size=config.input_size,
-    resize=config.resize,
-    crop_pct=config.crop_pct,
-  )
-  return Item(file, folder, picture, place, pixels)
+  return Item(file, folder, *View(classifier, file).look())
 
 
 def _explain_batch(batch: list[Item], setup: Setup, progress: Progress) -> None:
