@@ -15,10 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from rest_jax.errors import UserError
+from rest_jax.text import plural
 
 if TYPE_CHECKING:
   from rest_jax.models.classifier import Classifier
+  from rest_jax.models.dense_model import Detector, Segmenter
 
+  Model = Classifier | Detector | Segmenter
+
+# What the Hub calls the task, by the class of a model.
+_TASKS = {
+  'Classifier': 'image-classification',
+  'Detector': 'object-detection',
+  'Segmenter': 'image-segmentation',
+}
 PREFIX = 'hf://'
 _NAME = re.compile(r'[\w.-]+/[\w.-]+')
 _FILES = ['config.json', 'model.safetensors', 'labels.txt', 'README.md']
@@ -53,7 +63,7 @@ def fetch(name: str) -> Path:
 
 
 def push(
-  classifier: Classifier,
+  model: Model,
   repository: str,
   *,
   card: str = '',
@@ -63,10 +73,10 @@ def push(
   token: str | None = None,
   message: str = 'Model of rest_jax',
 ) -> str:
-  """Uploads a classifier as a model directory.
+  """Uploads a classifier, a detector or a segmenter as a model directory.
 
   Args:
-    classifier: what is uploaded, weights in float32.
+    model: what is uploaded, weights in float32.
     repository: 'owner/name'; made where it is not there.
     card: text of README.md with the measured results; metadata are put before it where it has none.
     license: for the metadata, such as 'apache-2.0'.
@@ -76,7 +86,7 @@ def push(
     message: of the commit.
 
   Returns:
-    The name under which `Classifier.load` finds it.
+    The name under which `load` of the same class finds it.
 
   Raises:
     UserError: a bad name, no access, no network, or the extra is not installed.
@@ -85,8 +95,8 @@ def push(
   client = _client()
   with tempfile.TemporaryDirectory() as folder:
     place = Path(folder) / 'model'
-    text = card or _default_card(classifier, repository)
-    classifier.save(place, card=with_metadata(text, classifier, license, tags))
+    text = card or _default_card(model, repository)
+    model.save(place, card=with_metadata(text, model, license, tags))
     api = client.HfApi(endpoint=_endpoint(), token=token)
     with _one_line(f'cannot upload to {repository}'):
       api.create_repo(repository, private=private, exist_ok=True)
@@ -95,13 +105,13 @@ def push(
 
 
 def with_metadata(
-  card: str, classifier: Classifier, license: str = '', tags: tuple[str, ...] = ()
+  card: str, model: Model, license: str = '', tags: tuple[str, ...] = ()
 ) -> str:
   """A card that begins with the Hub's metadata (YAML between two lines of dashes).
 
   Args:
     card: Markdown; one that begins with metadata stays as it is.
-    classifier: whose card it is.
+    model: whose card it is.
     license: a name of the Hub's list; left out where empty.
     tags: added to the library's own.
 
@@ -110,27 +120,34 @@ def with_metadata(
   """
   if card.startswith('---\n'):
     return card
-  own = ['image-classification', 'jax', 'flax', classifier.config.model]
-  lines = ['library_name: rest_jax', 'pipeline_tag: image-classification']
+  task = _TASKS[_kind(model)]
+  own = [task, 'jax', 'flax', model.config.model]
+  lines = ['library_name: rest_jax', f'pipeline_tag: {task}']
   lines += [f'license: {license}'] if license else []
   lines += ['tags:', *(f'- {tag}' for tag in dict.fromkeys([*own, *tags]))]
   return '\n'.join(['---', *lines, '---', '', card])
 
 
-def _default_card(classifier: Classifier, repository: str) -> str:
-  config = classifier.config
-  names = ', '.join(classifier.class_names[:10])
-  more = ', ...' if len(classifier.class_names) > 10 else ''
+def _kind(model: Model) -> str:
+  """'Classifier', 'Detector' or 'Segmenter', of a class derived from one of them too."""
+  return next(kind.__name__ for kind in type(model).__mro__ if kind.__name__ in _TASKS)
+
+
+def _default_card(model: Model, repository: str) -> str:
+  config, kind = model.config, _kind(model)
+  names = ', '.join(model.class_names[:10])
+  more = ', ...' if len(model.class_names) > 10 else ''
+  size = f', {config.input_size} px' if kind == 'Classifier' else ''
   return '\n'.join(
     [
       f'# {repository.partition("/")[2]}',
       '',
-      f'{config.model}, {config.num_classes} classes ({names}{more}), {config.input_size} px.',
+      f'{config.model}, {plural(config.num_classes, "class")} ({names}{more}){size}.',
       '',
       '```python',
-      'from rest_jax import Classifier',
+      f'from rest_jax import {kind}',
       '',
-      f"classifier = Classifier.load('{PREFIX}{repository}')",
+      f"{kind.lower()} = {kind}.load('{PREFIX}{repository}')",
       '```',
       '',
     ]

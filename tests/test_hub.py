@@ -4,7 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from rest_jax import Classifier, UserError, hub
+from rest_jax import Classifier, Detector, Segmenter, UserError, hub
+from rest_jax.models import create_detector, create_segmenter
+from rest_jax.models.model_dir import abstract_tensors, unflatten
 from rest_jax.paths import model_name
 
 pytest.importorskip('huggingface_hub')
@@ -46,6 +48,26 @@ def test_a_model_goes_up_and_comes_back(server, classifier):
     assert loaded.config == classifier.config and loaded.class_names == classifier.class_names
     same = jax.tree.map(np.array_equal, loaded.variables, classifier.variables)
     assert all(jax.tree.leaves(same))
+
+
+@pytest.mark.parametrize(
+  ('kind', 'model', 'task'),
+  [
+    (Detector, 'retinanet_resnet18', 'object-detection'),
+    (Segmenter, 'semantic_fpn_resnet18', 'image-segmentation'),
+  ],
+)
+def test_detectors_and_segmenters_go_up_too(server, kind, model, task):
+  make = create_detector if kind is Detector else create_segmenter
+  abstract = abstract_tensors(make(model, num_classes=2))
+  weights = unflatten({name: np.zeros(x.shape, x.dtype) for name, x in abstract.items()})
+  held = kind.create(model, weights, ['cat', 'dog'], short=64)
+  name = held.push_to_hub('somebody/dense')
+  card = server.repositories['somebody/dense']['README.md'].decode()
+  assert f'pipeline_tag: {task}\n' in card and f"{kind.__name__}.load('{name}')" in card
+  assert '2 classes (cat, dog).' in card
+  loaded = kind.load(name)
+  assert loaded.config == held.config and loaded.class_names == ('cat', 'dog')
 
 
 def test_what_is_not_there_is_one_line(server):

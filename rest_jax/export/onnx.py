@@ -46,7 +46,8 @@ def write(function: Partial, path: Path, signature: Signature, told: dict[str, A
       f"an ONNX file needs {error.name}: pip install 'rest_jax[onnx]' (in a clone '.[onnx]')"
     ) from error
   count = len(signature.outputs)
-  names = ['logits'] if count == 1 else [f'output{i}' for i in range(count)]
+  numbered = ['logits'] if count == 1 else [f'output{i}' for i in range(count)]
+  names = list(signature.names) or numbered
   model = _converted(jax2onnx, function, signature.image_shape, names)
   for name, value in told.items():
     entry = model.metadata_props.add()

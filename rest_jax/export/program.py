@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
 import rest_jax
 from rest_jax import files
@@ -29,10 +30,12 @@ class Signature:
   Attributes:
     image_shape: (H, W, C) of the images, floats in [0, 1]; the batch is free.
     outputs: shape and dtype of each array that comes out, 'batch' for the free side.
+    names: of the outputs, where they have some, such as 'boxes' and 'scores'.
   """
 
   image_shape: tuple[int, int, int]
   outputs: tuple[tuple[tuple[int | str, ...], str], ...]
+  names: tuple[str, ...] = ()
 
 
 def export(
@@ -49,12 +52,13 @@ def export(
   the program stands `<path>.json`: input, output, class names, how a picture becomes the input.
 
   Args:
-    model: a `Classifier`, or any function from images (B, H, W, C) in [0, 1] to an array or to a
-      pytree of arrays.
+    model: a `Classifier`, `Detector` or `Segmenter`, or any function from images (B, H, W, C) in
+      [0, 1] to an array or to a pytree of arrays, which come out in the order of its leaves.
     path: ends in `.stablehlo`, which `jax.export.deserialize` reads (for at least six months of
       newer versions of JAX, its promise), or in `.onnx`, which needs the extra `onnx`; the ONNX
       program is run once by onnxruntime and compared.
-    image_shape: (H, W, C); by default the classifier's input size.
+    image_shape: (H, W, C); by default the classifier's input size, or the one canvas of a detector
+      or segmenter. A picture lies in its upper left corner, the rest has the mean colour.
     platforms: that a StableHLO program is lowered for.
     gradients: of StableHLO: keep the program's derivative too, so that it can be attacked and
       explained.
@@ -74,8 +78,8 @@ def export(
   if place.suffix == '.onnx' and (gradients or tuple(platforms) != PLATFORMS):
     raise UserError('gradients and platforms are of .stablehlo; an .onnx file has neither')
   shape = _image_shape(model, image_shape)
-  function = as_function(model)
-  signature = Signature(shape, _outputs(function, shape))
+  function = Partial(_plain, as_function(model))
+  signature = _signature(function, shape)
   told = _description(model, signature, place)
   if place.suffix == '.onnx':
     from rest_jax.export import onnx
@@ -92,30 +96,47 @@ def export(
 
 
 def _image_shape(model: Any, given: Sequence[int] | None) -> tuple[int, int, int]:
+  canvases = getattr(getattr(model, 'config', None), 'canvases', ())
   size = getattr(model, 'input_size', None)
-  if given is None and size is None:
-    raise UserError('export needs image_shape=(H, W, C) for a model that is no Classifier')
-  shape = (size, size, len(model.mean)) if given is None else tuple(given)
+  if given is None and size is None and len(canvases) != 1:
+    choice = f'; its canvases are {", ".join(f"{h}x{w}" for h, w in canvases)}' if canvases else ''
+    raise UserError(f'export needs image_shape=(H, W, C) for a model of no one size{choice}')
+  own = (*canvases[0], len(model.mean)) if size is None and canvases else (size, size, 3)
+  shape = (*own[:2], len(model.mean)) if given is None else tuple(given)
   if len(shape) != 3 or not all(type(side) is int and side > 0 for side in shape):
     raise UserError(f'image_shape is (H, W, C), three whole numbers above 0, not {given!r}')
   return shape  # pyright: ignore[reportReturnType]
 
 
-def _outputs(function: Any, shape: tuple[int, int, int]) -> Any:
-  """Shapes and dtypes of what comes out; the batch is found by what changes with it."""
-  one, two = (
-    jax.tree.leaves(jax.eval_shape(function, jax.ShapeDtypeStruct((n, *shape), jnp.float32)))
-    for n in (2, 3)
+def _plain(function: Partial, images: jax.Array) -> Any:
+  """Outputs that any JAX can name: a named tuple, such as `Detections`, becomes a dict."""
+  outputs = function(images)
+  if not hasattr(outputs, '_asdict'):
+    return outputs
+  return {name: part for name, part in outputs._asdict().items() if part is not None}
+
+
+def _signature(function: Any, shape: tuple[int, int, int]) -> Signature:
+  """What goes in and comes out; the batch is found by what changes with it."""
+  (one, two) = (
+    jax.eval_shape(function, jax.ShapeDtypeStruct((n, *shape), jnp.float32)) for n in (2, 3)
   )
-  return tuple(
+  paths = [jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in jax.tree.leaves_with_path(one)]
+  outputs = tuple(
     (tuple(s if s == t else 'batch' for s, t in zip(a.shape, b.shape, strict=True)), str(a.dtype))
-    for a, b in zip(one, two, strict=True)
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
   )
+  return Signature(shape, outputs, tuple(paths) if all(paths) else ())
 
 
 def _description(model: Any, signature: Signature, place: Path) -> dict[str, Any]:
   """What stands in the .json beside the program."""
   height, width, channels = signature.image_shape
+  outputs: list[dict[str, Any]] = [
+    {'shape': list(shape), 'dtype': dtype} for shape, dtype in signature.outputs
+  ]
+  for output, name in zip(outputs, signature.names, strict=False):
+    output['name'] = name
   found: dict[str, Any] = {
     'format': place.suffix[1:],
     'input': {
@@ -125,16 +146,22 @@ def _description(model: Any, signature: Signature, place: Path) -> dict[str, Any
       'range': [0.0, 1.0],
       'colours': 'RGB' if channels == 3 else 'as trained',
     },
-    'outputs': [{'shape': list(s), 'dtype': dtype} for s, dtype in signature.outputs],
+    'outputs': outputs,
     'versions': {'rest_jax': rest_jax.__version__, 'jax': jax.__version__},
   }
-  config = getattr(model, 'config', None)
-  if config is None:
-    return found
-  kept = ('input_size', 'resize', 'crop_pct', 'interpolation')
-  return found | {
+  return found | (_of_config(model) if hasattr(model, 'config') else {})
+
+
+def _of_config(model: Any) -> dict[str, Any]:
+  """What a model of ours says of itself."""
+  config = model.config
+  kept = ('input_size', 'resize', 'crop_pct', 'interpolation', 'short', 'long')
+  steps = {name: getattr(config, name) for name in kept if hasattr(config, name)}
+  if hasattr(config, 'canvases'):
+    steps['padding'] = 'right and below, in the mean colour'
+  return {
     'model': config.model,
     'normalisation': {'inside': True, 'mean': list(config.mean), 'std': list(config.std)},
-    'preprocessing': {name: getattr(config, name) for name in kept},
+    'preprocessing': steps,
     'class_names': list(model.class_names),
   }

@@ -204,7 +204,7 @@ class Classifier:
     Args:
       directory: where.
       card: the text of README.md, with measured results; a line by default.
-      dtype: 'float32', or 'bfloat16' for half the size (weights are rounded).
+      dtype: 'float32', or 'bfloat16' or 'float16' for half the size (weights are rounded).
       overwrite: whether an existing model directory may be replaced.
 
     Raises:

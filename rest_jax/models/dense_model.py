@@ -139,13 +139,19 @@ class _Dense:
     return cls(module, variables, config, names)
 
   def save(
-    self, directory: str | os.PathLike[str], *, card: str = '', overwrite: bool = True
+    self,
+    directory: str | os.PathLike[str],
+    *,
+    card: str = '',
+    dtype: str = 'float32',
+    overwrite: bool = True,
   ) -> None:
     """Writes the model directory: config.json, model.safetensors, labels.txt, README.md.
 
     Args:
       directory: where; an existing model directory is replaced once the new one is complete.
       card: the text of README.md, with measured results; a line by default.
+      dtype: of the stored weights: 'float32', 'bfloat16' or 'float16'.
       overwrite: whether an existing model directory may be replaced.
 
     Raises:
@@ -164,8 +170,24 @@ class _Dense:
       self.variables,
       self.class_names,
       card=card or line,
+      dtype=dtype,
       overwrite=overwrite,
     )
+
+  def push_to_hub(self, repository: str, **options: Any) -> str:
+    """Uploads the model directory to a repository of the Hugging Face Hub.
+
+    Args:
+      repository: 'owner/name'; made where it is not there.
+      **options: of `rest_jax.hub.push`.
+
+    Returns:
+      What `load` and `--model` take: 'hf://owner/name'.
+
+    Raises:
+      UserError: as `rest_jax.hub.push`.
+    """
+    return hub.push(self, repository, **options)  # pyright: ignore[reportArgumentType]
 
   def __call__(self, images: jax.Array | np.ndarray, sizes: Any = None) -> Any:
     """What the module gives for canvases in [0, 1].

@@ -32,7 +32,7 @@ from rest_jax.text import plural
 
 CONFIG, WEIGHTS, LABELS, CARD = 'config.json', 'model.safetensors', 'labels.txt', 'README.md'
 CHECKPOINTS = ('.pth', '.pt', '.bin', '.tar', '.safetensors')
-DTYPES = ('float32', 'bfloat16')
+DTYPES = ('float32', 'bfloat16', 'float16')
 _SHOWN = 5  # arrays that an error names
 PACKAGE = 'package.txt'
 _SMALL = 'cifar10 (ten kinds of animals and vehicles) and digit_scenes (handwritten digits)'
@@ -184,7 +184,7 @@ def write(
     variables: the model's variables.
     class_names: a line of labels.txt each.
     card: the text of README.md.
-    dtype: 'float32' or 'bfloat16', for tensors that are floats.
+    dtype: 'float32', 'bfloat16' or 'float16', for tensors that are floats.
     overwrite: whether an existing model directory may be replaced.
 
   Raises:
@@ -192,7 +192,7 @@ def write(
       finite, which no reader takes.
   """
   if dtype not in DTYPES:
-    raise UserError(f'a model directory stores {" or ".join(DTYPES)}, not {dtype}')
+    raise UserError(f'a model directory stores {", ".join(DTYPES)}, not {dtype}')
   stored = _stored(variables, dtype)
   check_finite(stored, f'weights for {directory} as {dtype}')
   place = local(directory, 'the model directory').resolve()

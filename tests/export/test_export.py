@@ -1,9 +1,11 @@
 """Exported programs: they run without this library and compute the same."""
 
+import dataclasses
 import json
 import subprocess
 import sys
 
+import dense_toys
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,6 +112,32 @@ def test_any_function_is_exported(images, tmp_path):
   assert [out['shape'] for out in told['outputs']] == [['batch', 32, 32, 4], ['batch', 2]]
   found = jax.export.deserialize(bytearray(path.read_bytes())).call(images)
   assert difference(found['scores'], module.apply(variables, images)['scores']) < 1e-6
+
+
+def test_detectors_and_segmenters_are_exported(tmp_path):
+  picture = dense_toys.squares((8, 16, (255, 0, 0)), (40, 24, (0, 0, 255)))
+  images = np.stack([picture, picture[::-1]]).astype(np.float32) / 255
+  detector, segmenter = dense_toys.colour_detector(), dense_toys.colour_segmenter()
+  path = export.export(detector, tmp_path / 'boxes.stablehlo')
+  found = jax.export.deserialize(bytearray(path.read_bytes())).call(images)
+  wanted = detector(images)._asdict()
+  assert sorted(found) == ['boxes', 'labels', 'scores', 'valid'] and found['valid'].sum() == 4
+  for name, value in found.items():
+    np.testing.assert_allclose(value, wanted[name], atol=1e-4, err_msg=name)
+  told = json.loads((tmp_path / 'boxes.stablehlo.json').read_text())
+  assert told['outputs'][0] == {'name': 'boxes', 'shape': ['batch', 8, 4], 'dtype': 'float32'}
+  assert told['preprocessing']['padding'] == 'right and below, in the mean colour'
+  assert told['class_names'] == ['red', 'blue']
+  path = export.export(segmenter, tmp_path / 'pixels.stablehlo', image_shape=(64, 64, 3))
+  found = jax.export.deserialize(bytearray(path.read_bytes())).call(images)
+  np.testing.assert_allclose(found, segmenter(images), atol=1e-5)
+
+
+def test_a_model_of_several_canvases_has_to_be_told_one(tmp_path):
+  detector = dense_toys.colour_detector()
+  config = dataclasses.replace(detector.config, canvases=((64, 64), (32, 96)))
+  with pytest.raises(UserError, match=r'image_shape=.*canvases are 64x64, 32x96'):
+    export.export(dataclasses.replace(detector, config=config), tmp_path / 'm.stablehlo')
 
 
 def onnx_is_there():

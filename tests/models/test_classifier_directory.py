@@ -71,19 +71,24 @@ def test_tensor_names_are_linen_paths(directory):
   assert {'params/stage2/block0/shortcut_conv/kernel', 'batch_stats/stem/norm/count'} <= set(names)
 
 
-def test_bfloat16_halves_the_file_and_rounds_once(classifier, directory, tmp_path):
-  classifier.save(tmp_path / 'half', dtype='bfloat16')
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float16'])
+def test_half_a_type_halves_the_file_and_rounds_once(classifier, directory, tmp_path, dtype):
+  classifier.save(tmp_path / 'half', dtype=dtype)
   sizes = [(d / 'model.safetensors').stat().st_size for d in (directory, tmp_path / 'half')]
   assert sizes[1] < 0.6 * sizes[0]
-  rounded = jax.tree.map(
-    lambda x: x.astype(jnp.bfloat16).astype(x.dtype) if x.ndim else x, classifier
-  )
+  rounded = jax.tree.map(lambda x: x.astype(dtype).astype(x.dtype) if x.ndim else x, classifier)
   loaded = Classifier.load(tmp_path / 'half')
   assert_same(rounded, loaded)
-  loaded.save(tmp_path / 'again', dtype='bfloat16')
+  loaded.save(tmp_path / 'again', dtype=dtype)
   assert_same(loaded, Classifier.load(tmp_path / 'again'))
-  with pytest.raises(UserError, match='float32 or bfloat16, not float16'):
-    classifier.save(tmp_path / 'no', dtype='float16')
+
+
+def test_types_that_no_directory_stores_and_numbers_beyond_one(classifier, tmp_path):
+  with pytest.raises(UserError, match='float32, bfloat16, float16, not float64'):
+    classifier.save(tmp_path / 'no', dtype='float64')
+  large = jax.tree.map(lambda x: x * 0 + 70_000, classifier)
+  with pytest.raises(UserError, match='as float16: .* hold NaN or infinity'):
+    large.save(tmp_path / 'no', dtype='float16')
 
 
 def test_replaces_a_model_and_keeps_other_files(directory):

@@ -13,7 +13,7 @@ from rest_jax.models.dense_config import DenseConfig
 from rest_jax.models.dense_model import Detector, Segmenter
 from rest_jax.models.retinanet import RetinaNet
 
-GOLDEN = np.load(Path(__file__).parents[1] / 'golden' / 'dense.npz')
+GOLDEN = np.load(Path(__file__).parent / 'golden' / 'dense.npz')
 WIDTHS = (6, 6, 9, 12)
 
 
