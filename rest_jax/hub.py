@@ -104,9 +104,7 @@ def push(
   return f'{PREFIX}{repository}'
 
 
-def with_metadata(
-  card: str, model: Model, license: str = '', tags: tuple[str, ...] = ()
-) -> str:
+def with_metadata(card: str, model: Model, license: str = '', tags: tuple[str, ...] = ()) -> str:
   """A card that begins with the Hub's metadata (YAML between two lines of dashes).
 
   Args:

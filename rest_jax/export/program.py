@@ -121,7 +121,10 @@ def _signature(function: Any, shape: tuple[int, int, int]) -> Signature:
   (one, two) = (
     jax.eval_shape(function, jax.ShapeDtypeStruct((n, *shape), jnp.float32)) for n in (2, 3)
   )
-  paths = [jax.tree_util.keystr(path, simple=True, separator='/') for path, _ in jax.tree.leaves_with_path(one)]
+  paths = [
+    jax.tree_util.keystr(path, simple=True, separator='/')
+    for path, _ in jax.tree.leaves_with_path(one)
+  ]
   outputs = tuple(
     (tuple(s if s == t else 'batch' for s, t in zip(a.shape, b.shape, strict=True)), str(a.dtype))
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True)
