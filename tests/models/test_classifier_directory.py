@@ -87,7 +87,7 @@ def test_types_that_no_directory_stores_and_numbers_beyond_one(classifier, tmp_p
   with pytest.raises(UserError, match='float32, bfloat16, float16, not float64'):
     classifier.save(tmp_path / 'no', dtype='float64')
   large = jax.tree.map(lambda x: x * 0 + 70_000, classifier)
-  with pytest.raises(UserError, match='as float16: .* hold NaN or infinity'):
+  with pytest.raises(UserError, match=r'as float16: .* hold NaN or infinity'):
     large.save(tmp_path / 'no', dtype='float16')
 
 
