@@ -281,3 +281,34 @@ def test_a_process_answers_reports_errors_and_ends():
   finally:
     side.close()
   assert side.process.returncode == 0
+
+
+def test_what_was_measured_with_other_weights_is_forgotten(tmp_path, monkeypatch):
+  """One table is of one training; runs, by hand, of models of which two begin alike."""
+  monkeypatch.syspath_prepend(str(ROOT / 'benchmarks'))
+  from benchmarks.autoattack import Results
+
+  path = tmp_path / 'table.json'
+  results = Results(path)
+  for model in ('plain', 'plain_more', 'robust'):
+    results.of_weights(model, f'{model} 1')
+    results.values.setdefault('clean', {})[model] = 0.5
+    for library in ('ours', 'official'):
+      results.put(library, f'{model} linf 8/255 all', {'robust': 0.25})
+  before = path.read_text()
+  for model in ('plain', 'plain_more', 'robust'):
+    results.of_weights(model, f'{model} 1')  # the same weights: nothing changes
+  assert path.read_text() == before
+  Results(path).of_weights('plain', 'plain 2')
+  values = Results(path).values
+  assert set(values['runs']) == {'plain_more linf 8/255 all', 'robust linf 8/255 all'}
+  assert values['clean'] == {'plain_more': 0.5, 'robust': 0.5}
+  assert values['weights'] == {
+    'plain': 'plain 2',
+    **{m: f'{m} 1' for m in ('plain_more', 'robust')},
+  }
+  # Runs of before weights were written down are of weights that nobody knows.
+  path.write_text(json.dumps({'runs': {'old linf 8/255 fab_t': {'ours': {}}}, 'versions': {}}))
+  results = Results(path)
+  results.of_weights('old', 'old 1')
+  assert results.get('ours', 'old linf 8/255 fab_t') is None and not results.values['runs']

@@ -2,24 +2,28 @@
 
 Lin et al., "Microsoft COCO", ECCV 2014, arXiv 1405.0312; the format is that of cocodataset.org.
 Category ids have gaps (80 classes, ids up to 90): labels here are contiguous, in the order of the
-ids. Everything is checked when the file is read, but for the pixels.
+ids. Annotations are of the upright picture, its EXIF orientation applied, as Detectron2 takes them.
+Everything is checked when the file is read, but for the pixels.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rest_jax.data import rle
-from rest_jax.data.images import read_image
-from rest_jax.data.objects import LEAST_SIDE, check_box
+from rest_jax.data.images import check_size, read_image
+from rest_jax.data.objects import check_box, check_names, learnt
 from rest_jax.errors import UserError, did_you_mean
+
+_MOST = 2.0**53  # no number of a file is as large
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +33,8 @@ class CocoObject:
   Attributes:
     id: its number in the file.
     label: contiguous.
-    box: (4,) float64 corners in pixels.
-    area: of the mask, as the file says.
+    box: (4,) float64 corners in pixels, as they were drawn.
+    area: of the mask, as the file says; None where it does not.
     crowd: whether it stands for many objects.
     segmentation: outlines or run lengths, None without.
   """
@@ -38,7 +42,7 @@ class CocoObject:
   id: int
   label: int
   box: np.ndarray
-  area: float
+  area: float | None
   crowd: bool
   segmentation: Any
 
@@ -55,7 +59,7 @@ class CocoSource:
     class_names: the name of each label.
     category_ids: the file's number of each label.
     masks: whether examples have masks.
-    dropped: annotations that were left out because a side is 1 px or less.
+    specks: annotations that are judged and not learnt, as a side is 1 px or less.
   """
 
   file: Path
@@ -65,7 +69,7 @@ class CocoSource:
   class_names: tuple[str, ...]
   category_ids: tuple[int, ...]
   masks: bool = True
-  dropped: int = 0
+  specks: int = 0
 
   def __len__(self) -> int:
     return len(self.images)
@@ -73,75 +77,84 @@ class CocoSource:
   def __getitem__(self, index: int) -> dict[str, Any]:
     image_id, name, height, width = self.images[index]
     image = read_image(self.folder / name)
-    if image.shape[:2] != (height, width):
-      raise UserError(
-        f'{self.file}: image {image_id} is {width}x{height} px, the picture {self.folder / name} '
-        f'{image.shape[1]}x{image.shape[0]}; mend either'
-      )
+    what = f'{self.file}: image {image_id} is'
+    check_size(image.shape[:2], (height, width), what, self.folder / name)
     found = self.objects[index]
     example = {
       'image': image,
-      'boxes': np.array([o.box for o in found], np.float32).reshape(-1, 4),
+      'boxes': np.array([o.box for o in found], np.float64).reshape(-1, 4),
       'labels': np.array([o.label for o in found], np.int32),
       'ignore': np.array([o.crowd for o in found], bool),
-      'areas': np.array([o.area for o in found], np.float64),
       'image_id': image_id,
     }
+    sizes = np.prod(example['boxes'][:, 2:] - example['boxes'][:, :2], axis=1)
     if self.masks:
       shapes = [self._mask(o, (height, width)) for o in found]
       example['masks'] = np.array(shapes, bool).reshape(-1, height, width)
-    return example
+      sizes = example['masks'].sum((1, 2))
+    stated = [size if o.area is None else o.area for o, size in zip(found, sizes, strict=True)]
+    return example | {'areas': np.array(stated, np.float64)}
 
   def _mask(self, found: CocoObject, size: tuple[int, int]) -> np.ndarray:
     """The pixels of an object."""
     code = found.segmentation
-    try:
-      if isinstance(code, Mapping):
-        return rle.decode(code, size)
-      return rle.polygons_to_mask(code, size)
-    except UserError as error:
-      raise UserError(f'{_where(self.file, found.id)}: {error}; mend or remove it') from error
+    with _naming(_where(self.file, found.id)):
+      return (rle.decode if isinstance(code, Mapping) else rle.polygons_to_mask)(code, size)
 
 
 def load_coco(
-  file: str | os.PathLike, folder: str | os.PathLike, *, masks: bool = True
+  file: str | os.PathLike,
+  folder: str | os.PathLike | Sequence[str | os.PathLike],
+  *,
+  masks: bool = True,
 ) -> CocoSource:
   """Reads a COCO instances file.
 
   Args:
     file: the JSON.
-    folder: of the pictures that it names.
+    folder: of the pictures that it names; of several, the first that has the first picture.
     masks: whether examples have masks; False passes their outlines over, unread.
 
   Returns:
-    The source. Crowds are marked `ignore`; annotations with a side of 1 px or less are left out and
-    counted.
+    The source. Crowds are marked `ignore`; annotations with a side of 1 px or less are counted.
+    Where the file gives no area, it is that of the mask, or of the box without masks.
 
   Raises:
     UserError: the file cannot be read or is no such JSON; a box outside of its image or of negative
-      size, an unknown class or image, an empty outline, a missing picture. The message names the
-      file and the id.
+      size, an unknown class or image, two of one id or name, an empty outline, an area or a mark
+      of crowds that is none, a missing picture. The message names the file and the id.
   """
-  file, folder = Path(file), Path(folder)
+  file = Path(file)
   content = _read(file)
+  folders = [folder] if isinstance(folder, str | os.PathLike) else folder
+  folder = _folder_of(content['images'], [Path(f) for f in folders])
   category_ids, class_names = _categories(file, content['categories'])
   images = _images(file, folder, content['images'])
   places = {image[0]: place for place, image in enumerate(images)}
   objects: list[list[CocoObject]] = [[] for _ in images]
-  dropped = 0
   seen: set[Any] = set()
   for annotation in content['annotations']:
     where = _where(file, annotation.get('id') if isinstance(annotation, dict) else annotation)
     _check_annotation(annotation, where, seen, places, category_ids)
     place = places[annotation['image_id']]
-    found = _object(annotation, where, images[place][2:], category_ids, masks)
-    if (found.box[2:] - found.box[:2] <= LEAST_SIDE).any():
-      dropped += 1
-    else:
-      objects[place].append(found)
+    objects[place].append(_object(annotation, where, images[place][2:], category_ids, masks))
   return CocoSource(
-    file, folder, images, tuple(map(tuple, objects)), class_names, category_ids, masks, dropped
+    file,
+    folder,
+    images,
+    tuple(map(tuple, objects)),
+    class_names,
+    category_ids,
+    masks,
+    _count_specks(images, objects),
   )
+
+
+def _count_specks(images, objects: list[list[CocoObject]]) -> int:
+  """How many objects are too small to be learnt."""
+  judged = ([o.box for o in found if not o.crowd] for found in objects)
+  boxes = (np.array(own, np.float64).reshape(-1, 4) for own in judged)
+  return sum(int(np.sum(~learnt(own, image[2:]))) for image, own in zip(images, boxes, strict=True))
 
 
 def _where(file: Path, number: Any) -> str:
@@ -149,11 +162,20 @@ def _where(file: Path, number: Any) -> str:
   return f'{file}: annotation {number}'
 
 
+@contextlib.contextmanager
+def _naming(where: str) -> Iterator[None]:
+  """Says which annotation an error is about."""
+  try:
+    yield
+  except UserError as error:
+    raise UserError(f'{where}: {error}; mend or remove it') from error
+
+
 def _read(file: Path) -> dict[str, Any]:
   """The JSON, with its three lists."""
   try:
-    content = json.loads(file.read_text(encoding='utf-8'))
-  except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    content = json.loads(file.read_text(encoding='utf-8-sig'))
+  except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
     reason = getattr(error, 'strerror', None) or error
     raise UserError(f'cannot read the annotations {file}: {reason}') from error
   for part in ('images', 'annotations', 'categories'):
@@ -162,37 +184,51 @@ def _read(file: Path) -> dict[str, Any]:
   return content
 
 
+def _folder_of(images: list, folders: Sequence[Path]) -> Path:
+  """The folder that has the first picture; the first one where none has, which is said later."""
+  first = images[0] if images else None
+  name = first.get('file_name') if isinstance(first, dict) else None
+  there = (f for f in folders if isinstance(name, str) and (f / name).is_file())
+  return next(there, folders[0])
+
+
 def _categories(file: Path, categories: list) -> tuple[tuple[int, ...], tuple[str, ...]]:
   """Ids in rising order, and their names."""
-  try:
-    pairs = sorted((int(c['id']), str(c['name'])) for c in categories)
-  except (TypeError, KeyError, ValueError) as error:
-    raise UserError(f'{file}: a category has no id or no name; mend it') from error
+  pairs = []
+  for category in categories:
+    number = category.get('id') if isinstance(category, dict) else None
+    name = category.get('name') if isinstance(category, dict) else None
+    if not _is_whole(number) or not isinstance(name, str):
+      raise UserError(
+        f'{file}: category {number!r} has no id or no name, a whole number and a text; mend it'
+      )
+    pairs.append((int(number), name))
+  pairs.sort()
   ids = tuple(number for number, _ in pairs)
-  if not ids or len(set(ids)) != len(ids):
-    raise UserError(f'{file}: categories are missing, or two have one id; mend them')
-  return ids, tuple(name for _, name in pairs)
+  twice = [number for number in ids if ids.count(number) > 1]
+  if twice:
+    raise UserError(f'{file}: two categories have one id, {twice[0]}; mend them')
+  names = tuple(name for _, name in pairs)
+  check_names(names, str(file))
+  return ids, names
 
 
 def _images(file: Path, folder: Path, images: list) -> tuple[tuple[int, str, int, int], ...]:
   """Id, name, height and width of each picture; all must be there."""
   found: dict[int, tuple[int, str, int, int]] = {}
   for image in images:
-    number = image.get('id') if isinstance(image, dict) else None
-    try:
-      entry = (image['id'], str(image['file_name']), int(image['height']), int(image['width']))
-    except (TypeError, KeyError, ValueError) as error:
-      raise UserError(
-        f'{file}: image {number} has no id, file_name, height or width; mend it'
-      ) from error
-    if number in found or min(entry[2:]) < 1:
+    parts = image if isinstance(image, dict) else {}
+    number, name, *size = (parts.get(part) for part in ('id', 'file_name', 'height', 'width'))
+    if not _is_id(number) or not isinstance(name, str) or not all(map(_is_whole, size)):
+      raise UserError(f'{file}: image {number} has no id, file_name, height or width; mend it')
+    if number in found or min(size) < 1:
       raise UserError(f'{file}: image {number} is there twice or has no size; mend it')
-    if not (folder / entry[1]).is_file():
+    if not (folder / name).is_file():
       raise UserError(
-        f'{file}: the picture of image {number} is missing: {folder / entry[1]}; '
+        f'{file}: the picture of image {number} is missing: {folder / name}; '
         'give the right folder or remove the entry'
       )
-    found[entry[0]] = entry
+    found[number] = (number, name, int(size[0]), int(size[1]))
   return tuple(found.values())
 
 
@@ -203,15 +239,18 @@ def _check_annotation(annotation, where: str, seen: set, places, category_ids) -
   lacking = [p for p in ('id', 'image_id', 'category_id', 'bbox') if p not in annotation]
   if lacking:
     raise UserError(f'{where} has no {", ".join(lacking)}; mend or remove it')
+  ids = [annotation[part] for part in ('id', 'image_id', 'category_id')]
+  if not all(map(_is_id, ids)):
+    raise UserError(f'{where} has an id that is no number or text among {ids}; mend or remove it')
   if annotation['id'] in seen:
     raise UserError(f'{where} is there twice; remove one')
   seen.add(annotation['id'])
   if annotation['image_id'] not in places:
-    raise UserError(f'{where}: there is no image {annotation["image_id"]}; mend or remove it')
+    raise UserError(f'{where}: there is no image {annotation["image_id"]!r}; mend or remove it')
   category = annotation['category_id']
   if category not in category_ids:
     near = did_you_mean(category, map(str, category_ids), 'the file lists its categories')
-    raise UserError(f'{where}: unknown class {category}; {near}')
+    raise UserError(f'{where}: unknown class {category!r}; {near}')
 
 
 def _object(annotation, where: str, size, category_ids, masks: bool) -> CocoObject:
@@ -222,13 +261,19 @@ def _object(annotation, where: str, size, category_ids, masks: bool) -> CocoObje
   x, y, width, height = box
   corners = check_box((x, y, x + width, y + height), size, where)
   code = annotation.get('segmentation') if masks else None
-  if masks and not isinstance(code, Mapping):
+  if isinstance(code, Mapping):
+    with _naming(where):
+      rle.check_head(code, size)
+  elif masks:
     _check_polygons(code, where)
-  area = annotation.get('area')
-  area = float(area) if _is_number(area) else float(np.prod(corners[2:] - corners[:2]))
+  area, crowd = annotation.get('area'), annotation.get('iscrowd')
+  if area is not None and (not _is_number(area) or area < 0):
+    raise UserError(f'{where}: the area {area!r} is no number of 0 or more; mend or remove it')
+  if crowd not in (None, 0, 1):
+    raise UserError(f'{where}: iscrowd is 0 or 1, not {crowd!r}; mend it')
   label = category_ids.index(annotation['category_id'])
-  crowd = bool(annotation.get('iscrowd', 0))
-  return CocoObject(annotation['id'], label, corners, area, crowd, code)
+  stated = None if area is None else float(area)
+  return CocoObject(annotation['id'], label, corners, stated, bool(crowd), code)
 
 
 def _check_polygons(code: Any, where: str) -> None:
@@ -247,6 +292,16 @@ def _check_polygons(code: Any, where: str) -> None:
     )
 
 
+def _is_id(value: Any) -> bool:
+  """Whether JSON gave what can stand for a thing."""
+  return isinstance(value, str) or _is_whole(value)
+
+
+def _is_whole(value: Any) -> bool:
+  """Whether JSON gave a whole number, perhaps with a point."""
+  return _is_number(value) and value == int(value)
+
+
 def _is_number(value: Any) -> bool:
   """Whether JSON gave a finite number."""
-  return isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
+  return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _MOST

@@ -18,6 +18,7 @@ from rest_jax.data.batches import ENDLESS, ERROR, example_rng
 from rest_jax.data.canvas import collate, smallest_canvas
 from rest_jax.data.dense_sources import DenseSource
 from rest_jax.data.geometry import Example, fit, resize
+from rest_jax.data.objects import to_learn
 from rest_jax.errors import UserError
 
 Canvas = tuple[int, int]
@@ -107,7 +108,7 @@ class DenseTrainBatches:
   def _view(self, index: int, epoch: int, copy: int, canvas: Canvas) -> Example:
     """One view of a picture, no larger than the canvas."""
     rng = example_rng(self.seed, epoch, index, copy)
-    example = self.augment(self.source[index], rng)
+    example = self.augment(to_learn(self.source[index]), rng)
     size = into_canvas(example['image'].shape[:2], [canvas])
     return example if size == example['image'].shape[:2] else resize(example, size)
 

@@ -10,16 +10,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 
 from rest_jax.data.coco import CocoSource, load_coco
 from rest_jax.data.dense_splits import Splits, coco_splits, find_splits, pixel_splits, voc_splits
 from rest_jax.data.digit_mosaics import PIXEL_CLASSES, SIDE, MosaicSource, load_digit_mosaics
+from rest_jax.data.images import picture_size
+from rest_jax.data.objects import specks_note
+from rest_jax.data.picture_files import transparency_note
 from rest_jax.data.semantic_folder import SemanticSource, load_semantic
 from rest_jax.data.sources import DataSources
 from rest_jax.data.voc import VocSource, load_voc
@@ -46,12 +48,14 @@ class DenseSource:
     class_names: the name of each label.
     digest: changes with the annotations.
     kind: what is learnt; the rest of an example is left out. None keeps all.
+    note: what else there is to say about it.
   """
 
   examples: Any
   class_names: tuple[str, ...]
   digest: str
   kind: Kind | None = None
+  note: str = ''
 
   def __len__(self) -> int:
     return len(self.examples)
@@ -72,8 +76,7 @@ class DenseSource:
     if isinstance(source, VocSource):
       return source.sizes[index]
     if isinstance(source, SemanticSource):
-      with Image.open(source.images[index]) as picture:
-        return picture.height, picture.width
+      return picture_size(source.images[index])
     return source[index]['image'].shape[:2]
 
 
@@ -127,8 +130,16 @@ def load_dense(
     names,
     found[splits.val] if splits.val else None,
     (splits.train, splits.val or splits.test, splits.test),
-    splits.note,
+    '; '.join(filter(None, (splits.note, *_notes(found)))),
   )
+
+
+def _notes(found: dict[str, DenseSource]) -> list[str]:
+  """What there is to say of splits; once where several say the same."""
+  by_note: dict[str, list[str]] = {}
+  for split, source in found.items():
+    by_note.setdefault(source.note, []).append(split)
+  return [f'{", ".join(splits)}: {note}' for note, splits in by_note.items() if note]
 
 
 def judged_split(name: str, kind: Kind) -> str:
@@ -182,25 +193,27 @@ def _coco(root: Path, split: str, masks: bool) -> DenseSource:
   if not file.is_file():
     known = ', '.join(coco_splits(root)) or 'none'
     raise UserError(f'there is no {file}; the splits of {root} are {known}')
-  folders = (root / split, root / 'images' / split, root / 'images')
-  folder = next((f for f in folders if f.is_dir()), None)
-  if folder is None:
+  folders = [root / split, root / 'images' / split, root / 'images', root]
+  if not any(folder.is_dir() for folder in folders[:-1]):
     raise UserError(f'the pictures of {file} are missing: {folders[0]} or {folders[1]} is needed')
-  source = load_coco(file, folder, masks=masks)
-  return DenseSource(source, source.class_names, _digest(file.read_bytes()))
+  source = load_coco(file, [f for f in folders if f.is_dir()], masks=masks)
+  files = [source.folder / name for _, name, _, _ in source.images]
+  note = _note(files, specks_note(source.specks))
+  return DenseSource(source, source.class_names, _digest(file.read_bytes()), note=note)
 
 
 def _voc(root: Path, split: str) -> DenseSource:
   source = load_voc(root, split)
   arrays = [*source.boxes, *source.labels, *source.difficult]
   parts = [','.join(source.names).encode(), *(np.ascontiguousarray(a).tobytes() for a in arrays)]
-  return DenseSource(source, source.class_names, _digest(*parts))
+  note = _note(source.files, specks_note(source.specks))
+  return DenseSource(source, source.class_names, _digest(*parts), note=note)
 
 
 def _semantic(root: Path, split: str) -> DenseSource:
   listing = root / CLASSES_FILE
   try:
-    lines = listing.read_text(encoding='utf-8').splitlines()
+    lines = listing.read_text(encoding='utf-8-sig').splitlines()
   except (OSError, UnicodeDecodeError) as error:
     raise UserError(
       f'cannot read {listing}, which names the classes of pixels, one a line: {error}'
@@ -209,7 +222,13 @@ def _semantic(root: Path, split: str) -> DenseSource:
   ade = all((root / part).is_dir() for part in _ADE20K)
   source = load_semantic(root, split, names, zero_is_ignored=ade)
   parts = [str(p.relative_to(root)).encode() + b'%d' % p.stat().st_size for p in source.annotations]
-  return DenseSource(source, tuple(names), _digest(*parts))
+  counted = f"class 0 of its PNGs is nobody's, as in ADE20K: 1 is {names[0]}" if ade else ''
+  return DenseSource(source, tuple(names), _digest(*parts), note=_note(source.images, counted))
+
+
+def _note(files: Sequence[Path], *more: str) -> str:
+  """What there is to say of the pictures, and what else there is."""
+  return '; '.join(filter(None, (*more, transparency_note(files))))
 
 
 def _digest(*parts: bytes) -> str:

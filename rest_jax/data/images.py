@@ -224,6 +224,64 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
   return np.asarray(open_image(path).picture())
 
 
+def picture_size(path: str | os.PathLike) -> tuple[int, int]:
+  """(height, width) of an image file as it is seen upright, from its head where that will do.
+
+  Args:
+    path: of the file.
+
+  Raises:
+    ImageError: the file is missing or no image; the message names it.
+  """
+  try:
+    with Image.open(path) as image:
+      if image.format not in ('PNG', 'TIFF'):
+        return image.size if rgb.orientation(image) >= 5 else image.size[::-1]
+  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    pass  # said below, in the words of all readers
+  return open_image(path).size
+
+
+def check_size(
+  found: tuple[int, ...], stated: tuple[int, ...], what: str, path: str | os.PathLike
+) -> None:
+  """Refuses annotations that were made on a picture of another size.
+
+  Annotations are of the upright picture, as people and most tools see it. Which way those of a
+  picture as it is stored have to turn is not in their file.
+
+  Args:
+    found: (H, W) of the upright picture.
+    stated: (H, W) that the annotations have.
+    what: whose size that is, with a verb.
+    path: of the picture.
+
+  Raises:
+    UserError: they differ.
+  """
+  if tuple(found) == tuple(stated):
+    return
+  cure = 'mend either'
+  if tuple(found) == tuple(stated)[::-1] and _is_turned(path):
+    cure = (
+      'its EXIF orientation turns it, and annotations are of the upright picture: save it without '
+      'that, or turn them too'
+    )
+  raise UserError(
+    f'{what} {stated[1]}x{stated[0]} px, the picture {path} has {found[1]}x{found[0]}; {cure}'
+  )
+
+
+def _is_turned(path: str | os.PathLike) -> bool:
+  with Image.open(path) as image:
+    image.load()
+    return (
+      image.getexif().get(0x0112, 1) >= 5
+      if image.format == 'TIFF'
+      else (rgb.orientation(image) >= 5)
+    )
+
+
 def _orientation_comes_late(image: Image.Image, content: bytes) -> bool:
   """Whether decoding alone tells how the image has to be turned: some PNGs, and turned TIFFs."""
   if image.format == 'PNG':

@@ -90,7 +90,9 @@ class Folder:
     found = self.find(name)
     if found is None:
       raise UserError(f'{self.root} has no split {name!r}; it has {", ".join(self.splits)}')
-    return self.splits[found]()
+    part = self.splits[found]()
+    note = picture_files.transparency_note(part.source.files)
+    return dataclasses.replace(part, note='; '.join(filter(None, (part.note, note))))
 
   def find(self, name: str) -> str | None:
     """The split that a name means; None where there is none.

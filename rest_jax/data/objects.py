@@ -3,7 +3,8 @@
 A source gives random access, `len(source)` and `source[i]`, and can be pickled for a worker
 process. An example is a dictionary:
   image      (H, W, 3) uint8 RGB
-  boxes      (N, 4) float32 corners in pixels, x2 and y2 exclusive, inside of the image
+  boxes      (N, 4) float corners in pixels, x2 and y2 exclusive, as the annotator drew them: up to
+             a pixel beyond the image
   labels     (N,) int32, 0..K - 1
   ignore     (N,) bool: crowds, difficult or hardly visible objects, which are neither to be learnt
              nor to count as a mistake
@@ -24,7 +25,9 @@ from rest_jax.errors import UserError
 
 # How far a box may reach over the border before it is an error: annotators' tools round.
 SLACK = 1.0
-LEAST_SIDE = 1.0  # px; boxes that are no larger are dropped
+LEAST_SIDE = 1.0  # px; boxes that are no larger are judged, and not learnt
+# What an example has one of for each object.
+PARTS = ('boxes', 'labels', 'ignore', 'areas', 'masks')
 
 
 class ObjectSource(Protocol):
@@ -58,7 +61,7 @@ class ObjectSources:
 
 
 def check_box(box: Sequence[float], size: tuple[int, int], where: str) -> np.ndarray:
-  """A box cut off at the border of its image.
+  """A box as it was drawn, looked at.
 
   Args:
     box: (x1, y1, x2, y2) in pixels.
@@ -83,7 +86,66 @@ def check_box(box: Sequence[float], size: tuple[int, int], where: str) -> np.nda
       f'{where}: the box {_words(corners)} lies outside of the image of {size[1]}x{size[0]} px; '
       'mend or remove it'
     )
-  return np.clip(corners, 0, limit)
+  return corners
+
+
+def learnt(boxes: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+  """Which boxes can be learnt from: those with sides of more than a pixel inside of the image.
+
+  Args:
+    boxes: (N, 4) corners in pixels.
+    size: (H, W) of the image.
+
+  Returns:
+    (N,) bool.
+  """
+  inside = clipped(boxes, size)
+  return (inside[:, 2:] - inside[:, :2] > LEAST_SIDE).all(axis=1)
+
+
+def to_learn(example: dict[str, Any]) -> dict[str, Any]:
+  """What is learnt of an example: boxes cut off at the border, without specks that are judged.
+
+  Args:
+    example: as in this module's docstring, or one without boxes, which comes back as it is.
+  """
+  if 'boxes' not in example:
+    return example
+  size = example['image'].shape[:2]
+  kept = learnt(example['boxes'], size) | example['ignore']
+  parts = {name: example[name][kept] for name in PARTS if name in example}
+  return example | parts | {'boxes': clipped(parts['boxes'], size)}
+
+
+def clipped(boxes: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+  """Boxes (..., 4) cut off at the border of an image of (H, W)."""
+  return np.clip(boxes, 0, np.array([size[1], size[0]] * 2, boxes.dtype))
+
+
+def check_names(names: Sequence[str], where: str) -> None:
+  """Refuses class names that no table could hold.
+
+  Args:
+    names: one a class.
+    where: what they come from, for the message.
+
+  Raises:
+    UserError: none, one that is not a line of text, or two that are the same.
+  """
+  if not names:
+    raise UserError(f'{where} names no class')
+  for name in names:
+    if len(name.splitlines()) != 1:
+      raise UserError(f'{where}: the class name {name!r} is not one line of text; mend it')
+  twice = [name for name in names if names.count(name) > 1]
+  if twice:
+    raise UserError(f'{where}: two classes are called {twice[0]!r}; rename one')
+
+
+def specks_note(count: int) -> str:
+  """What is said of the boxes that are judged and not learnt; '' where there are none."""
+  what = '1 object' if count == 1 else f'{count} objects'
+  return f'{what} of {LEAST_SIDE:g} px or less a side only judged' if count else ''
 
 
 def _words(box: Any) -> str:

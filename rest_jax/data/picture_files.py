@@ -30,6 +30,8 @@ SUFFIXES = frozenset(
 _SYSTEM_FILES = frozenset(('thumbs.db', 'desktop.ini', 'ehthumbs.db'))
 _SYSTEM_FOLDERS = frozenset(('__macosx', '@eadir', '$recycle.bin', 'system volume information'))
 _SHOWN = 4  # suffixes that are named
+_OPAQUE = frozenset(('.jfif', '.jpe', '.jpeg', '.jpg', '.mpo', '.pgm', '.pbm', '.ppm', '.pnm'))
+_MOST_HEADS = 500  # files whose heads are read for a note: a tenth of a second, or a few over a net
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +111,44 @@ def passed_over(found: Found) -> str:
     reasons.append(f'{_counts(found.others)}, no pictures by their suffix')
   count = sum(found.unreadable.values()) + sum(found.others.values())
   return f'{count} file{"s" * (count != 1)} passed over ({"; ".join(reasons)})' if count else ''
+
+
+def transparency_note(files: Sequence[str | os.PathLike[str]]) -> str:
+  """What is said once of pictures with an alpha channel, which no reader here looks at.
+
+  As in torchvision, timm and Detectron2 the stored colours count, also where nobody sees them. The
+  heads of files alone are read, of many files those of some.
+
+  Args:
+    files: paths of pictures; what cannot be read is passed over.
+
+  Returns:
+    A line; '' where none has transparency.
+  """
+  suffixes = (os.path.splitext(file)[1].lower() for file in map(os.fspath, files))
+  able = [place for place, suffix in enumerate(suffixes) if suffix not in _OPAQUE]
+  looked = able[:: -(-len(able) // _MOST_HEADS) or 1]
+  count = sum(_is_transparent(files[place]) for place in looked)
+  if not count:
+    return ''
+  of = (
+    f'{len(files)} pictures' if len(looked) == len(able) else f'{len(looked)} that were looked at'
+  )
+  have = 'has' if count == 1 else 'have'
+  return (
+    f'{count} of {of} {have} transparency, which is left out: the colours stored under it count'
+  )
+
+
+def _is_transparent(path: str | os.PathLike[str]) -> bool:
+  """Whether the head of a file says that it has transparency."""
+  try:
+    with warnings.catch_warnings():
+      warnings.simplefilter('ignore')  # of damage, which is said when it is read
+      with Image.open(path) as image:
+        return image.has_transparency_data
+  except Exception:
+    return False  # whatever a decoder makes of damaged bytes
 
 
 def together(several: list[Found]) -> Found:

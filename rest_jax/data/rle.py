@@ -29,19 +29,42 @@ def decode(rle: Any, size: tuple[int, int] | None = None) -> np.ndarray:
   Raises:
     UserError: it is no such thing, or its runs do not fill the mask.
   """
-  if not isinstance(rle, dict) or 'counts' not in rle or len(rle.get('size', ())) != 2:
-    raise UserError('the mask is no run-length code with size and counts')
-  height, width = (int(side) for side in rle['size'])
-  if size is not None and (height, width) != tuple(size):
-    raise UserError(f'the mask is {height}x{width}, the image {size[0]}x{size[1]}')
+  height, width = check_head(rle, size)
   counts = rle['counts']
   runs = _unpack(counts) if isinstance(counts, str | bytes) else counts
-  if any(not isinstance(run, int | np.integer) or run < 0 for run in runs):
+  if not all(_is_whole(run) and run >= 0 for run in runs):
     raise UserError('the run lengths of the mask are not whole numbers of 0 or more')
   if sum(runs) != height * width:
     raise UserError(f'the runs of the mask fill {sum(runs)} of its {height * width} pixels')
   values = np.arange(len(runs)) % 2 == 1
   return np.repeat(values, np.asarray(runs, np.int64)).reshape(width, height).T
+
+
+def check_head(rle: Any, size: tuple[int, ...] | None = None) -> tuple[int, int]:
+  """What is known of a code without its runs.
+
+  Args:
+    rle: as `decode` takes it.
+    size: (H, W) that it must have; any by default.
+
+  Returns:
+    (H, W).
+
+  Raises:
+    UserError: it is no such thing, or of another size.
+  """
+  sides, counts = (rle.get(part) if isinstance(rle, dict) else None for part in ('size', 'counts'))
+  stated = isinstance(sides, Sequence) and len(sides) == 2 and all(map(_is_whole, sides))
+  if not stated or not isinstance(counts, list | tuple | str | bytes | np.ndarray):
+    raise UserError('the mask is no run-length code with size and counts')
+  height, width = (int(side) for side in sides)
+  if size is not None and (height, width) != tuple(size):
+    raise UserError(f'the mask is {height}x{width}, the image {size[0]}x{size[1]}')
+  return height, width
+
+
+def _is_whole(value: Any) -> bool:
+  return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def encode(mask: np.ndarray) -> dict[str, Any]:

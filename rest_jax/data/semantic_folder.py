@@ -1,8 +1,9 @@
 """Pictures with a class for every pixel: a PNG of class numbers beside each picture.
 
 ADE20K, CamVid and Pascal VOC keep them so. A PNG with a palette is read as its indices, not as its
-colours. An example is {'image': (H, W, 3) uint8 RGB, 'segmentation': (H, W) uint8 with 255 where
-nobody judges, 'image_id': the picture's name}.
+colours. The classes are of the upright picture, its EXIF orientation applied. An example is
+{'image': (H, W, 3) uint8 RGB, 'segmentation': (H, W) uint8 with 255 where nobody judges,
+'image_id': the picture's name}.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from rest_jax.data.images import ImageError, read_image
-from rest_jax.data.picture_files import SUFFIXES
+from rest_jax.data.images import ImageError, check_size, read_image
+from rest_jax.data.objects import check_names
+from rest_jax.data.picture_files import SUFFIXES, is_hidden
 from rest_jax.errors import UserError
 
 IGNORE = 255
@@ -54,11 +56,7 @@ class SemanticSource:
   def __getitem__(self, index: int) -> dict[str, Any]:
     image, path = read_image(self.images[index]), self.annotations[index]
     labels = self._labels(path)
-    if labels.shape != image.shape[:2]:
-      raise UserError(
-        f'{path} has {labels.shape[1]}x{labels.shape[0]} px, its picture {self.images[index]} '
-        f'{image.shape[1]}x{image.shape[0]}; mend either'
-      )
+    check_size(image.shape[:2], labels.shape, f'{path} has', self.images[index])
     return {'image': image, 'segmentation': labels, 'image_id': self.images[index].stem}
 
   def _labels(self, path: Path) -> np.ndarray:
@@ -89,10 +87,11 @@ def read_indices(path: str | os.PathLike) -> np.ndarray:
     (H, W) int32.
 
   Raises:
-    ImageError: the file cannot be read, or has colours.
+    ImageError: the file cannot be read, has colours, or is stored so that numbers are not exact.
   """
   try:
     with Image.open(path) as image:
+      _check_exact(image, path)
       image.load()
       if image.mode not in ('P', 'L', '1', 'I', 'I;16', 'I;16B'):
         raise ImageError(
@@ -104,6 +103,18 @@ def read_indices(path: str | os.PathLike) -> np.ndarray:
     if isinstance(error, UserError):
       raise
     raise ImageError(f'cannot read the annotation {path}: {error}; mend or remove it') from error
+
+
+def _check_exact(image: Image.Image, path: str | os.PathLike) -> None:
+  """Refuses what is decoded to other numbers than were written: an opened, not yet loaded file."""
+  if image.format == 'JPEG':
+    raise ImageError(f'{path} is a JPEG, whose numbers are not exact: save class numbers as PNG')
+  packed = [tile[3] for tile in image.tile if tile[3] in ('L;2', 'L;4')]
+  if packed:
+    raise ImageError(
+      f'{path} has grey of {packed[0][2:]} bits, which may be class numbers or shades: save it '
+      'with 8 bits or a palette'
+    )
 
 
 def load_semantic(
@@ -128,11 +139,13 @@ def load_semantic(
     The source, sorted by name.
 
   Raises:
-    UserError: another layout, no pictures, or a picture without its PNG.
+    UserError: another layout, no pictures, a picture without its PNG, two of one name, or class
+      names that are none.
   """
   root = Path(root)
   if not 1 <= len(class_names) <= IGNORE:
     raise UserError(f'a segmentation has 1 to {IGNORE} classes, got {len(class_names)}')
+  check_names(tuple(class_names), f'{root}: the classes of pixels')
   images, annotations = _pairs(root, split)
   return SemanticSource(images, annotations, tuple(class_names), zero_is_ignored, ignore)
 
@@ -152,15 +165,22 @@ def _pairs(root: Path, split: str) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
 
 def _match(pictures: Path, numbers: Path, listing: Path | None):
   """Each picture with the PNG of its name."""
-  found = {p.stem: p for p in sorted(pictures.iterdir()) if p.suffix.lower() in SUFFIXES}
+  files = [p for p in sorted(pictures.iterdir()) if p.suffix.lower() in SUFFIXES]
+  files = [p for p in files if not is_hidden(p.name) and p.is_file()]
+  found = {p.stem: p for p in files}
   names = sorted(found)
   if listing is not None:
     try:
-      names = listing.read_text(encoding='utf-8').split()
+      lines = listing.read_text(encoding='utf-8-sig').splitlines()
     except (OSError, UnicodeDecodeError) as error:
       raise UserError(f'cannot read the split {listing}: {error}') from error
+    names = [line.strip() for line in lines if line.strip()]
   if not names:
     raise UserError(f'{pictures} has no pictures')
+  stems = names if listing is not None else [p.stem for p in files]
+  if len(set(stems)) < len(stems):
+    twice = next(stem for stem in stems if stems.count(stem) > 1)
+    raise UserError(f'{listing or pictures} has two pictures called {twice}: remove one')
   for name in names:
     if name not in found:
       raise UserError(

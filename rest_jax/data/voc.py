@@ -1,12 +1,14 @@
 """Pascal VOC's annotations: an XML file a picture.
 
 Everingham et al., "The Pascal Visual Object Classes Challenge", IJCV 2010. Corners there count from
-1 and belong to the box; here they count from 0 and the ends do not: only the starts move.
+1 and belong to the box; here they count from 0 and the ends do not: only the starts move. They are
+of the upright picture, its EXIF orientation applied.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import glob
 import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
@@ -15,8 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from rest_jax.data.images import read_image
-from rest_jax.data.objects import LEAST_SIDE, check_box
+from rest_jax.data.images import check_size, read_image
+from rest_jax.data.objects import check_box, check_names, clipped, learnt
+from rest_jax.data.picture_files import SUFFIXES
 from rest_jax.errors import UserError, did_you_mean
 
 SPLITS = 'ImageSets/Main'
@@ -35,7 +38,7 @@ class VocSource:
     labels: of each picture.
     difficult: of each picture, (N,) bool.
     class_names: the name of each label.
-    dropped: boxes that were left out because a side is 1 px or less.
+    specks: boxes that are judged and not learnt, as a side is 1 px or less.
   """
 
   root: Path
@@ -46,22 +49,18 @@ class VocSource:
   labels: tuple[np.ndarray, ...]
   difficult: tuple[np.ndarray, ...]
   class_names: tuple[str, ...]
-  dropped: int = 0
+  specks: int = 0
 
   def __len__(self) -> int:
     return len(self.names)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     image, boxes = read_image(self.files[index]), self.boxes[index]
-    if image.shape[:2] != self.sizes[index]:
-      height, width = self.sizes[index]
-      raise UserError(
-        f'{_xml(self.root, self.names[index])} says {width}x{height} px, the picture '
-        f'{self.files[index]} has {image.shape[1]}x{image.shape[0]}; mend either'
-      )
+    what = f'{_xml(self.root, self.names[index])} says'
+    check_size(image.shape[:2], self.sizes[index], what, self.files[index])
     return {
       'image': image,
-      'boxes': boxes.astype(np.float32),
+      'boxes': boxes,
       'labels': self.labels[index],
       'ignore': self.difficult[index],
       'areas': np.prod(boxes[:, 2:] - boxes[:, :2], axis=1),
@@ -81,29 +80,31 @@ def load_voc(
       names, sorted, so that every split has the same.
 
   Returns:
-    The source. Difficult objects are marked `ignore`; boxes with a side of 1 px or less are left
-    out and counted.
+    The source. Difficult objects are marked `ignore`; boxes with a side of 1 px or less are
+    counted.
 
   Raises:
     UserError: no such split, a missing or damaged XML file or picture, a box outside of its image
-      or of negative size, an unknown class. The message names the file and the object.
+      or of negative size, an unknown class, a picture that the split names twice. The message names
+      the file and the object.
   """
   root = Path(root)
   names = _names(root, split)
   known = tuple(class_names) if class_names is not None else _all_classes(root)
   pictures = [_picture(root, name) for name in names]
   parsed = [_parse(root, name, known) for name in names]
-  sizes, boxes, labels, difficult, dropped = zip(*parsed, strict=True)
-  return VocSource(
-    root, names, tuple(pictures), sizes, boxes, labels, difficult, known, sum(dropped)
+  sizes, boxes, labels, difficult = zip(*parsed, strict=True)
+  specks = sum(
+    int(np.sum(~(learnt(b, s) | d))) for b, s, d in zip(boxes, sizes, difficult, strict=True)
   )
+  return VocSource(root, names, tuple(pictures), sizes, boxes, labels, difficult, known, specks)
 
 
 def _names(root: Path, split: str) -> tuple[str, ...]:
   """Names of the pictures of a split."""
   listing = root / SPLITS / f'{split}.txt'
   try:
-    lines = listing.read_text(encoding='utf-8').splitlines()
+    lines = listing.read_text(encoding='utf-8-sig').splitlines()
   except (OSError, UnicodeDecodeError) as error:
     known = sorted(path.stem for path in (root / SPLITS).glob('*.txt'))
     hint = did_you_mean(split, known) if known else f'there is no list in {root / SPLITS}'
@@ -111,6 +112,9 @@ def _names(root: Path, split: str) -> tuple[str, ...]:
   names = tuple(line.split()[0] for line in lines if line.strip())
   if not names:
     raise UserError(f'the split {listing} names no picture')
+  if len(set(names)) < len(names):
+    twice = next(name for name in names if names.count(name) > 1)
+    raise UserError(f'the split {listing} names {twice} twice; remove one')
   return names
 
 
@@ -124,7 +128,8 @@ def _picture(root: Path, name: str) -> Path:
   path = root / 'JPEGImages' / f'{name}.jpg'
   if path.is_file():
     return path
-  others = sorted((root / 'JPEGImages').glob(f'{name}.*'))
+  others = sorted(path.parent.glob(f'{glob.escape(path.stem)}.*'))
+  others = [p for p in others if p.stem == path.stem and p.suffix.lower() in SUFFIXES]
   if not others:
     raise UserError(
       f'{_xml(root, name)}: the picture is missing: {path}; add it or shorten the split'
@@ -146,45 +151,50 @@ def _all_classes(root: Path) -> tuple[str, ...]:
   """Every class that any file of the data set names, sorted."""
   files = sorted((root / 'Annotations').glob('*.xml'))
   found = {(node.findtext('name') or '').strip() for f in files for node in _tree(f).iter('object')}
-  if not found - {''}:
-    raise UserError(f"{root / 'Annotations'} names no class: is it a data set in VOC's layout?")
-  return tuple(sorted(found - {''}))
+  names = tuple(sorted(found - {''}))
+  check_names(names, str(root / 'Annotations'))
+  return names
 
 
 def _size(tree: ElementTree.Element, path: Path) -> tuple[int, int]:
   """(H, W) that the file says its picture has."""
   try:
     height, width = (int(float(tree.findtext(f'size/{side}', ''))) for side in ('height', 'width'))
-  except ValueError as error:
-    raise UserError(f'{path}: the size of the picture is missing; mend it') from error
+  except (ValueError, OverflowError):
+    height = width = 0
+  if min(height, width) < 1:
+    raise UserError(f'{path}: the size of the picture is missing; mend it')
   return height, width
 
 
 def _parse(root: Path, name: str, known: tuple[str, ...]):
-  """Size, boxes, labels, difficult ones and how many were dropped."""
+  """Size, boxes, labels and which are difficult."""
   path = _xml(root, name)
   tree = _tree(path)
   size = _size(tree, path)
-  boxes, labels, difficult, dropped = [], [], [], 0
+  boxes, labels, difficult = [], [], []
   for number, node in enumerate(tree.iter('object'), 1):
     where = f'{path}: object {number}'
     label = (node.findtext('name') or '').strip()
     if label not in known:
       raise UserError(f'{where}: unknown class {label!r}; {did_you_mean(label, known)}')
-    box = _box(node, size, where)
-    if (box[2:] - box[:2] <= LEAST_SIDE).any():
-      dropped += 1
-      continue
-    boxes.append(box)
+    boxes.append(_box(node, size, where))
     labels.append(known.index(label))
-    difficult.append((node.findtext('difficult') or '0').strip() not in ('', '0'))
+    difficult.append(_mark(node, where))
   return (
     size,
     np.array(boxes, np.float64).reshape(-1, 4),
     np.array(labels, np.int32),
     np.array(difficult, bool),
-    dropped,
   )
+
+
+def _mark(node: ElementTree.Element, where: str) -> bool:
+  """Whether an object is difficult; one without the mark is not."""
+  text = (node.findtext('difficult') or '').strip()
+  if text not in ('', '0', '1'):
+    raise UserError(f'{where}: difficult is 0 or 1, not {text!r}; mend it')
+  return text == '1'
 
 
 def _box(node: ElementTree.Element, size: tuple[int, int], where: str) -> np.ndarray:
@@ -194,4 +204,5 @@ def _box(node: ElementTree.Element, size: tuple[int, int], where: str) -> np.nda
     left, top, right, bottom = (float(text or '') for text in texts)
   except ValueError as error:
     raise UserError(f'{where}: the box {texts} is not four numbers; mend or remove it') from error
-  return check_box((left - 1, top - 1, right, bottom), size, where)
+  # A start of 0 is that of a tool which counts from 0.
+  return clipped(check_box((left - 1, top - 1, right, bottom), size, where), size)

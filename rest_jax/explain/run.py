@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from rest_jax import explain
-from rest_jax.data.picture_files import find_pictures
+from rest_jax.data.picture_files import find_pictures, transparency_note
 from rest_jax.errors import UserError
 from rest_jax.explain import choices
 from rest_jax.explain.command import Command
@@ -74,6 +74,8 @@ def explain_pictures(command: Command) -> int:
   layer = check_layer(classifier, methods, command.layer)
   choices.check_group_cam(classifier, methods, command)
   files = find_pictures(command.image)
+  if note := transparency_note(files):
+    print(note, file=sys.stderr)
   make_folder(command.output)
   pictures = min(command.batch_size, len(files))
   setup = Setup(command, classifier, methods, layer, pictures, targets)

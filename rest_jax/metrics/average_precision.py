@@ -31,7 +31,7 @@ class AveragePrecision:
       masks: whether masks are judged beside the boxes.
     """
     self.class_names, self.masks = tuple(class_names), masks
-    self._images: dict[Any, dict[str, Any]] = {}
+    self._images: dict[Any, dict[str, int]] = {}
     self._truth: list[dict[str, Any]] = []
     self._found: list[dict[str, Any]] = []
 
@@ -51,16 +51,15 @@ class AveragePrecision:
     key, size = example['image_id'], tuple(example['image'].shape[:2])
     if key in self._images:
       raise UserError(f'the picture {key} was judged already; its image_id occurs twice')
-    number = len(self._images) + 1
-    self._images[key] = {'id': number, 'height': size[0], 'width': size[1]}
+    self._images[key] = {'height': size[0], 'width': size[1]}
     self._check(example, size, f'the truth of picture {key}')
     self._check(found, size, f'what was found in picture {key}')
     for i in range(len(example['labels'])):
-      entry = self._entry(example, i, number)
+      entry = self._entry(example, i, key)
       entry |= {'id': len(self._truth) + 1, 'area': float(example['areas'][i])}
       self._truth.append(entry | {'iscrowd': int(example['ignore'][i])})
     for i in range(len(found['labels'])):
-      self._found.append(self._entry(found, i, number) | {'score': float(found['scores'][i])})
+      self._found.append(self._entry(found, i, key) | {'score': float(found['scores'][i])})
 
   def _check(self, part: Mapping[str, Any], size: tuple[int, ...], what: str) -> None:
     """Refuses arrays that do not fit each other or the classes."""
@@ -79,11 +78,11 @@ class AveragePrecision:
       got = None if masks is None else np.shape(masks)
       raise UserError(f'{what}: masks are {got}, not {(count, *size)}')
 
-  def _entry(self, part: Mapping[str, Any], i: int, number: int) -> dict[str, Any]:
-    """One object in COCO's form."""
+  def _entry(self, part: Mapping[str, Any], i: int, key: Any) -> dict[str, Any]:
+    """One object in COCO's form; of a picture by its key."""
     left, top, right, bottom = (float(edge) for edge in part['boxes'][i])
     entry: dict[str, Any] = {
-      'image_id': number,
+      'image_id': key,
       'category_id': int(part['labels'][i]) + 1,
       'bbox': [left, top, right - left, bottom - top],
     }
@@ -112,25 +111,33 @@ class AveragePrecision:
     """Figures of 'bbox' or 'segm'."""
     coco: Any = importlib.import_module('pycocotools.coco')
     evaluation: Any = importlib.import_module('pycocotools.cocoeval')
-    truth = coco.COCO()
-    truth.dataset = {
+    truth, found = coco.COCO(), coco.COCO()
+    numbers = self._numbers()
+    common = {
       'info': {},
-      'images': list(self._images.values()),
-      'annotations': [dict(entry) for entry in self._truth],
+      'images': [{'id': numbers[key], **size} for key, size in self._images.items()],
       'categories': [{'id': i + 1, 'name': n} for i, n in enumerate(self.class_names)],
     }
+    truth.dataset = common | {'annotations': _numbered(self._truth, numbers)}
+    found.dataset = common | {'annotations': []}
     truth.createIndex()
-    if not self._found:
-      return dict.fromkeys(NAMES, 0.0) | {'classes': dict.fromkeys(self.class_names, 0.0)}
-    entries = [dict(entry) for entry in self._found]
-    if kind == 'bbox':  # a mask beside it would give its size
-      entries = [{k: v for k, v in entry.items() if k != 'segmentation'} for entry in entries]
-    judge = evaluation.COCOeval(truth, truth.loadRes(entries), kind)
+    found.createIndex()
+    if self._found:
+      # The one not judged goes: its size would stand for that of the other.
+      other = 'segmentation' if kind == 'bbox' else 'bbox'
+      entries = _numbered(self._found, numbers)
+      found = truth.loadRes([{k: v for k, v in e.items() if k != other} for e in entries])
+    judge = evaluation.COCOeval(truth, found, kind)
     judge.evaluate()
     judge.accumulate()
     judge.summarize()
     values = [float(v) if v >= 0 else float('nan') for v in judge.stats[:6]]
     return dict(zip(NAMES, values, strict=True)) | {'classes': self._classes(judge)}
+
+  def _numbers(self) -> dict[Any, int]:
+    """Pictures by their ids, which decides between equal scores, whatever order they came in."""
+    order = sorted(self._images, key=lambda key: (isinstance(key, str), key))
+    return {key: number for number, key in enumerate(order, 1)}
 
   def _classes(self, judge: Any) -> dict[str, float]:
     """AP of each class: over thresholds and recalls, all sizes, 100 results."""
@@ -138,3 +145,8 @@ class AveragePrecision:
     own = (precision[:, :, i] for i in range(len(self.class_names)))
     values = (float(np.mean(p[p > -1])) if (p > -1).any() else float('nan') for p in own)
     return dict(zip(self.class_names, values, strict=True))
+
+
+def _numbered(entries: list[dict[str, Any]], numbers: dict[Any, int]) -> list[dict[str, Any]]:
+  """Copies of entries, with the numbers of their pictures."""
+  return [entry | {'image_id': numbers[entry['image_id']]} for entry in entries]

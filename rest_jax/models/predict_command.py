@@ -15,6 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from rest_jax.command_line import Parser
+from rest_jax.data.picture_files import transparency_note
 from rest_jax.errors import UserError, as_line
 from rest_jax.files import make_folder, replacing
 from rest_jax.models import predictions
@@ -80,6 +81,8 @@ def main(argv: Sequence[str], program: str = 'python -m rest_jax predict') -> in
   """
   args = _checked(_parser(program).parse_args(argv))
   pictures = predictions.expand(args.pictures)
+  if note := transparency_note(pictures):
+    print(note, file=sys.stderr)
   kind = _kind(args)
   with _table(args.csv) as table:
     answer = _classify if kind == '' else _detect

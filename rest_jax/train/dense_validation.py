@@ -19,7 +19,7 @@ from rest_jax.evaluation.progress import clock
 from rest_jax.files import make_folder
 from rest_jax.models.dense_drawing import beside, draw_objects, draw_segmentation
 from rest_jax.models.dense_model import Objects, load_dense_model
-from rest_jax.text import markdown, markdown_code, plural
+from rest_jax.text import legible, markdown, markdown_code, plural
 from rest_jax.train import dense_evaluate
 from rest_jax.train.parallel import check_batch, make_mesh, memory_advice
 from rest_jax.train.processes import is_main
@@ -52,6 +52,8 @@ def judge(options: dict[str, Any]) -> str:
   check_batch(options['batch_size'], 1, mesh)
   own = dense_evaluate.local_mesh(mesh)
   source, where = _source(found, options)
+  if source.note and is_main():
+    print(f'{where}: {legible(source.note)}', flush=True)
   make_folder(output)
   gallery = _Gallery(output / 'pictures', found.class_names) if is_main() else None
   began = time.monotonic()
@@ -59,7 +61,7 @@ def judge(options: dict[str, Any]) -> str:
     result = _result(found, source, options['batch_size'], own, gallery)
   result['seconds'] = time.monotonic() - began
   if is_main():
-    _write(output, found, options['model'], where, result, gallery)
+    _write(output, found, options['model'], where, result, gallery, source.note)
   return _line(options['model'], where, result, output)
 
 
@@ -155,7 +157,13 @@ class _Gallery:
 
 
 def _write(
-  output: Path, found: Any, model: str, where: str, result: dict[str, Any], gallery: Any
+  output: Path,
+  found: Any,
+  model: str,
+  where: str,
+  result: dict[str, Any],
+  gallery: Any,
+  note: str,
 ) -> None:
   """report.md and results.json."""
   write_json(
@@ -168,7 +176,7 @@ def _write(
       'environment': environment(),
     },
   )
-  text = to_markdown(f'{model} on {where}', _blocks(found, result, gallery), output)
+  text = to_markdown(f'{model} on {where}', _blocks(found, result, gallery, note), output)
   write_text(output / 'report.md', text)
 
 
@@ -179,7 +187,7 @@ def _without_nan(value: Any) -> Any:
   return None if isinstance(value, float) and np.isnan(value) else value
 
 
-def _blocks(found: Any, result: dict[str, Any], gallery: Any) -> list[Block]:
+def _blocks(found: Any, result: dict[str, Any], gallery: Any, note: str) -> list[Block]:
   """The report: all figures, those of the classes, pictures."""
   by_class = result['classes'] if found.config.kind == 'detector' else {'IoU': result['classes']}
   rows = [
@@ -187,10 +195,12 @@ def _blocks(found: Any, result: dict[str, Any], gallery: Any) -> list[Block]:
     for name in found.class_names
   ]
   head = ['class', *(f'{name} AP' if name != 'IoU' else name for name in by_class)]
+  where = f'{clock(result["seconds"])} on {describe_devices()}'
+  noted = f' ({markdown(note)})' if note else ''
   left = 'Left: what is true. Right: what was found (from a score of 0.3).'
   return [
     Text(
-      f'{plural(result["count"], "picture")}; {clock(result["seconds"])} on {describe_devices()}. '
+      f'{plural(result["count"], "picture")}{noted}; {where}. '
       f'Command: {markdown_code(command_line())}'
     ),
     Table('', ['figure', ''], [[Cell(n), Cell(_percent(v))] for n, v in _figures(result).items()]),

@@ -1,9 +1,13 @@
 """Index PNGs in the layouts of ADE20K, CamVid and Pascal VOC."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from rest_jax.data.dense_sources import load_dense
 from rest_jax.data.semantic_folder import load_semantic, read_indices
 from rest_jax.errors import UserError
 
@@ -66,7 +70,7 @@ def test_what_is_wrong_is_one_line_with_the_file(tmp_path):
   with pytest.raises(UserError, match=r'x.png has pixels of class 7, the data set 3 classes'):
     source[0]
   write(tmp_path / 'testannot/x.png', np.zeros((2, 5), np.uint8))
-  with pytest.raises(UserError, match=r'testannot/x.png has 5x2 px, its picture .* 4x2'):
+  with pytest.raises(UserError, match=r'testannot/x.png has 5x2 px, the picture .* has 4x2'):
     source[0]
   picture(tmp_path / 'testannot/x.png')
   with pytest.raises(UserError, match=r'x.png has colours \(mode RGB\)'):
@@ -79,6 +83,69 @@ def test_what_is_wrong_is_one_line_with_the_file(tmp_path):
     load_semantic(tmp_path, 'test', NAMES)
   with pytest.raises(UserError, match='1 to 255 classes, got 0'):
     load_semantic(tmp_path, 'test', ())
+
+
+def test_numbers_that_are_stored_inexactly_are_refused(tmp_path):
+  """Pillow spreads grey of 2 and 4 bits over 0..255, and a JPEG gives other numbers back."""
+  shades = Image.fromarray(np.array([[0, 1], [2, 3]], np.uint8))
+  shades.save(tmp_path / 'x.png', bits=8)
+  np.testing.assert_array_equal(read_indices(tmp_path / 'x.png'), [[0, 1], [2, 3]])
+  for bits in (2, 4):
+    (tmp_path / 'x.png').write_bytes(grey_png(bits))
+    with pytest.raises(UserError, match=rf'x.png has grey of {bits} bits'):
+      read_indices(tmp_path / 'x.png')
+  shades.save(tmp_path / 'j.png', format='jpeg')
+  with pytest.raises(UserError, match=r'j.png is a JPEG'):
+    read_indices(tmp_path / 'j.png')
+  Image.fromarray(np.array([[True, False]])).save(tmp_path / 'b.png')
+  np.testing.assert_array_equal(read_indices(tmp_path / 'b.png'), [[1, 0]])
+
+
+def grey_png(bits):
+  """A grey PNG of 1x1 px with few bits, by hand from the specification."""
+
+  def chunk(kind, data):
+    return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+
+  head = struct.pack('>IIBBBBB', 1, 1, bits, 0, 0, 0, 0)
+  parts = ((b'IHDR', head), (b'IDAT', zlib.compress(b'\0\x40')), (b'IEND', b''))
+  return b'\x89PNG\r\n\x1a\n' + b''.join(chunk(*part) for part in parts)
+
+
+def test_a_picture_that_lies_on_its_side(tmp_path):
+  """Classes are of the upright picture, and so is the size that chooses its canvas."""
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  (tmp_path / 'test').mkdir()
+  Image.new('RGB', (2, 4)).save(tmp_path / 'test/x.jpg', exif=exif)  # upright 4 wide, 2 high
+  write(tmp_path / 'testannot/x.png', LABELS)
+  (tmp_path / 'classes.txt').write_text('\n'.join(NAMES))
+  source = load_dense(str(tmp_path), 'pixels', train_split='test').test
+  assert source[0]['image'].shape == (2, 4, 3) == (*source.size(0), 3)
+  write(tmp_path / 'testannot/x.png', LABELS.T.copy())
+  with pytest.raises(UserError, match=r'testannot/x.png has 2x4 px, .*x.jpg has 4x2; its EXIF'):
+    source[0]
+
+
+def test_two_pictures_of_one_name_and_names_with_spaces(tmp_path):
+  for name in ('my photo.png', 'my photo.jpg', '.hidden.png', '._my photo.jpg'):
+    picture(tmp_path / 'JPEGImages' / name)
+  (tmp_path / 'JPEGImages/folder.png').mkdir()
+  write(tmp_path / 'SegmentationClass/my photo.png', LABELS)
+  lists = tmp_path / 'ImageSets/Segmentation'
+  lists.mkdir(parents=True)
+  (lists / 'train.txt').write_text('\ufeffmy photo\n\n', encoding='utf-8')
+  assert load_semantic(tmp_path, 'train', NAMES)[0]['image_id'] == 'my photo'
+  (lists / 'train.txt').write_text('my photo\nmy photo\n')
+  with pytest.raises(UserError, match=r'train.txt has two pictures called my photo'):
+    load_semantic(tmp_path, 'train', NAMES)
+  with pytest.raises(UserError, match=r"two classes are called 'road'"):
+    load_semantic(tmp_path, 'train', ('road', 'car', 'road'))
+  for name in ('x.png', 'x.jpg'):
+    picture(tmp_path / 'test' / name)
+  write(tmp_path / 'testannot/x.png', LABELS)
+  with pytest.raises(UserError, match=r'test has two pictures called x'):
+    load_semantic(tmp_path, 'test', NAMES)
 
 
 def test_sixteen_bits(tmp_path):

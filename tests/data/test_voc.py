@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rest_jax.data.objects import to_learn
 from rest_jax.data.voc import load_voc
 from rest_jax.errors import UserError
 
@@ -50,10 +51,11 @@ def test_what_is_read(root):
   np.testing.assert_array_equal(load_voc(root, 'test')[0]['boxes'], [[0, 4, 5, 9.5]])
 
 
-def test_specks_are_left_out_and_counted(root):
+def test_specks_are_judged_and_not_learnt(root):
   (root / 'Annotations/one.xml').write_text(annotation(thing('dog', (5, 5, 5, 9))))
   source = load_voc(root, 'train')
-  assert source.dropped == 1 and source[0]['boxes'].shape == (0, 4)
+  assert source.specks == 1 and source[0]['boxes'].shape == (1, 4)
+  assert to_learn(source[0])['boxes'].shape == (0, 4)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +66,14 @@ def test_specks_are_left_out_and_counted(root):
     (annotation(thing('dog', (1, 1, 9, 9)), thing('cow', (1, 1, 9, 9))), "2: unknown class 'cow'"),
     (annotation(thing('dog', (1, 1, 'x', 9))), 'object 1: the box .* not four numbers'),
     (annotation(thing('dog', (1, 1, 9))), 'object 1: the box .* not four numbers'),
+    (annotation(thing('dog', (1, 1, 'nan', 9))), 'object 1: the box .* not four numbers'),
+    (annotation(thing('dog', (1, 1, '1e999', 9))), 'object 1: the box .* not four numbers'),
+    (annotation(thing('dog', (1, 1, 9, 9), 'maybe')), "object 1: difficult is 0 or 1, not 'maybe'"),
+    (annotation(thing('', (1, 1, 9, 9))), "object 1: unknown class ''"),
+    (annotation('<object><name>dog</name></object>'), 'object 1: the box .* not four numbers'),
     (annotation(thing('dog', (1, 1, 9, 9)), size=''), 'the size of the picture is missing'),
+    (annotation(size='<size><width>0</width><height>0</height></size>'), 'size .* is missing'),
+    (annotation(size='<size><width>1e999</width><height>9</height></size>'), 'size .* is missing'),
     ('<annotation>', 'is no XML'),
   ],
 )
@@ -73,6 +82,37 @@ def test_what_is_wrong_is_one_line_with_the_file(root, text, match):
   with pytest.raises(UserError, match=match) as error:
     load_voc(root, 'train', ('ant', 'cat', 'dog'))
   assert 'one.xml' in str(error.value) and '\n' not in str(error.value)
+
+
+def test_odd_but_right(root):
+  """No mark of difficult ones, floats, a part with a box of its own, other endings, a BOM."""
+  part = '<part><name>head</name><bndbox><xmin>9</xmin></bndbox></part>'
+  thing_ = thing('dog', ('2.5', '1e0', '30.25', ' 20 ')).replace('<difficult>0</difficult>', '')
+  (root / 'Annotations/a.b.xml').write_text(
+    annotation(thing_.replace('</object>', f'{part}</object>'))
+  )
+  (root / 'ImageSets/Main/val.txt').write_text('\ufeffa.b  1\n', encoding='utf-8')
+  Image.new('RGB', (60, 30)).save(root / 'JPEGImages/a.b.PNG')
+  for other in ('a.b.xml', 'a.b.c.png', 'a.b.txt'):  # none of them is the picture
+    (root / 'JPEGImages' / other).write_bytes(b'')
+  source = load_voc(root, 'val')
+  assert source.class_names == ('ant', 'cat', 'dog') and source.files[0].name == 'a.b.PNG'
+  np.testing.assert_array_equal(source[0]['boxes'], [[1.5, 0, 30.25, 20]])
+  assert not source[0]['ignore'].any()
+  (root / 'ImageSets/Main/val.txt').write_text('one\ntwo\none\n')
+  with pytest.raises(UserError, match=r'val.txt names one twice'):
+    load_voc(root, 'val')
+
+
+def test_boxes_are_of_the_upright_picture(root):
+  exif = Image.Exif()
+  exif[0x0112] = 8
+  Image.new('RGB', (60, 30)).save(root / 'JPEGImages/one.jpg', exif=exif)
+  with pytest.raises(UserError, match=r'one.xml says 60x30 px, .*one.jpg has 30x60; its EXIF'):
+    load_voc(root, 'train')[0]
+  size = '<size><width>30</width><height>60</height></size>'
+  (root / 'Annotations/one.xml').write_text(annotation(thing('dog', (1, 1, 30, 60)), size=size))
+  assert load_voc(root, 'train')[0]['image'].shape == (60, 30, 3)
 
 
 def test_missing_files(root):

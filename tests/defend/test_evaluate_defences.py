@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from defence_toys import data, fading, linear_model, noise, rounding
+from defence_toys import data, fading, linear_model, noise, one_device, rounding
 
 from rest_jax import attacks, defend
 from rest_jax.attacks import Threat
@@ -126,6 +126,15 @@ def test_it_goes_on_where_it_was_stopped(tmp_path):
   assert again.rows[1:2] != again.rows[2:3] and 0 < third.function.calls <= 6  # fading alone
   more = evaluate(defences, attack=counting(), output_dir=tmp_path)
   assert more.rows == fresh.rows
+
+
+def test_one_device_finds_what_four_do():
+  """A smooth defence, a rounding and a random one; six images at a time are eight of four."""
+  defences = {'fading': fading(), 'rounding': rounding(0.95), 'noise': noise()}
+  four = evaluate(defences, threats=GRID[1:], batch_size=6)
+  with one_device():
+    one = evaluate(defences, threats=GRID[1:], batch_size=6)
+  assert four.rows == one.rows and len(one.rows) == 4
 
 
 def test_results_of_another_model_or_key_are_not_mixed(tmp_path):

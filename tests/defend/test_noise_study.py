@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from defence_toys import one_device
 from flax import linen as nn
 from jax.tree_util import Partial
 from PIL import Image
@@ -134,6 +135,20 @@ def test_batches_and_keys_do_not_change_the_result(attacked):
   ]
   for one, other in zip(*(study.rows() for study in results), strict=True):
     assert one == pytest.approx(other, abs=1e-5)
+
+
+def test_one_device_measures_what_four_do(attacked):
+  """Seven images at a time are eight of four devices."""
+  images, labels, even, _ = attacked
+  denoisers = {'blur': denoiser('gaussian', sigma=2.0)}
+  options = dict(bands=2, batch_size=7)
+  four = noise_study(by_brightness, images, labels, even, denoisers, **options)
+  with one_device():
+    one = noise_study(by_brightness, images, labels, even, denoisers, **options)
+  for found, wanted in zip(
+    four.rows() + four.band_rows(), one.rows() + one.band_rows(), strict=True
+  ):
+    assert found == pytest.approx(wanted, abs=1e-5, nan_ok=True)
 
 
 def test_context_is_the_denoiser_in_its_place(attacked):

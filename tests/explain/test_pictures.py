@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rest_jax.data.picture_files import find_pictures, read_picture
+from rest_jax.data import picture_files
+from rest_jax.data.picture_files import find_pictures, read_picture, transparency_note
 from rest_jax.errors import UserError
 from rest_jax.models.predictions import placement, preprocess
 
@@ -141,6 +142,24 @@ def test_what_is_passed_over_is_said(tmp_path):
   assert [p.name for p in found] == ['a.jfif', 'b.PNG', 'd.png']
   assert len(said) == 1 and '1 .heic, which Pillow cannot read' in said[0]
   assert [p.name for p in find_pictures([str(tmp_path / '*.txt')])] == ['notes.txt']
+
+
+def test_transparency_is_said_once(tmp_path, monkeypatch):
+  grey = np.zeros((3, 4), np.uint8)
+  kinds = {'a.png': 'RGBA', 'b.png': 'LA', 'c.webp': 'RGBA', 'd.png': 'RGB', 'e.jpg': 'RGB'}
+  files = [tmp_path / name for name in kinds]
+  for file, mode in zip(files, kinds.values(), strict=True):
+    Image.fromarray(grey).convert(mode).save(file)
+  Image.fromarray(grey).save(tmp_path / 'f.png', transparency=0)
+  (tmp_path / 'g.png').write_bytes(b'x')
+  files += [tmp_path / 'f.png', tmp_path / 'g.png']
+  assert transparency_note(files) == (
+    '4 of 7 pictures have transparency, which is left out: the colours stored under it count'
+  )
+  assert transparency_note(files[:1]).startswith('1 of 1 pictures has transparency')
+  assert transparency_note(files[3:5]) == transparency_note([]) == ''
+  monkeypatch.setattr(picture_files, '_MOST_HEADS', 3)
+  assert transparency_note(files).startswith('3 of 3 that were looked at have')
 
 
 def test_a_file_called_like_a_pattern(tmp_path):
