@@ -171,7 +171,7 @@ class RandomModel:
     keys = image_keys(key, images.shape[0]) if keys is None else keys
 
     def term(index):
-      logits = self.draw(model, key, images=images, keys=keys, index=index)
+      logits = self.draw(model, key, images, keys, index)
       return logits if self.average == 'logits' else jax.nn.softmax(logits, axis=1)
 
     def add(added, index):
@@ -186,10 +186,10 @@ class RandomModel:
     self,
     model: Partial,
     key: jax.Array,
-    *,
     images: jax.Array,
     keys: jax.Array | None,
     index: jax.Array | int,
+    /,
   ) -> jax.Array:
     """One draw: float32 (B, K), K from 2."""
     keys = image_keys(key, images.shape[0]) if keys is None else keys
@@ -294,26 +294,16 @@ class _SharedRandom(RandomModel):
 
   mesh: Mesh
 
-  def draw(
-    self,
-    model: Partial,
-    key: jax.Array,
-    *,
-    images: jax.Array,
-    keys: jax.Array | None,
-    index: jax.Array | int,
-  ) -> jax.Array:
+  def draw(self, *arguments: Any) -> jax.Array:
     """As `RandomModel.draw`."""
+    model, key, images, keys, index = arguments
     if not _divides(self.mesh, images):
-      return super().draw(model, key, images=images, keys=keys, index=index)
+      return super().draw(*arguments)
     keys = image_keys(key, images.shape[0]) if keys is None else keys
-    draw = super().draw
     return jax.shard_map(
-      lambda model, key, images, keys, index: draw(
-        model, key, images=images, keys=keys, index=index
-      ),
+      super().draw,
       mesh=self.mesh,
       in_specs=(_WHOLE, _WHOLE, _ROWS, _ROWS, _WHOLE),
       out_specs=_ROWS,
       check_vma=False,
-    )(model, key, images, keys, jax.numpy.int32(index))
+    )(model, key, images, keys, jnp.int32(index))

@@ -170,21 +170,16 @@ def compressors(value: Any) -> Iterator[tuple[str, BandCompression]]:
     yield f'{PREFIX}{stage}', BandCompression(options)
 
 
-def compress(model: nn.Module, stage: int, x):
-  """The map after a stage, through that stage's layer where the model has one."""
-  layer = getattr(model, f'{PREFIX}{stage}', None)
-  return x if layer is None else layer(x)
-
-
 def end_stage(model: nn.Module, stage: int, x):
   """The map after a stage of a backbone: compressed, and without gradient where it is frozen.
 
   Args:
-    model: has `frozen_stages`.
+    model: has `frozen_stages`, and the layer of that stage where it is compressed.
     stage: 1 to 4.
     x: what the stage gave.
   """
-  x = compress(model, stage, x)
+  layer = getattr(model, f'{PREFIX}{stage}', None)
+  x = x if layer is None else layer(x)
   return lax.stop_gradient(x) if stage == model.frozen_stages else x  # pyright: ignore
 
 

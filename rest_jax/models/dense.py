@@ -43,6 +43,26 @@ class Targets(NamedTuple):
   sizes: Any = None
 
 
+class Levels(NamedTuple):
+  """Outputs of a head on the levels of a pyramid, a float32 array of each.
+
+  Attributes:
+    logits: (B, N) of being an object, or (B, N, K) of each class.
+    deltas: (B, N, 4).
+    anchors: (N, 4) corners in pixels, in the order of the outputs.
+  """
+
+  logits: tuple[jax.Array, ...]
+  deltas: tuple[jax.Array, ...]
+  anchors: tuple[Any, ...]
+
+  def joined(self) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Anchors, logits and deltas of all levels, one after another."""
+    anchors = jnp.concatenate([jnp.asarray(a) for a in self.anchors])
+    logits, deltas = (jnp.concatenate(part, axis=1) for part in (self.logits, self.deltas))
+    return anchors, logits, deltas
+
+
 class Detections(NamedTuple):
   """What a detector found, by falling score, padded to D objects an image.
 
@@ -242,6 +262,45 @@ def per_device(count: jax.Array, axis_name: str | None) -> jax.Array:
   """
   share = jnp.maximum(total(count, axis_name), 1.0)
   return share if axis_name is None else share / lax.axis_size(axis_name)
+
+
+class DenseModel(nn.Module):
+  """What detectors and segmenters are: a head on the maps of a backbone.
+
+  Attributes:
+    backbone: its method `features` gives four maps.
+  """
+
+  backbone: nn.Module
+
+  @property
+  def in_channels(self) -> int:
+    """Channels of the images."""
+    return getattr(self.backbone, 'in_channels', 3)
+
+
+class DetectorModel(DenseModel):
+  """What detectors are called with; each has a method `detect`."""
+
+  def __call__(self, images, train: bool = False, sizes=None) -> Detections:
+    """Finds objects, and their masks where the detector has them.
+
+    Args:
+      images: normalised images on a canvas, float (B, H, W, C), padded with zeros.
+      train: batch statistics, dropout and stochastic depth (rng 'dropout').
+      sizes: (B, 2) height and width of each image in its canvas; the whole canvas by default.
+
+    Returns:
+      The detections.
+
+    Raises:
+      UserError: images that the backbone cannot read, or sizes of another shape.
+    """
+    return self.detect(images, image_sizes(images, sizes), train)
+
+  def detect(self, images, sizes: jax.Array, train: bool) -> Detections:
+    """`__call__` with float sizes."""
+    raise NotImplementedError
 
 
 class ConvNorm(nn.Module):

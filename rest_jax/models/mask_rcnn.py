@@ -16,12 +16,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from jax import lax
 
 from rest_jax.models.dense import (
   PADDING,
   Detections,
+  DetectorModel,
+  Levels,
   Targets,
   backbone_maps,
   best_detections,
@@ -35,7 +36,7 @@ from rest_jax.models.dense import (
 from rest_jax.models.fpn import FPN
 from rest_jax.models.layers import Dtype, check_stages
 from rest_jax.models.roi_heads import BoxHead, MaskHead
-from rest_jax.models.rpn import ProposalLevels, Proposals, RPNHead, proposal_losses, propose
+from rest_jax.models.rpn import Proposals, RPNHead, proposal_losses, propose
 from rest_jax.ops import boxes as box_ops
 from rest_jax.ops.anchors import pyramid_anchors
 from rest_jax.ops.dense_losses import binary_cross_entropy, cross_entropy, smooth_l1
@@ -62,7 +63,7 @@ class Regions(NamedTuple):
   index: jax.Array
 
 
-class MaskRCNN(nn.Module):
+class MaskRCNN(DetectorModel):
   """Mask R-CNN on any backbone with four maps.
 
   Attributes:
@@ -90,7 +91,6 @@ class MaskRCNN(nn.Module):
     dtype: computing dtype of pyramid and heads; losses and boxes are float32.
   """
 
-  backbone: nn.Module
   num_classes: int = 80
   masks: bool = True
   stages: Sequence[int] = (1, 2, 3, 4)
@@ -121,53 +121,36 @@ class MaskRCNN(nn.Module):
     if self.masks:
       self.mask_head = MaskHead(self.num_classes, self.convs, self.width, self.dtype)
 
-  @property
-  def in_channels(self) -> int:
-    """Channels of the images."""
-    return getattr(self.backbone, 'in_channels', 3)
-
   def pyramid(self, images, train: bool = False):
     """Maps and strides of the pyramid for normalised images (B, H, W, C), fine to coarse."""
     maps, strides, _ = backbone_maps(self.backbone, images, self.stages, train)
     return self.fpn(maps), strides
 
-  def proposal_levels(self, pyramid, strides) -> ProposalLevels:
+  def proposal_levels(self, pyramid, strides) -> Levels:
     """Outputs of the proposal network; its last level is every second pixel of the pyramid's."""
     maps = (*pyramid, pyramid[-1][:, ::2, ::2])
     strides = (*strides, 2 * strides[-1])
     sizes = [(self.anchor_scale * stride,) for stride in strides]
     anchors = pyramid_anchors([m.shape[1:3] for m in maps], strides, sizes, self.ratios)
     logits, deltas = zip(*(self.rpn(m) for m in maps), strict=True)
-    return ProposalLevels(logits, deltas, tuple(anchors))
+    return Levels(logits, deltas, tuple(anchors))
 
-  def __call__(self, images, train: bool = False, sizes=None) -> Detections:
-    """Finds objects and their masks.
-
-    Args:
-      images: normalised images on a canvas, float (B, H, W, C), padded with zeros.
-      train: batch statistics, dropout and stochastic depth (rng 'dropout').
-      sizes: (B, 2) height and width of each image in its canvas; the whole canvas by default.
-
-    Returns:
-      The detections.
-
-    Raises:
-      UserError: images that the backbone cannot read, or sizes of another shape.
-    """
-    sizes = image_sizes(images, sizes)
+  def detect(self, images, sizes, train: bool) -> Detections:
+    """Objects and their masks; see `DetectorModel`."""
     pyramid, strides = self.pyramid(images, train)
-    found = propose(
-      self.proposal_levels(pyramid, strides),
-      sizes,
-      before=self.proposal_candidates[1],
-      after=self.proposals[1],
-    )
+    found = self._propose(self.proposal_levels(pyramid, strides), sizes, train=False)
     read = self._read(pyramid, found.boxes, strides, self.box_size)
     logits, deltas = self._box_outputs(read)
     detections = jax.vmap(self._select_one)(logits, deltas, *found, sizes)
     if not self.masks:
       return detections
     return detections._replace(masks=self._masks(pyramid, strides, detections))
+
+  def _propose(self, levels: Levels, sizes, train: bool) -> Proposals:
+    """The regions that the heads look at, as many as in training or in use."""
+    place = 0 if train else 1
+    before, after = self.proposal_candidates[place], self.proposals[place]
+    return propose(levels, sizes, before=before, after=after)
 
   def _read(self, pyramid, boxes, strides, size: int):
     """ROIAlign of every image's regions: (B, T, size, size, C)."""
@@ -225,8 +208,7 @@ class MaskRCNN(nn.Module):
     """
     sizes = image_sizes(images, sizes)
     pyramid, strides = self.pyramid(images)
-    before, after = self.proposal_candidates[1], self.proposals[1]
-    found = propose(self.proposal_levels(pyramid, strides), sizes, before=before, after=after)
+    found = self._propose(self.proposal_levels(pyramid, strides), sizes, train=False)
     place = jnp.broadcast_to(box, (images.shape[0], 1, 4))
     regions = jnp.concatenate([place, found.boxes], axis=1)
     logits, deltas = self._box_outputs(self._read(pyramid, regions, strides, self.box_size))
@@ -254,12 +236,7 @@ class MaskRCNN(nn.Module):
     keys = jax.random.split(self.make_rng('dropout'), 2)
     pyramid, strides = self.pyramid(images, train)
     levels = self.proposal_levels(pyramid, strides)
-    found = propose(
-      levels,
-      image_sizes(images, targets.sizes),
-      before=self.proposal_candidates[0],
-      after=self.proposals[0],
-    )
+    found = self._propose(levels, image_sizes(images, targets.sizes), train=True)
     regions = self._draw(keys[1], found, targets)
     drawn = proposal_losses(levels, targets, keys[0], count=self.anchors_drawn)
     losses = drawn | self._box_losses(pyramid, strides, regions, targets)

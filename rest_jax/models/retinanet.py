@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +20,8 @@ from jax import lax
 
 from rest_jax.models.dense import (
   Detections,
+  DetectorModel,
+  Levels,
   Targets,
   backbone_maps,
   best_detections,
@@ -83,21 +84,7 @@ class RetinaHead(nn.Module):
     return x.reshape(x.shape[0], -1, outputs).astype(jnp.float32)
 
 
-class Levels(NamedTuple):
-  """Outputs of the head: a float32 array of each level.
-
-  Attributes:
-    logits: (B, N, K).
-    deltas: (B, N, 4).
-    anchors: (N, 4) corners in pixels, in the order of the outputs.
-  """
-
-  logits: tuple[jax.Array, ...]
-  deltas: tuple[jax.Array, ...]
-  anchors: tuple[Any, ...]
-
-
-class RetinaNet(nn.Module):
+class RetinaNet(DetectorModel):
   """RetinaNet on any backbone with four maps.
 
   Attributes:
@@ -126,7 +113,6 @@ class RetinaNet(nn.Module):
     dtype: computing dtype of the pyramid and the head; losses and boxes are float32.
   """
 
-  backbone: nn.Module
   num_classes: int = 80
   stages: Sequence[int] = (2, 3, 4)
   extra_levels: int = 2
@@ -160,11 +146,6 @@ class RetinaNet(nn.Module):
       start = functools.partial(jnp.full, (), FIRST_POSITIVES, jnp.float32)
       self.positives = self.variable('batch_stats', 'positives', start)
 
-  @property
-  def in_channels(self) -> int:
-    """Channels of the images."""
-    return getattr(self.backbone, 'in_channels', 3)
-
   def levels(self, images, train: bool = False) -> Levels:
     """The head's outputs for normalised images (B, H, W, C)."""
     maps, strides, _ = backbone_maps(self.backbone, images, self.stages, train)
@@ -175,21 +156,8 @@ class RetinaNet(nn.Module):
     logits, deltas = zip(*(self.head(m) for m in pyramid), strict=True)
     return Levels(logits, deltas, tuple(pyramid_anchors(shapes, strides, sizes, self.ratios)))
 
-  def __call__(self, images, train: bool = False, sizes=None) -> Detections:
-    """Finds objects.
-
-    Args:
-      images: normalised images on a canvas, float (B, H, W, C), padded with zeros.
-      train: batch statistics, dropout and stochastic depth (rng 'dropout').
-      sizes: (B, 2) height and width of each image in its canvas; the whole canvas by default.
-
-    Returns:
-      The detections.
-
-    Raises:
-      UserError: images that the backbone cannot read, or sizes of another shape.
-    """
-    sizes = image_sizes(images, sizes)
+  def detect(self, images, sizes, train: bool) -> Detections:
+    """The best of all levels; see `DetectorModel`."""
     return self.select(self.levels(images, train), sizes)
 
   def select(self, levels: Levels, sizes) -> Detections:
@@ -244,9 +212,7 @@ class RetinaNet(nn.Module):
       float32 (B,).
     """
     sizes = image_sizes(images, sizes)
-    levels = self.levels(images)
-    anchors = jnp.concatenate([jnp.asarray(a) for a in levels.anchors])
-    logits, deltas = (jnp.concatenate(part, axis=1) for part in (levels.logits, levels.deltas))
+    anchors, logits, deltas = self.levels(images).joined()
     boxes = jax.vmap(lambda d, size: box_ops.clip(box_ops.decode(d, anchors), size))(deltas, sizes)
     overlaps = box_ops.iou(anchors, box[None])[:, 0]
     own = (overlaps >= self.high) | (overlaps == jnp.max(overlaps))
@@ -273,8 +239,7 @@ class RetinaNet(nn.Module):
 
   def losses_of(self, levels: Levels, targets: Targets, train: bool = True):
     """`losses` of outputs of the head."""
-    anchors = jnp.concatenate([jnp.asarray(a) for a in levels.anchors])
-    logits, deltas = (jnp.concatenate(part, axis=1) for part in (levels.logits, levels.deltas))
+    anchors, logits, deltas = levels.joined()
     goals = jax.vmap(lambda boxes, labels: self._goals(anchors, boxes, labels))
     status, label, code = goals(targets.boxes, targets.labels)
     positive = status == POSITIVE

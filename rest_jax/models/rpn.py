@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from rest_jax.models.dense import Targets, conv1, conv3, ignore_regions
+from rest_jax.models.dense import Levels, Targets, conv1, conv3, ignore_regions
 from rest_jax.models.layers import Dtype
 from rest_jax.ops import boxes as box_ops
 from rest_jax.ops.dense_losses import binary_cross_entropy, smooth_l1
@@ -49,20 +49,6 @@ class RPNHead(nn.Module):
     return logits.astype(jnp.float32), self.deltas(x).reshape(batch, -1, 4).astype(jnp.float32)
 
 
-class ProposalLevels(NamedTuple):
-  """Outputs of the head: a float32 array of each level.
-
-  Attributes:
-    logits: (B, N), of being an object.
-    deltas: (B, N, 4).
-    anchors: (N, 4) corners in pixels, in the order of the outputs.
-  """
-
-  logits: tuple[jax.Array, ...]
-  deltas: tuple[jax.Array, ...]
-  anchors: tuple
-
-
 class Proposals(NamedTuple):
   """Regions that may be objects.
 
@@ -76,7 +62,7 @@ class Proposals(NamedTuple):
 
 
 def propose(
-  levels: ProposalLevels, sizes: jax.Array, *, before: int, after: int, threshold: float = 0.7
+  levels: Levels, sizes: jax.Array, *, before: int, after: int, threshold: float = 0.7
 ) -> Proposals:
   """The best regions of all levels; levels do not suppress each other.
 
@@ -115,7 +101,7 @@ def propose(
 
 
 def proposal_losses(
-  levels: ProposalLevels,
+  levels: Levels,
   targets: Targets,
   key: jax.Array,
   *,
@@ -138,8 +124,7 @@ def proposal_losses(
   Returns:
     {'rpn_class', 'rpn_box'}: sums over the drawn anchors over `count` times the images.
   """
-  anchors = jnp.concatenate([jnp.asarray(a) for a in levels.anchors])
-  logits, deltas = (jnp.concatenate(part, axis=1) for part in (levels.logits, levels.deltas))
+  anchors, logits, deltas = levels.joined()
 
   def one(key, logits, deltas, boxes, labels):
     found = match(box_ops.iou(anchors, boxes), labels >= 0, high=high, low=low, low_quality=True)

@@ -13,7 +13,7 @@ import jax
 from flax import linen as nn
 
 from rest_jax.errors import UserError
-from rest_jax.models.dense import NORMS, ConvNorm, backbone_maps
+from rest_jax.models.dense import NORMS, ConvNorm, DenseModel, backbone_maps
 from rest_jax.models.fpn import FPN
 from rest_jax.models.layers import Dtype
 from rest_jax.models.semantic import (
@@ -65,7 +65,7 @@ class SemanticFPNHead(nn.Module):
     return ConvNorm(self.width, name=name, **options)
 
 
-class SemanticFPN(nn.Module):
+class SemanticFPN(DenseModel):
   """Semantic FPN on any backbone with four maps.
 
   Attributes:
@@ -80,7 +80,6 @@ class SemanticFPN(nn.Module):
     dtype: computing dtype of pyramid and head; logits and losses are float32.
   """
 
-  backbone: nn.Module
   num_classes: int = 150
   fpn_width: int = 256
   width: int = 128
@@ -97,11 +96,6 @@ class SemanticFPN(nn.Module):
     self.head = SemanticFPNHead(
       self.num_classes, self.width, self.norm, self.drop_rate, self.bn_axis_name, self.dtype
     )
-
-  @property
-  def in_channels(self) -> int:
-    """Channels of the images."""
-    return getattr(self.backbone, 'in_channels', 3)
 
   def logits(self, images, train: bool = False) -> jax.Array:
     """Logits of the padded canvas, (B, h, w, K) at the size of the backbone's first map."""

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from rest_jax.models.dense import ConvNorm, backbone_maps
+from rest_jax.models.dense import ConvNorm, DenseModel, backbone_maps
 from rest_jax.models.layers import Dtype
 from rest_jax.models.semantic import (
   PixelClassifier,
@@ -98,7 +98,7 @@ class FCNHead(nn.Module):
     return PixelClassifier(self.num_classes, self.drop_rate, self.dtype, name='classify')(x, train)
 
 
-class UPerNet(nn.Module):
+class UPerNet(DenseModel):
   """UPerNet on any backbone with four maps, with the auxiliary head on its third.
 
   Attributes:
@@ -113,7 +113,6 @@ class UPerNet(nn.Module):
     dtype: computing dtype of the heads; logits and losses are float32.
   """
 
-  backbone: nn.Module
   num_classes: int = 150
   width: int = 512
   aux_width: int = 256
@@ -130,11 +129,6 @@ class UPerNet(nn.Module):
     self.head = UPerHead(self.num_classes, self.width, **options)
     if self.aux_weight:
       self.aux_head = FCNHead(self.num_classes, self.aux_width, **options)
-
-  @property
-  def in_channels(self) -> int:
-    """Channels of the images."""
-    return getattr(self.backbone, 'in_channels', 3)
 
   def logits(self, images, train: bool = False) -> tuple[jax.Array, jax.Array | None]:
     """Logits of the padded canvas: at a quarter of its size, and the auxiliary ones or None."""

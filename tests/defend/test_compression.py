@@ -12,7 +12,7 @@ from rest_jax import defend
 from rest_jax.errors import UserError
 from rest_jax.models import model_dir
 from rest_jax.models.classifier import Classifier
-from rest_jax.models.compression import compress, compressors
+from rest_jax.models.compression import compressors, end_stage
 from rest_jax.models.model_config import ModelConfig
 from rest_jax.models.registry import create_model
 from rest_jax.ops import scale_bands
@@ -28,14 +28,15 @@ class Layers(nn.Module):
   """Two compression layers, an addition between them, and the mean as logits."""
 
   compression: Any = None
+  frozen_stages: int = 0
 
   def setup(self):
     for name, layer in compressors(self.compression):
       setattr(self, name, layer)
 
   def __call__(self, x, train: bool = False):
-    x = compress(self, 1, x) + 1.0
-    return compress(self, 2, x).mean((1, 2))
+    x = end_stage(self, 1, x) + 1.0
+    return end_stage(self, 2, x).mean((1, 2))
 
 
 def layers(strategy='wiener', stages=(1, 2), **options):

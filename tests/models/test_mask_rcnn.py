@@ -8,9 +8,9 @@ from dense_toys import GOLDEN, Squares, images, state
 
 from rest_jax.errors import UserError
 from rest_jax.models.convert_dense import from_detectron2, to_detectron2
-from rest_jax.models.dense import Targets
+from rest_jax.models.dense import Levels, Targets
 from rest_jax.models.mask_rcnn import MaskRCNN
-from rest_jax.models.rpn import ProposalLevels, proposal_losses, propose
+from rest_jax.models.rpn import proposal_losses, propose
 
 MODEL = MaskRCNN(Squares(), 3, width=8, box_width=16, regions_drawn=16, anchors_drawn=32)
 SIZES = np.array([[64, 96], [50, 80]], np.float32)
@@ -134,7 +134,7 @@ def test_losses_of_proposals_by_hand(key):
     [[0, 0, 10, 10], [1, 0, 10, 10], [30, 30, 40, 40], [6, 0, 16, 10], [50, 0, 60, 10]], np.float32
   )
   logits, deltas = rng.normal(size=(1, 5)), rng.normal(size=(1, 5, 4))
-  levels = ProposalLevels((np.float32(logits),), (np.float32(deltas),), (anchors,))
+  levels = Levels((np.float32(logits),), (np.float32(deltas),), (anchors,))
   # IoU 1, .9, 0, .25 and 0 with the object; anchor 4 lies in a region.
   boxes = np.array([[[0, 0, 10, 10], [45, 0, 64, 12], [0, 0, 0, 0]]], np.float32)
   targets = Targets(boxes, np.array([[1, -2, -1]]))
