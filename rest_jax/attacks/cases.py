@@ -24,7 +24,7 @@ from rest_jax.attacks.threat import Threat, check_inputs
 from rest_jax.attacks.wrappers import shared
 from rest_jax.errors import UserError
 from rest_jax.evaluation import runner
-from rest_jax.evaluation.batches import Batch, Chunk, Images, keys_of
+from rest_jax.evaluation.batches import Batch, Chunk, Images, batch_rows, keys_of
 from rest_jax.evaluation.fingerprint import weights_hash
 from rest_jax.evaluation.records import RESULTS, Records
 from rest_jax.inputs import Norm
@@ -156,8 +156,7 @@ def pieces_of(
 def _judge_all(model: Partial, chunk: Chunk, key: jax.Array, size: int) -> Verdict:
   """Evaluates a chunk in batches of one size."""
   count, parts = len(chunk.images), []
-  for first in range(0, count, size):
-    at = np.minimum(np.arange(first, first + size), count - 1)
+  for at in batch_rows(count, size):
     images = np.asarray(chunk.images[at], np.float32)
     parts.append(judge(model, images, chunk.labels[at], keys_of(key, chunk.indices[at])))
   return Verdict(*(np.concatenate(each)[:count] for each in zip(*parts, strict=True)))
@@ -172,8 +171,7 @@ def check_chunk(model: Partial, chunk: Chunk, size: int, targeted: bool) -> int:
   if targeted and chunk.targets is None:
     raise UserError('a targeted threat needs targets, one class an image')
   classes = 0
-  for first in range(0, len(chunk.images), size):
-    at = np.minimum(np.arange(first, first + size), len(chunk.images) - 1)
+  for at in batch_rows(len(chunk.images), size):
     targets = None if chunk.targets is None else chunk.targets[at]
     inputs = check_inputs(model, chunk.images[at], chunk.labels[at], targets=targets)
     classes = inputs.num_classes

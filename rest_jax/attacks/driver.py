@@ -32,6 +32,7 @@ from rest_jax.attacks.queries import (
 from rest_jax.attacks.slots import GRAIN, Found, Jobs, Keys, Progress, Sizes, run_jobs
 from rest_jax.attacks.threat import Inputs, check_host, check_inputs, check_key
 from rest_jax.attacks.wrappers import grain_of
+from rest_jax.evaluation.batches import batch_rows
 from rest_jax.inputs import Norm, check_count
 from rest_jax.ops.platform import is_traced, jit
 
@@ -249,11 +250,8 @@ def in_batches(
   function: Callable[[np.ndarray], jax.Array], count: int, size: int, none: np.ndarray
 ) -> np.ndarray:
   """Calls `function` on `size` row numbers at a time, always so many: one compiled form."""
-  parts = [none]
-  for first in range(0, count, size):
-    rows = np.arange(first, first + size)
-    parts.append(np.asarray(function(np.where(rows < count, rows, first)))[: count - first])
-  return np.concatenate(parts)
+  parts = [np.asarray(function(rows)) for rows in batch_rows(count, size)]
+  return np.concatenate([*parts, none])[:count]
 
 
 def attack_images(

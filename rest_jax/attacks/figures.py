@@ -9,8 +9,9 @@ import numpy as np
 
 from rest_jax.attacks.record import WORST_CASE, Record, Row, RunName, robust_accuracy_curve
 from rest_jax.errors import UserError
-from rest_jax.evaluation.figures import literal, new_figure
+from rest_jax.evaluation.figures import literal, new_figure, show_picture
 from rest_jax.evaluation.files import save_figure
+from rest_jax.evaluation.intervals import whiskers
 from rest_jax.inputs import Norm
 from rest_jax.paths import local
 from rest_jax.text import radius_text
@@ -124,19 +125,11 @@ def _figure(rows: Sequence[np.ndarray], captions: Sequence[Sequence[str]], title
   grid = figure.subplots(3, len(rows[0]), squeeze=False)
   for row, shown in enumerate(rows):
     for axes, picture, caption in zip(grid[row], shown, captions[row], strict=True):
-      _show(axes, picture, caption)
+      show_picture(axes, picture)
+      axes.set_title(caption, fontsize=8)
     grid[row][0].set_ylabel(_ROWS[row], fontsize=9)
   figure.suptitle(literal(title, 200), fontsize=10, wrap=True)
   return figure
-
-
-def _show(axes, picture: np.ndarray, caption: str) -> None:
-  grey = picture.shape[-1] == 1
-  options = {'cmap': 'gray'} if grey else {}
-  axes.imshow(picture[..., 0] if grey else picture, vmin=0, vmax=1, **options)
-  axes.set_title(caption, fontsize=8)
-  axes.set_xticks([])
-  axes.set_yticks([])
 
 
 def _name(number: int, class_names: Sequence[str] | None) -> str:
@@ -203,13 +196,11 @@ def draw_curves(
 def _points(axes, rows: Sequence[Row]) -> None:
   """An attack at some radii, and before any."""
   clean = rows[0].clean_accuracy
-  held = [clean, *(row.robust_accuracy for row in rows)]
-  value, low, high = np.asarray(held).T
+  value, spread = whiskers([clean, *(row.robust_accuracy for row in rows)])
   radii = [0.0, *(row.eps for row in rows)]
   # Wide and behind, because the worst case often is one of the attacks.
   worst = {'color': '0.8', 'linewidth': 8, 'elinewidth': 2, 'zorder': 0}
   style = worst if rows[0].attack == WORST_CASE else {}
-  spread = np.stack([value - low, high - value])
   axes.errorbar(radii, value, spread, marker='o', capsize=3, label=literal(rows[0].attack), **style)
 
 

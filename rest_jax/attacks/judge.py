@@ -10,6 +10,7 @@ from jax.tree_util import Partial
 
 from rest_jax.attacks.queries import fold_each, image_keys, logits_once
 from rest_jax.errors import UserError
+from rest_jax.evaluation.batches import batch_rows
 from rest_jax.evaluation.fingerprint import pin
 from rest_jax.inputs import Norm
 from rest_jax.text import plural
@@ -86,11 +87,10 @@ def fingerprint(
   noise = np.random.default_rng(0).random((_PROBES, *shape), np.float32)
   keys = image_keys(jax.random.key(0), _PROBES)
   parts = []
-  for first in range(0, 0 if model_id is not None else _PROBES, batch_size):
-    # Always the same images, in batches of the one shape that the model is asked with.
-    at = np.minimum(np.arange(first, first + batch_size), _PROBES - 1)
-    parts.append(np.asarray(logits_once(model, noise[at], keys[at]))[: _PROBES - first])
-  probe = np.concatenate(parts) if parts else ()
+  # Always the same images, in batches of the one shape that the model is asked with.
+  for at in batch_rows(0 if model_id is not None else _PROBES, batch_size):
+    parts.append(np.asarray(logits_once(model, noise[at], keys[at])))
+  probe = np.concatenate(parts)[:_PROBES] if parts else ()
   return pin(model, probe=probe, model_id=model_id)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from rest_jax import text
 from rest_jax.errors import UserError
+from rest_jax.evaluation.document import markdown_table
 from rest_jax.evaluation.files import write_npz, writing
 from rest_jax.evaluation.intervals import Interval, accuracy_interval
 from rest_jax.inputs import Norm
@@ -245,22 +246,21 @@ def markdown(rows: Sequence[Row], confidence: float = 0.95) -> str:
   interval = f'{confidence:.0%} interval'
   names = ['norm', 'radius', 'attack', 'images', 'clean', 'robust', interval]
   names += ['median distance', 'queries']
-  lines = ['| ' + ' | '.join(names) + ' |', '|---' * len(names) + '|']
-  for row in rows:
-    robust = row.robust_accuracy
-    cells = [
-      row.norm,
-      text.radius_text(row.eps),
-      text.markdown(row.attack),
-      str(row.images),
-      f'{row.clean_accuracy.value:.2%}',
-      f'{robust.value:.2%}',
-      f'{robust.low:.2%} to {robust.high:.2%}',
-      '-' if row.median_distance is None else f'{row.median_distance:.4g}',
-      '-' if row.mean_queries is None else f'{row.mean_queries:.0f}',
-    ]
-    lines.append('| ' + ' | '.join(cells) + ' |')
-  return '\n'.join(lines) + '\n'
+  return markdown_table(names, [_cells(row, row.robust_accuracy) for row in rows]) + '\n'
+
+
+def _cells(row: Row, robust: Interval) -> list[str]:
+  return [
+    row.norm,
+    text.radius_text(row.eps),
+    text.markdown(row.attack),
+    str(row.images),
+    f'{row.clean_accuracy.value:.2%}',
+    f'{robust.value:.2%}',
+    f'{robust.low:.2%} to {robust.high:.2%}',
+    '-' if row.median_distance is None else f'{row.median_distance:.4g}',
+    '-' if row.mean_queries is None else f'{row.mean_queries:.0f}',
+  ]
 
 
 FOLDER = 'adversarial'

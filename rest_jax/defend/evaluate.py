@@ -27,7 +27,7 @@ from rest_jax.callables import as_function
 from rest_jax.defend.protection import DRAWS, as_defences, attackable, is_random, protect
 from rest_jax.defend.table import UNDEFENDED, Cell, DefenceRow, make_row, markdown, to_csv
 from rest_jax.errors import UserError
-from rest_jax.evaluation.batches import Chunk, chunks, keys_of
+from rest_jax.evaluation.batches import Chunk, batch_rows, chunks, keys_of
 from rest_jax.evaluation.files import write_json, write_text
 from rest_jax.evaluation.fingerprint import pin, weights_hash
 from rest_jax.evaluation.records import Records
@@ -505,7 +505,7 @@ def _sample(judged: Partial, data: tuple[np.ndarray, np.ndarray], key: jax.Array
   images, labels = data[0][: 2 * SAMPLE], data[1][: 2 * SAMPLE]
   rows = SampleRows(SAMPLE)
   for chunk in chunks(images, labels, None, None):
-    at = np.arange(2 * SAMPLE) % len(chunk.images)
+    (at,) = batch_rows(len(chunk.images), 2 * SAMPLE)
     keys = keys_of(key, chunk.indices[at])
     found = judge(judged, chunk.images[at], chunk.labels[at], keys).predicted
     rows.add(chunk, found[: len(chunk.images)] == chunk.labels)

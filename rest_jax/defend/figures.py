@@ -18,7 +18,7 @@ from rest_jax.defend.study_results import REFERENCE, DenoiserResult, ModelResult
 from rest_jax.defend.table import UNDEFENDED, DefenceRow, radius_text
 from rest_jax.evaluation.figures import COLOURS, literal, new_figure
 from rest_jax.evaluation.files import save_figure
-from rest_jax.evaluation.intervals import Interval
+from rest_jax.evaluation.intervals import Interval, whiskers
 from rest_jax.paths import local
 from rest_jax.text import plural
 
@@ -65,7 +65,7 @@ def draw_bars(path: Path, rows: Sequence[DefenceRow]) -> None:
   for place, (kind, label, colour) in enumerate(kinds):
     at, shares = _shares(rows, kind)
     where = np.asarray(at) + (place - (len(kinds) - 1) / 2) * height
-    values, spread = _bounds(shares)
+    values, spread = whiskers(shares)
     axes.barh(where, values, height * 0.92, color=colour, label=label)
     axes.errorbar(values, where, xerr=spread, fmt='none', ecolor='0.25', elinewidth=1, capsize=2)
     for y, share in zip(where, shares, strict=True):
@@ -85,11 +85,6 @@ def _shares(rows: Sequence[DefenceRow], kind: str) -> tuple[list[int], list[Inte
   found = [(i, getattr(row, kind)) for i, row in enumerate(rows)]
   found = [(i, share) for i, share in found if share is not None]
   return [i for i, _ in found], [share for _, share in found]
-
-
-def _bounds(shares: Sequence[Interval]) -> tuple[np.ndarray, np.ndarray]:
-  value, low, high = np.asarray(shares, float).T
-  return value, np.stack([value - low, high - value])
 
 
 def draw_radii(path: Path, rows: Sequence[DefenceRow]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +35,7 @@ from rest_jax.defend.table import (
   title_of,
   verdict,
 )
-from rest_jax.evaluation.batches import keys_of
+from rest_jax.evaluation.batches import batch_rows, keys_of
 from rest_jax.evaluation.document import (
   Block,
   Bullets,
@@ -48,6 +47,7 @@ from rest_jax.evaluation.document import (
   to_html,
   to_markdown,
 )
+from rest_jax.evaluation.environment import devices_used, versions_of
 from rest_jax.evaluation.figures import Strip, draw_strips
 from rest_jax.evaluation.files import write_json, write_text
 from rest_jax.evaluation.progress import clock
@@ -260,11 +260,10 @@ def _describe(name: str, defence: Any) -> str:
 
 
 def _how(found: Found) -> list[Block]:
-  device = jax.devices()[0]
-  versions = ', '.join(f'{name} {version}' for name, version in _versions().items())
+  versions = ', '.join(f'{name} {version}' for name, version in versions_of(_PACKAGES).items())
   text = (
     f'{markdown_code(_command_line(found))}, seed {found.command.seed}, '
-    f'{jax.local_device_count()} x {device.device_kind} ({device.platform}), {versions}. This run '
+    f'{devices_used()} ({jax.default_backend()}), {versions}. This run '
     f'took {clock(found.seconds)}; what earlier runs left in the folder was not done again.'
   )
   return [Heading('How it was made'), Text(text)]
@@ -288,12 +287,7 @@ def _command_line(found: Found) -> str:
   return shlex.join(args if command.adaptive else [*args, '--no-adaptive'])
 
 
-def _versions() -> dict[str, str]:
-  return {name: importlib.metadata.version(name) for name in _PACKAGES}
-
-
 def _results(found: Found) -> dict[str, Any]:
-  device = jax.devices()[0]
   study = found.study
   return {
     'command': _command_line(found),
@@ -301,8 +295,8 @@ def _results(found: Found) -> dict[str, Any]:
     'data': found.command.data,
     'images': len(found.labels),
     'attacks': {attack.label: attack.describe() for attack in found.attacks},
-    'versions': _versions(),
-    'device': f'{jax.local_device_count()} x {device.device_kind}',
+    'versions': versions_of(_PACKAGES),
+    'device': devices_used(),
     'seconds': round(found.seconds, 1),
     'conclusion': [verdict(found.evaluation.rows), *findings(found.evaluation.rows)],
     **found.evaluation.to_json(),
@@ -433,12 +427,9 @@ def _defended(found: Found, model: Partial, label: str, rows: np.ndarray) -> Str
 def _predict(found: Found, model: Partial, images: np.ndarray) -> np.ndarray:
   count = len(images)
   size = images_at_a_time(found.command.batch_size, count)
-  parts = []
-  for first in range(0, count, size):
-    at = np.minimum(np.arange(first, first + size), count - 1)
-    keys = keys_of(jax.random.key(found.command.seed), at)
-    parts.append(np.asarray(logits_once(model, images[at], keys)).argmax(axis=1))
-  return np.concatenate(parts)[:count]
+  key = jax.random.key(found.command.seed)
+  logits = (logits_once(model, images[at], keys_of(key, at)) for at in batch_rows(count, size))
+  return np.concatenate([np.asarray(part).argmax(axis=1) for part in logits])[:count]
 
 
 def _strip(

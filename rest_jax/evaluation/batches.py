@@ -117,6 +117,12 @@ def _in_unit_range(images: np.ndarray) -> np.ndarray:
   return images.astype(np.float32) / np.float32(255) if images.dtype == np.uint8 else images
 
 
+def batch_rows(count: int, size: int) -> Iterator[np.ndarray]:
+  """Row numbers (size,) of batches of one size; the last row of all is repeated as filler."""
+  for first in range(0, count, size):
+    yield np.minimum(np.arange(first, first + size), count - 1)
+
+
 def keys_of(key: jax.Array, indices: np.ndarray) -> jax.Array:
   """The keys of images of a source: `fold_in(key, index)` of each, (N,)."""
   return _keys(key, jnp.asarray(indices.astype(np.uint32)))

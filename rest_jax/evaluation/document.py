@@ -13,7 +13,7 @@ import io
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,6 +52,11 @@ class Table(NamedTuple):
   caption: str
   head: Sequence[str]
   rows: Sequence[Sequence[Cell]]
+
+
+def plain_table(head: Sequence[str], rows: Iterable[Iterable[str]]) -> Table:
+  """A table without marks or a caption."""
+  return Table('', head, [[Cell(text) for text in row] for row in rows])
 
 
 class Figure(NamedTuple):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import platform
 import shlex
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -17,11 +19,13 @@ _PACKAGES = (
 )  # fmt: skip
 
 
-def _version(package: str) -> str | None:
-  try:
-    return importlib.metadata.version(package)
-  except importlib.metadata.PackageNotFoundError:
-    return None
+def versions_of(packages: Iterable[str]) -> dict[str, str | None]:
+  """The versions of packages by their names, None of what is not installed."""
+  found: dict[str, str | None] = dict.fromkeys(packages)
+  for package in found:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      found[package] = importlib.metadata.version(package)
+  return found
 
 
 def command_line() -> str:
@@ -42,11 +46,11 @@ def describe_devices() -> str:
   return f'{len(devices)} x {kind}'
 
 
-def devices_used(most: int) -> str:
+def devices_used(most: int = sys.maxsize) -> str:
   """Returns the devices of this process that `most` pieces of work can be shared over.
 
   Args:
-    most: pieces that one device takes at a time.
+    most: pieces that one device takes at a time; enough for all by default.
 
   Returns:
     For example '4 x NVIDIA H200'.
@@ -61,7 +65,7 @@ def environment() -> dict[str, Any]:
     'command': command_line(),
     'python': platform.python_version(),
     'system': platform.platform(),
-    'packages': {name: _version(name) for name in _PACKAGES},
+    'packages': versions_of(_PACKAGES),
     'devices': describe_devices(),
     'backend': jax.default_backend(),
     'device_count': jax.device_count(),

@@ -119,15 +119,20 @@ def draw_strips(path: Path, strips: Sequence[Strip], advice: str = files.ADVICE)
   for row, strip in zip(grid, strips, strict=True):
     shown = zip(row, strip.pictures, strip.captions, strip.right, strict=True)
     for axes, picture, caption, right in shown:
-      grey = {'cmap': 'gray'} if picture.shape[-1] == 1 else {}
-      axes.imshow(np.clip(picture.squeeze(), 0, 1), vmin=0, vmax=1, **grey)
+      show_picture(axes, np.clip(picture, 0, 1))
       sign, colour = _SIGNS[right]
       axes.set_xlabel(literal(caption) + sign, fontsize=8, color=colour, labelpad=2)
-      axes.set_xticks([])
-      axes.set_yticks([])
     title = '\n'.join(map(literal, strip.title.split('\n')))
     row[0].set_ylabel(title, fontsize=9, rotation=0, ha='right', va='center', labelpad=6)
   save_figure(path, figure, path.parent, advice, dpi=120)
+
+
+def show_picture(axes: Any, picture: np.ndarray) -> None:
+  """A picture (H, W, C) in [0, 1], in colours or of one channel grey, without ticks."""
+  grey = picture.shape[-1] == 1
+  options = {'cmap': 'gray'} if grey else {}
+  axes.imshow(picture[..., 0] if grey else picture, vmin=0, vmax=1, **options)
+  axes.set(xticks=[], yticks=[])
 
 
 def set_fonts(figure: Figure) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +32,12 @@ class Interval(NamedTuple):
   def mean(self) -> Any:
     """The value, where it is a mean."""
     return self.value
+
+
+def whiskers(intervals: Sequence[Interval]) -> tuple[np.ndarray, np.ndarray]:
+  """What a figure draws of intervals: values (N,), and how far their ends are away (2, N)."""
+  value, low, high = np.asarray(intervals, float).T
+  return value, np.stack([value - low, high - value])
 
 
 def accuracy_interval(successes: int, count: int, confidence: float = 0.95) -> Interval:

@@ -13,7 +13,7 @@ import numpy as np
 from rest_jax.data.dense_batches import DenseEvalBatches, View
 from rest_jax.data.dense_sources import EMBEDDED, DenseSource, Kind, judged_split, load_dense
 from rest_jax.errors import UserError
-from rest_jax.evaluation.document import Block, Cell, Figure, Heading, Table, Text, to_markdown
+from rest_jax.evaluation.document import Block, Figure, Heading, Text, plain_table, to_markdown
 from rest_jax.evaluation.environment import command_line, describe_devices, environment
 from rest_jax.evaluation.progress import clock
 from rest_jax.files import make_folder
@@ -165,14 +165,14 @@ def _write(
   gallery: Any,
   note: str,
 ) -> None:
-  """report.md and results.json."""
+  """report.md and results.json, where null stands for a figure of what does not occur."""
   write_json(
     output / 'results.json',
     {
       'model': model,
       'data': where,
       'config': json.loads(found.config.to_json()),
-      **_without_nan(result),
+      **result,
       'environment': environment(),
     },
   )
@@ -180,18 +180,11 @@ def _write(
   write_text(output / 'report.md', text)
 
 
-def _without_nan(value: Any) -> Any:
-  """JSON has no NaN: null stands for a figure of what does not occur."""
-  if isinstance(value, dict):
-    return {name: _without_nan(part) for name, part in value.items()}
-  return None if isinstance(value, float) and np.isnan(value) else value
-
-
 def _blocks(found: Any, result: dict[str, Any], gallery: Any, note: str) -> list[Block]:
   """The report: all figures, those of the classes, pictures."""
   by_class = result['classes'] if found.config.kind == 'detector' else {'IoU': result['classes']}
   rows = [
-    [Cell(markdown(name)), *(Cell(_percent(part[name])) for part in by_class.values())]
+    [markdown(name), *(_percent(part[name]) for part in by_class.values())]
     for name in found.class_names
   ]
   head = ['class', *(f'{name} AP' if name != 'IoU' else name for name in by_class)]
@@ -203,9 +196,9 @@ def _blocks(found: Any, result: dict[str, Any], gallery: Any, note: str) -> list
       f'{plural(result["count"], "picture")}{noted}; {where}. '
       f'Command: {markdown_code(command_line())}'
     ),
-    Table('', ['figure', ''], [[Cell(n), Cell(_percent(v))] for n, v in _figures(result).items()]),
+    plain_table(['figure', ''], [[n, _percent(v)] for n, v in _figures(result).items()]),
     Heading('Classes'),
-    Table('', head, rows),
+    plain_table(head, rows),
     Heading('Pictures'),
     Text(left if found.config.kind == 'detector' else left.removesuffix(' (from a score of 0.3).')),
     *(Figure(path, f'picture {path.stem}') for path in gallery.files),

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rest_jax.evaluation.document import Block, Cell, Figure, Heading, Table, Text, to_markdown
+from rest_jax.evaluation.document import Block, Figure, Heading, Text, plain_table, to_markdown
 from rest_jax.evaluation.environment import command_line, describe_devices, environment
 from rest_jax.evaluation.figures import literal, new_figure
 from rest_jax.text import markdown, markdown_code, plural
@@ -98,23 +98,19 @@ def _parts(directory: Path, result: Validation, names, view: dict[str, Any]) -> 
   bins = [[f'{n:.0f}', f'{mean:.3f}', f'{share:.3f}'] for n, mean, share in result.bins if n]
   return [
     Text(f'{plural(result.count, "image")}; {shown}.'),
-    _table(['top-1', 'top-5', 'loss (nats)', 'ECE, 15 bins', 'images/s'], [measures]),
+    plain_table(['top-1', 'top-5', 'loss (nats)', 'ECE, 15 bins', 'images/s'], [measures]),
     Figure(directory / 'confusion.png', 'Rows: true class; columns: predicted; right: calibration'),
     Heading('Accuracy of each class'),
-    _table(['class', 'top-1', 'images'], classes),
+    plain_table(['class', 'top-1', 'images'], classes),
     Heading('Most frequent mistakes'),
-    _table(['true', 'predicted', 'images'], mistakes),
+    plain_table(['true', 'predicted', 'images'], mistakes),
     Heading('Calibration'),
-    _table(['images', 'mean confidence', 'accuracy'], bins),
+    plain_table(['images', 'mean confidence', 'accuracy'], bins),
     Text(
       f'{markdown_code(command_line())} on {describe_devices()}. images/s is reading, decoding and '
       'computing together, without the first batch of each device, which compiles.'
     ),
   ]
-
-
-def _table(head: list[str], rows: list[list[str]]) -> Table:
-  return Table('', head, [[Cell(text) for text in row] for row in rows])
 
 
 def confusions(result: Validation, most: int = 20) -> list[tuple[int, int, int]]:
