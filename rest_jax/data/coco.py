@@ -196,9 +196,9 @@ def _categories(file: Path, categories: list) -> tuple[tuple[int, ...], tuple[st
   """Ids in rising order, and their names."""
   pairs = []
   for category in categories:
-    number = category.get('id') if isinstance(category, dict) else None
-    name = category.get('name') if isinstance(category, dict) else None
-    if not _is_whole(number) or not isinstance(name, str):
+    parts: dict[str, Any] = category if isinstance(category, dict) else {}
+    number, name = parts.get('id'), parts.get('name')
+    if number is None or not _is_whole(number) or not isinstance(name, str):
       raise UserError(
         f'{file}: category {number!r} has no id or no name, a whole number and a text; mend it'
       )
@@ -217,8 +217,8 @@ def _images(file: Path, folder: Path, images: list) -> tuple[tuple[int, str, int
   """Id, name, height and width of each picture; all must be there."""
   found: dict[int, tuple[int, str, int, int]] = {}
   for image in images:
-    parts = image if isinstance(image, dict) else {}
-    number, name, *size = (parts.get(part) for part in ('id', 'file_name', 'height', 'width'))
+    parts: dict[str, Any] = image if isinstance(image, dict) else {}
+    number, name, *size = [parts.get(part) for part in ('id', 'file_name', 'height', 'width')]
     if not _is_id(number) or not isinstance(name, str) or not all(map(_is_whole, size)):
       raise UserError(f'{file}: image {number} has no id, file_name, height or width; mend it')
     if number in found or min(size) < 1:

@@ -236,7 +236,8 @@ def picture_size(path: str | os.PathLike) -> tuple[int, int]:
   try:
     with Image.open(path) as image:
       if image.format not in ('PNG', 'TIFF'):
-        return image.size if rgb.orientation(image) >= 5 else image.size[::-1]
+        width, height = image.size
+        return (width, height) if rgb.orientation(image) >= 5 else (height, width)
   except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
     pass  # said below, in the words of all readers
   return open_image(path).size

@@ -100,7 +100,7 @@ def learnt(boxes: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
     (N,) bool.
   """
   inside = clipped(boxes, size)
-  return (inside[:, 2:] - inside[:, :2] > LEAST_SIDE).all(axis=1)
+  return np.all(inside[:, 2:] - inside[:, :2] > LEAST_SIDE, axis=1)
 
 
 def to_learn(example: dict[str, Any]) -> dict[str, Any]:

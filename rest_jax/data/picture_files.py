@@ -125,7 +125,7 @@ def transparency_note(files: Sequence[str | os.PathLike[str]]) -> str:
   Returns:
     A line; '' where none has transparency.
   """
-  suffixes = (os.path.splitext(file)[1].lower() for file in map(os.fspath, files))
+  suffixes = (os.path.splitext(os.fspath(file))[1].lower() for file in files)
   able = [place for place, suffix in enumerate(suffixes) if suffix not in _OPAQUE]
   looked = able[:: -(-len(able) // _MOST_HEADS) or 1]
   count = sum(_is_transparent(files[place]) for place in looked)

@@ -53,7 +53,8 @@ def check_head(rle: Any, size: tuple[int, ...] | None = None) -> tuple[int, int]
   Raises:
     UserError: it is no such thing, or of another size.
   """
-  sides, counts = (rle.get(part) if isinstance(rle, dict) else None for part in ('size', 'counts'))
+  code: Any = rle if isinstance(rle, dict) else {}
+  sides, counts = code.get('size'), code.get('counts')
   stated = isinstance(sides, Sequence) and len(sides) == 2 and all(map(_is_whole, sides))
   if not stated or not isinstance(counts, list | tuple | str | bytes | np.ndarray):
     raise UserError('the mask is no run-length code with size and counts')

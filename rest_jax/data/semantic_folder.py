@@ -109,7 +109,8 @@ def _check_exact(image: Image.Image, path: str | os.PathLike) -> None:
   """Refuses what is decoded to other numbers than were written: an opened, not yet loaded file."""
   if image.format == 'JPEG':
     raise ImageError(f'{path} is a JPEG, whose numbers are not exact: save class numbers as PNG')
-  packed = [tile[3] for tile in image.tile if tile[3] in ('L;2', 'L;4')]
+  tiles = getattr(image, 'tile', None) or ()
+  packed = [tile[3] for tile in tiles if tile[3] in ('L;2', 'L;4')]
   if packed:
     raise ImageError(
       f'{path} has grey of {packed[0][2:]} bits, which may be class numbers or shades: save it '

@@ -1,11 +1,12 @@
 """Training of detectors and segmenters: their model, batches, losses and release.
 
 The loop, the state, the optimizer, checkpoints and resuming are those of classifiers; what is
-another stands here. Which of them a config is for says `model.name` (`kind_of`).
+another stands here, as `purpose.Purpose` asks for it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from rest_jax.data.dense_augment import DetectionAugment, SegmentationAugment
 from rest_jax.data.dense_batches import DenseEvalBatches, DenseTrainBatches, View
@@ -21,21 +23,37 @@ from rest_jax.data.dense_sources import load_dense
 from rest_jax.data.iterators import TrainIterator
 from rest_jax.data.sources import DataSources
 from rest_jax.errors import UserError
-from rest_jax.models import create_detector, create_segmenter
+from rest_jax.models import create_detector, create_segmenter, model_dir
+from rest_jax.models.classifier import Classifier
 from rest_jax.models.dense import Targets, normalise
 from rest_jax.models.dense_model import Detector, Segmenter
 from rest_jax.models.dense_registry import kind_of as kind_of_name
-from rest_jax.train import freezing
+from rest_jax.text import plural
+from rest_jax.train import dense_evaluate, freezing
+from rest_jax.train.classifying import check_normalisation
 from rest_jax.train.config import Config
 from rest_jax.train.gradients import Aux, GradientFunction
 from rest_jax.train.optim import check_decay
 
+Tensors = dict[str, np.ndarray]
+# Layers of classifiers behind the last map, which a dense head does not stand on.
+_BEHIND_MAPS = ('norm', 'neck', 'fc1', 'fc2', 'head')
 INIT_SIDE = 64  # px of the canvas that parameters are initialised on; no shape depends on it
 
 
 def kind_of(config: Config) -> str:
-  """'detector', 'segmenter', or '' of a classifier or denoiser."""
+  """'detector' or 'segmenter'."""
   return kind_of_name(config.model.name)
+
+
+def init_side(config: Config) -> int:
+  """Pixels a side of the canvas that parameters are initialised on."""
+  return INIT_SIDE
+
+
+def sizes(config: Config) -> str:
+  """How large pictures are to the model, in words."""
+  return ', '.join(f'{height}x{width}' for height, width in canvases_of(config))
 
 
 def data_kind(config: Config) -> DataKind:
@@ -142,12 +160,23 @@ def test_batches(config: Config, source: Any) -> DenseEvalBatches:
   return DenseEvalBatches(source, size, view)
 
 
-def inputs(batch: dict[str, jax.Array], config: Config) -> tuple[jax.Array, Any]:
+def inputs(
+  config: Config,
+  num_classes: int,
+  model: nn.Module,
+  variables: Any,
+  batch: dict[str, jax.Array],
+  key: jax.Array,
+) -> tuple[jax.Array, Any]:
   """Normalised canvases, and what is learnt from them.
 
   Args:
-    batch: a device's slice of a batch of `DenseTrainBatches`.
     config: the whole experiment configuration.
+    num_classes: K.
+    model: the detector or segmenter.
+    variables: of it.
+    batch: a device's slice of a batch of `DenseTrainBatches`.
+    key: of this step and device; pictures were augmented on the host.
 
   Returns:
     float32 (b, H, W, 3), and `Targets` or labels (b, H, W).
@@ -159,11 +188,12 @@ def inputs(batch: dict[str, jax.Array], config: Config) -> tuple[jax.Array, Any]
   return images, Targets(batch['boxes'], batch['labels'], masks, batch['size'])
 
 
-def gradients(model: nn.Module) -> GradientFunction:
+def gradients(model: nn.Module, config: Config) -> GradientFunction:
   """The gradient function of the sum of a model's losses, each of which is measured too.
 
   Args:
     model: a detector or a segmenter.
+    config: the whole experiment configuration.
 
   Returns:
     As `gradients.plain_gradients`, of rows that `inputs` gives.
@@ -184,6 +214,25 @@ def gradients(model: nn.Module) -> GradientFunction:
     return jnp.sum(jnp.stack(list(losses.values()))), Aux(new.get('batch_stats', {}), losses)
 
   return jax.value_and_grad(loss_fn, has_aux=True)
+
+
+def measuring(
+  model: nn.Module, config: Config, mesh: Mesh, class_names: Sequence[str]
+) -> tuple[Callable[..., Any], Callable[[Any, Any], dict[str, Any]]]:
+  """The evaluation step, and what measures weights on a split with it; compiles nothing yet."""
+  own, kind = dense_evaluate.local_mesh(mesh), kind_of(config)
+  step = dense_evaluate.make_step(model, kind, config.data.mean, config.data.std, own)
+  masks = data_kind(config) == 'masks'
+
+  def measure(variables: Any, source: Any) -> dict[str, Any]:
+    weights = dense_evaluate.replicated(variables, own)
+    batches = test_batches(config, source)
+    if kind == 'detector':
+      return dense_evaluate.judge_detector(step, weights, batches, class_names, masks)
+    options: Any = {'scales': config.dense.test_scales, 'mirrored': config.dense.test_flip}
+    return dense_evaluate.judge_segmenter(step, weights, batches, class_names, **options)
+
+  return step, measure
 
 
 def check(config: Config) -> None:
@@ -235,6 +284,40 @@ def release(
     canvases=canvases_of(config),
   )
   found.save(directory, card=card, overwrite=True)
+
+
+def initial(config: Config, num_classes: int) -> tuple[Tensors, str]:
+  """Reads the backbone's weights from the classifier that `config.model.init` names.
+
+  Args:
+    config: the whole experiment configuration; `model.init` is not empty.
+    num_classes: classes of the data.
+
+  Returns:
+    {'params/backbone/stem/conv1/kernel': array, ...}, and a line that says what was taken.
+
+  Raises:
+    UserError: no such model, or one that does not fit the config's.
+  """
+  classifier = Classifier.load(config.model.init)
+  check_normalisation(classifier, config)
+  tensors = {n: np.asarray(a) for n, a in model_dir.flatten(classifier.variables).items()}
+  expected = model_dir.shapes(model_dir.abstract_tensors(create(config, num_classes)))
+  taken, left = backbone_weights(tensors, expected)
+  blocks = [n for n in left if n.split('/')[1] not in _BEHIND_MAPS]
+  if blocks or not taken:
+    raise UserError(
+      f'model.init: {config.model.init} is {classifier.config.model} with overrides '
+      f'{dict(classifier.config.overrides)}, which is not the backbone of {config.model.name} with '
+      f'model.backbone {config.model.backbone.to_dict()}: {plural(len(blocks), "array")} do not '
+      f'fit ({", ".join(blocks[:3])})'
+    )
+  count = sum(name.startswith(('params/backbone/', 'batch_stats/backbone/')) for name in expected)
+  new = 'its output norms and the head start new' if len(taken) < count else 'the head starts new'
+  return taken, (
+    f'Starting from {config.model.init}: {len(taken)} of the {plural(count, "array")} of the '
+    f'backbone; {new}'
+  )
 
 
 def backbone_weights(

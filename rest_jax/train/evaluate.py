@@ -19,7 +19,7 @@ _INNER = ('seen', 'bad', 'bad_at')  # of the totals: what is not a mean
 
 
 def zero_totals(robust: bool = False, denoising: bool = False) -> dict[str, np.ndarray]:
-  """The totals that `step.make_eval_step` begins with; arguments as `evaluate`."""
+  """The totals that `classifying.make_eval_step` begins with; arguments as `evaluate`."""
   if denoising:
     return totals_lib.zeros(['count'], ['loss', 'psnr', 'noisy_psnr'])
   return totals_lib.zeros(['count', 'top1', 'top5', *(['robust_top1'] if robust else [])], ['loss'])

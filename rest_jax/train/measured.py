@@ -7,12 +7,13 @@ A result is a dictionary of numbers. Which kind it is of shows in its keys: 'top
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from rest_jax.train.totals import finite_or
 
 Result = dict[str, Any]
+Panel = tuple[str, tuple[tuple[str, str], ...]]  # title, and name and label of each curve
 
 
 class Kind(NamedTuple):
@@ -24,6 +25,7 @@ class Kind(NamedTuple):
     short: in the line at the end of a run.
     columns: title -> 'key:format', for the card.
     logged: keys that `metrics.jsonl` gets.
+    curves: of a run, beside those of loss and rate.
   """
 
   key: str
@@ -31,6 +33,7 @@ class Kind(NamedTuple):
   short: Callable[[Result], str]
   columns: dict[str, str]
   logged: tuple[str, ...]
+  curves: Panel
 
 
 def _accuracy(result: Result) -> str:
@@ -43,6 +46,38 @@ def _precision(result: Result) -> str:
   return f'box AP {result["AP"]:.1%} (AP50 {result["AP50"]:.1%}){masks}'
 
 
+def _panel(title: str, names: dict[str, str]) -> Panel:
+  """What evaluations measure, {key: title}, on every split."""
+  splits = (('val', 'val'), ('test', 'test'), ('ema', 'average'))
+  curves = tuple((f'{s}/{key}', f'{at}, {name}') for s, at in splits for key, name in names.items())
+  return title, curves
+
+
+_ACCURACIES: Panel = (
+  'top-1 accuracy',
+  (
+    ('train/top1', 'train'),
+    ('train/adversarial_top1', 'train, attacked'),
+    ('val/top1', 'val'),
+    ('test/top1', 'test'),
+    ('ema/top1', 'average'),
+    ('val/robust_top1', 'val, attacked'),
+    ('test/robust_top1', 'test, attacked'),
+    ('ema/robust_top1', 'average, attacked'),
+  ),
+)
+_NOISE: Panel = (
+  'PSNR, dB',
+  (
+    ('train/psnr', 'train'),
+    ('val/psnr', 'val'),
+    ('val/noisy_psnr', 'val, before'),
+    ('test/psnr', 'test'),
+    ('test/noisy_psnr', 'test, before'),
+  ),
+)
+_PRECISION = _panel('average precision', {'AP': 'box AP', 'AP50': 'AP50', 'mask_AP': 'mask AP'})
+_PIXELS = _panel('pixels', {'miou': 'mIoU', 'accuracy': 'right pixels'})
 _BOXES = {'box AP': 'AP:.1%', 'AP50': 'AP50:.1%', 'AP75': 'AP75:.1%'}
 _MASKS = {'mask AP': 'mask_AP:.1%', 'mask AP50': 'mask_AP50:.1%'}
 KINDS = (
@@ -56,6 +91,7 @@ KINDS = (
       'mean squared error': 'loss:.3g',
     },
     ('loss', 'psnr', 'noisy_psnr'),
+    _NOISE,
   ),
   Kind(
     'mask_AP',
@@ -63,14 +99,23 @@ KINDS = (
     _precision,
     {**_BOXES, **_MASKS},
     ('AP', 'AP50', 'AP75', 'mask_AP', 'mask_AP50', 'mask_AP75'),
+    _PRECISION,
   ),
-  Kind('AP', lambda result: finite_or(result['AP']), _precision, _BOXES, ('AP', 'AP50', 'AP75')),
+  Kind(
+    'AP',
+    lambda result: finite_or(result['AP']),
+    _precision,
+    _BOXES,
+    ('AP', 'AP50', 'AP75'),
+    _PRECISION,
+  ),
   Kind(
     'miou',
     lambda result: finite_or(result['miou']),
     lambda result: f'mIoU {result["miou"]:.1%}, pixels {result["accuracy"]:.1%}',
     {'mIoU': 'miou:.1%', 'right pixels': 'accuracy:.1%', 'mean over classes': 'mean_accuracy:.1%'},
     ('miou', 'accuracy', 'mean_accuracy'),
+    _PIXELS,
   ),
   Kind(
     'top1',
@@ -79,6 +124,7 @@ KINDS = (
     _accuracy,
     {'top-1': 'top1:.2%', 'top-5': 'top5:.2%', 'loss': 'loss:.4f'},
     ('loss', 'top1', 'top5', 'robust_top1'),
+    _ACCURACIES,
   ),
 )
 
@@ -86,6 +132,12 @@ KINDS = (
 def kind_of(result: Result) -> Kind:
   """The kind of a result, by its keys."""
   return next(kind for kind in KINDS if kind.key in result)
+
+
+def curves_of(keys: Iterable[str]) -> Panel:
+  """The curves of a run whose measured values have these keys, such as 'test/AP'."""
+  names = {key.rpartition('/')[2] for key in keys}
+  return next((kind.curves for kind in KINDS if kind.key in names), _ACCURACIES)
 
 
 def merit(result: Result) -> float:

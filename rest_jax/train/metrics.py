@@ -14,6 +14,7 @@ import numpy as np
 
 from rest_jax.errors import UserError
 from rest_jax.evaluation.figures import new_figure
+from rest_jax.train.measured import Panel, curves_of
 from rest_jax.train.workdir import save_figure, write_text, writing
 
 IN_FLIGHT = 4  # steps that the host may be ahead of the device
@@ -22,50 +23,11 @@ DIVERGED = (  # what to do about a training that has
   'Lower optim.lr, lengthen optim.warmup_epochs, set optim.clip_norm=1.0, or use '
   'model.dtype=float32, with another --output'
 )
-_Panel = tuple[str, tuple[tuple[str, str], ...]]  # title, and name and label of each curve
-_PANELS: tuple[_Panel, ...] = (
-  (
-    'loss',
-    (('train/loss', 'train'), ('val/loss', 'val'), ('test/loss', 'test'), ('ema/loss', 'average')),
-  ),
-  (
-    'top-1 accuracy',
-    (
-      ('train/top1', 'train'),
-      ('train/adversarial_top1', 'train, attacked'),
-      ('val/top1', 'val'),
-      ('test/top1', 'test'),
-      ('ema/top1', 'average'),
-      ('val/robust_top1', 'val, attacked'),
-      ('test/robust_top1', 'test, attacked'),
-      ('ema/robust_top1', 'average, attacked'),
-    ),
-  ),
-  ('learning rate', (('train/lr', 'learning rate'),)),
+_LOSS: Panel = (
+  'loss',
+  (('train/loss', 'train'), ('val/loss', 'val'), ('test/loss', 'test'), ('ema/loss', 'average')),
 )
-_DENOISING: _Panel = (
-  'PSNR, dB',
-  (
-    ('train/psnr', 'train'),
-    ('val/psnr', 'val'),
-    ('val/noisy_psnr', 'val, before'),
-    ('test/psnr', 'test'),
-    ('test/noisy_psnr', 'test, before'),
-  ),
-)
-
-
-def _judged(title: str, names: dict[str, str]) -> _Panel:
-  """A panel of what evaluations measure, {key: title}, on every split."""
-  splits = (('val', 'val'), ('test', 'test'), ('ema', 'average'))
-  curves = tuple((f'{s}/{key}', f'{at}, {name}') for s, at in splits for key, name in names.items())
-  return title, curves
-
-
-_PRECISION = _judged('average precision', {'AP': 'box AP', 'AP50': 'AP50', 'mask_AP': 'mask AP'})
-_PIXELS = _judged('pixels', {'miou': 'mIoU', 'accuracy': 'right pixels'})
-# The middle panel of what is no classifier, by an ending of a key that tells the kind.
-_MIDDLE = {'/psnr': _DENOISING, '/AP': _PRECISION, '/miou': _PIXELS}
+_RATE: Panel = ('learning rate', (('train/lr', 'learning rate'),))
 # Parts of the loss of detectors and segmenters, beside their sum.
 _PART = '_loss'
 
@@ -228,15 +190,12 @@ def draw_curves(workdir: Path) -> None:
   save_figure(workdir / 'curves.png', figure)
 
 
-def _panels(lines: list[dict[str, Any]]) -> list[_Panel]:
+def _panels(lines: list[dict[str, Any]]) -> list[Panel]:
   """The panels of a run, by what it measured."""
   keys = sorted({key for line in lines for key in line})
-  loss, middle, rate = _PANELS
-  for ending, panel in _MIDDLE.items():
-    if any(key.endswith(ending) for key in keys):
-      middle = panel
+  loss = _LOSS
   parts = [key for key in keys if key.startswith('train/') and key.endswith(_PART)]
   if len(parts) > 1:
     named = tuple((key, key[len('train/') : -len(_PART)].replace('_', ' ')) for key in parts)
     loss = loss[0], (*loss[1], *named)
-  return [loss, middle, rate]
+  return [loss, curves_of(keys), _RATE]

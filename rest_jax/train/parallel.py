@@ -18,8 +18,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rest_jax.errors import UserError
 from rest_jax.ops.platform import jit
 from rest_jax.train.state import FreeTrainState, TrainState
-from rest_jax.train.step import AXIS
 
+AXIS = 'batch'
 _REPLICATED, _SPLIT = PartitionSpec(), PartitionSpec(AXIS)
 
 

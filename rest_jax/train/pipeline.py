@@ -12,9 +12,9 @@ from jax.sharding import Mesh
 from rest_jax import data
 from rest_jax.data.source import label_of
 from rest_jax.errors import UserError
-from rest_jax.train import dense
 from rest_jax.train.config import Config
 from rest_jax.train.parallel import check_batch
+from rest_jax.train.purpose import purpose_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ def make_plan(config: Config, train_examples: int, mesh: Mesh) -> Plan:
   """
   train, batch = config.train, config.train.batch_size
   check_batch(batch, train.accumulate, mesh, 'train.batch_size')
-  check_batch(eval_batch_size(config), 1, mesh, 'data.eval_batch_size')
+  check_batch(config.data.eval_batch_size or batch, 1, mesh, 'data.eval_batch_size')
   steps_per_epoch = train_examples / batch
   total = max(round(train.epochs * steps_per_epoch), 1)
   if total >= 2**31:
@@ -73,36 +73,6 @@ def make_plan(config: Config, train_examples: int, mesh: Mesh) -> Plan:
     steps_per_epoch=steps_per_epoch,
     evaluations=frozenset({mark for mark in marks if 0 < mark < total} | {total}),
     agree_every=config.log.every if several else 1,
-  )
-
-
-def eval_batch_size(config: Config) -> int:
-  """Returns the global batch of the evaluation."""
-  return config.data.eval_batch_size or config.train.batch_size
-
-
-def load_sources(config: Config) -> data.DataSources:
-  """Opens the data set of a config.
-
-  Raises:
-    UserError: it is missing or damaged; the line says how to get it.
-  """
-  if dense.kind_of(config):
-    return dense.load_sources(config)
-  if config.data.cache and config.data.scaled_decoding:
-    raise UserError(
-      'data.scaled_decoding decodes files smaller, and data.cache keeps them decoded once: set one '
-      'of them to False'
-    )
-  return data.load(
-    config.data.name,
-    data_dir=config.data.dir,
-    train_split=config.data.train_split,
-    val_split=config.data.val_split,
-    test_split=config.data.test_split,
-    cache=config.data.cache,
-    on_error=config.data.on_error,
-    labels=not config.denoise.noise,  # of images alone one folder will do
   )
 
 
@@ -127,46 +97,20 @@ def class_weights(config: Config, sources: data.DataSources) -> tuple[float, ...
   return tuple(float(weight) for weight in weights)
 
 
+def load_sources(config: Config) -> data.DataSources:
+  """Opens the data set of a config.
+
+  Raises:
+    UserError: it is missing or damaged; the line says how to get it.
+  """
+  return purpose_of(config).load_sources(config)
+
+
 def train_batches(config: Config, source: Any) -> Any:
   """Returns the endless iterator over this process's rows of augmented training batches."""
-  if dense.kind_of(config):
-    return dense.train_batches(config, source)
-  augment = config.augment
-  return data.train_iterator(
-    source,
-    batch_size=config.train.batch_size,
-    image_size=config.data.image_size,
-    augment=data.AugmentConfig(
-      crop_scale=tuple(augment.crop_scale) or None,
-      crop_ratio=tuple(augment.crop_ratio),
-      padding=augment.padding,
-      flip=augment.flip,
-      color_jitter=tuple(augment.color_jitter) or (0.0, 0.0, 0.0),
-      interpolation=augment.interpolation,
-      rand_augment=augment.rand_augment,
-      # The mean colour, as timm has it.
-      fill=tuple(min(255, round(255 * level)) for level in config.data.mean),
-      scaled_decoding=config.data.scaled_decoding,
-    ),
-    seed=config.seed,
-    workers=config.data.workers,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-    repeats=augment.repeats,
-    on_error=config.data.on_error,
-  )
+  return purpose_of(config).train_batches(config, source)
 
 
 def test_batches(config: Config, source: Any) -> Any:
-  """Returns this process's rows of all test batches, padded and masked."""
-  return data.eval_batches(
-    source,
-    batch_size=eval_batch_size(config),
-    image_size=config.data.image_size,
-    resize=config.data.eval_resize,
-    crop_pct=config.data.eval_crop_pct,
-    interpolation=config.augment.interpolation,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-    on_error=config.data.on_error,
-  )
+  """Returns all test batches, padded and masked: of a classifier this process's rows of them."""
+  return purpose_of(config).test_batches(config, source)

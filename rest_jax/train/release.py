@@ -7,14 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from rest_jax.evaluation.environment import command_line, describe_devices
 from rest_jax.evaluation.progress import clock
-from rest_jax.models.classifier import Classifier
 from rest_jax.text import markdown, markdown_code, plural, radius_text
-from rest_jax.train import dense, measured
+from rest_jax.train import measured
 from rest_jax.train.config import Config
+from rest_jax.train.purpose import purpose_of
 from rest_jax.train.workdir import writing
 
 
@@ -65,27 +63,8 @@ def write_model(
     The model directory, which `Classifier.load` reads.
   """
   directory, text = workdir / 'model', card(config, results, workdir.name)
-  if dense.kind_of(config):
-    with writing(workdir):
-      dense.release(config, variables, class_names, directory, text)
-    return directory
-  if config.denoise.noise:
-    class_names = ()  # it gives images
-  classifier = Classifier.create(
-    config.model.name,
-    jax.device_get(variables),
-    num_classes=len(class_names),
-    overrides=config.model.overrides.to_dict(),
-    class_names=class_names,
-    mean=tuple(config.data.mean),
-    std=tuple(config.data.std),
-    input_size=config.data.image_size,
-    resize=config.data.eval_resize,
-    crop_pct=config.data.eval_crop_pct,
-    interpolation=config.augment.interpolation,
-  )
   with writing(workdir):
-    classifier.save(directory, card=text, overwrite=True)
+    purpose_of(config).release(config, variables, class_names, directory, text)
   return directory
 
 
@@ -96,13 +75,14 @@ def card(config: Config, results: Results, name: str) -> str:
   if config.train.ema:
     chosen = 'the average' if results.best.get('averaged', True) else 'the weights themselves'
     weights = f'weights and their moving average, of which {chosen} measured better'
+  sizes = purpose_of(config).sizes(config)
   model = f'{config.model.name} {config.model.overrides.to_dict() or ""}'.rstrip()
   begun = f', starting from {markdown_code(config.model.init)},' if config.model.init else ''
   return '\n'.join(
     [
       f'# {markdown(name)}',
       '',
-      f'{markdown(model)} trained{begun} on {markdown_code(results.source)} at {_size(config)} px.',
+      f'{markdown(model)} trained{begun} on {markdown_code(results.source)} at {sizes} px.',
       '',
       *_table(results),
       '',
@@ -120,13 +100,6 @@ def card(config: Config, results: Results, name: str) -> str:
       '',
     ]
   )
-
-
-def _size(config: Config) -> str:
-  """How large pictures are to the model."""
-  if not dense.kind_of(config):
-    return str(config.data.image_size)
-  return ', '.join(f'{height}x{width}' for height, width in config.dense.canvases)
 
 
 def _chosen(results: Results) -> str:

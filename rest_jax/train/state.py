@@ -148,3 +148,9 @@ def update_average(average: Any, new: Any, decay: float, step: Any) -> Any:
     return old + share.astype(old.dtype) * (value - old)
 
   return jax.tree.map(update, average, new)
+
+
+def seed_keys(seed: int) -> tuple[jax.Array, jax.Array]:
+  """Returns the keys of the initialisation and of the training steps."""
+  init, steps = jax.random.split(jax.random.key(seed))
+  return init, steps

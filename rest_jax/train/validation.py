@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from rest_jax.data.device import to_unit
 from rest_jax.errors import UserError
 from rest_jax.evaluation.batches import Batch, Images
 from rest_jax.evaluation.records import Records
@@ -20,7 +21,6 @@ from rest_jax.evaluation.runner import Replicas, Tick, run
 from rest_jax.ops.platform import jit
 from rest_jax.train import totals
 from rest_jax.train.losses import hits_at, predictions, smooth_one_hot, soft_cross_entropy
-from rest_jax.train.step import to_unit
 
 BINS = 15  # of the calibration error, as in Guo et al.
 _CASE, _SPEED = 'model', 'speed'

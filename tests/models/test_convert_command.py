@@ -19,8 +19,8 @@ from rest_jax.models import convert, create_model, model_dir, registry
 from rest_jax.models.classifier import Classifier
 from rest_jax.models.resnet import ResNet
 from rest_jax.train import validation_command
+from rest_jax.train.classifying import initial as load_initial
 from rest_jax.train.config import default_config
-from rest_jax.train.task import load_initial
 
 
 @pytest.fixture(scope='module')

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rest_jax.train import adversarial, parallel, state, step
+from rest_jax.train import adversarial, classifying, parallel, state, step
 
 EPS, LR, K = 0.06, 0.5, 2
 SIZE = (8, 2, 2, 3)  # images: few enough pixels for differences one by one
@@ -231,7 +231,7 @@ def test_devices_agree_with_synchronised_batch_norm(plain, batch, tiny_net, mode
   batch = {**batch, 'label': batch['label'] % K}
   plain.adversarial.update(kind='pgd', batch_norm=mode)
   plain.train.sync_bn = True
-  net = tiny_net(num_classes=K, bn_axis_name=step.AXIS)
+  net = tiny_net(num_classes=K, bn_axis_name=parallel.AXIS)
   one, four = (train(plain, [batch] * 3, devices, net, 8) for devices in (1, 4))
   curves = [[float(m['loss']) for m in run[1]] for run in (one, four)]
   np.testing.assert_allclose(*curves, rtol=1e-4)
@@ -247,7 +247,7 @@ def test_the_ball_of_free_training():
 
 def test_erased_pixels_are_cut_to_the_pixel_range_first(plain, images, monkeypatch):
   """The noise of random erasing has no bounds; here it is 2 everywhere, which becomes white."""
-  monkeypatch.setattr(step.device, 'random_erasing', lambda key, x, *_, **__: 0 * x + 2)
+  monkeypatch.setattr(classifying.device, 'random_erasing', lambda key, x, *_, **__: 0 * x + 2)
   plain.augment.erasing = 1.0
   plain.adversarial.update(kind='trades', eps=0.0)
   states, (metrics,) = train(plain, [images])
@@ -288,7 +288,7 @@ def test_robust_accuracy_of_a_linear_model(plain, images, devices, zero_totals):
   mask = np.arange(8) < 7
   batch = {'image': images['image'], 'label': labels, 'mask': mask}
   mesh = parallel.make_mesh(jax.devices()[:devices])
-  mapped = parallel.map_eval_step(step.make_eval_step(Linear(), plain), mesh)
+  mapped = parallel.map_eval_step(classifying.make_eval_step(Linear(), plain), mesh)
   totals = {**zero_totals, 'robust_top1': jnp.zeros((), jnp.int32)}
   variables = {'params': {'head': {'kernel': w}}}
   sums = jax.device_get(mapped(variables, parallel.to_global(batch, mesh), totals))

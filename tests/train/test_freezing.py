@@ -9,6 +9,7 @@ import pytest
 from flax import traverse_util
 from flax.errors import InvalidRngError
 
+from rest_jax.data.device import normalise, to_unit
 from rest_jax.errors import UserError
 from rest_jax.models import create_model
 from rest_jax.train import freezing, optim, parallel, state, step
@@ -103,9 +104,7 @@ def test_frozen_parts_stay_bitwise(config, batch, tiny_net):
   assert sizes == {(8, 3), (3,)}
 
   # The batch norm used its running statistics: the loss is that of the evaluation's features.
-  images = step.normalise(
-    step.to_unit(jnp.asarray(batch['image'])), config.data.mean, config.data.std
-  )
+  images = normalise(to_unit(jnp.asarray(batch['image'])), config.data.mean, config.data.std)
   logits = tiny_net().apply({'params': params, 'batch_stats': stats}, images, train=False)
   log_probs = jax.nn.log_softmax(logits)[np.arange(6), batch['label']]
   _, first = train_step(start, parallel.to_global(batch, mesh))

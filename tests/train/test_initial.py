@@ -15,8 +15,9 @@ from rest_jax.models.classifier import Classifier
 from rest_jax.models.pytorch import to_pytorch
 from rest_jax.text import plural
 from rest_jax.train import parallel
+from rest_jax.train.classifying import initial as load_initial
 from rest_jax.train.pipeline import Plan
-from rest_jax.train.task import build_task, load_initial
+from rest_jax.train.task import build_task
 
 ZOO = dict(widths=(32, 64, 128, 256), depths=(1, 1, 2, 1), reductions=(4, 2, 1, 1))
 SMALL = dict(widths=(8, 16, 32, 64), depths=(1, 1, 1, 1))

@@ -12,7 +12,7 @@ from PIL import Image
 
 from rest_jax.errors import UserError
 from rest_jax.models import registry
-from rest_jax.train import loop, pipeline
+from rest_jax.train import classifying, loop, pipeline
 from rest_jax.train.metrics import read_metrics
 from rest_jax.train.run import _check_data
 
@@ -38,13 +38,13 @@ def experiment(config, image_folder, tiny_net, tmp_path, monkeypatch):
 
 def test_val_chooses_and_test_is_judged_once_at_the_end(experiment, tmp_path, monkeypatch, capsys):
   asked = []
-  batches = pipeline.test_batches
+  batches = classifying.test_batches
 
   def counted(config, source):
     asked.append(len(source))
     return batches(config, source)
 
-  monkeypatch.setattr(pipeline, 'test_batches', counted)
+  monkeypatch.setattr(classifying, 'test_batches', counted)
   results = loop.train(experiment, tmp_path / 'run')
   assert asked == [12, 12, 20]  # Valid twice, Test once
   assert results['best']['count'] == results['last']['count'] == 12

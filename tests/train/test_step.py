@@ -8,8 +8,9 @@ import numpy as np
 import optax
 import pytest
 
+from rest_jax.data.device import normalise, to_unit
 from rest_jax.models import create_model
-from rest_jax.train import optim, parallel, state, step
+from rest_jax.train import classifying, optim, parallel, state, step
 from rest_jax.train.totals import value_of
 
 LR = optax.constant_schedule(1e-2)
@@ -22,7 +23,7 @@ def mesh_of(count):
 
 def setup(config, model, devices=1, optimizer=None, size=8, **options):
   optimizer = optimizer or optim.make_optimizer(config.optim, LR)
-  axis = {'bn_axis_name': step.AXIS} if config.train.sync_bn else {}
+  axis = {'bn_axis_name': parallel.AXIS} if config.train.sync_bn else {}
   mesh = mesh_of(devices)
   create = parallel.replicate(
     lambda: state.create_state(
@@ -148,9 +149,9 @@ def test_augmentation_on_the_device_is_part_of_the_step(config, batch, tiny_net)
 
 def test_normalise_by_hand():
   images = jnp.full((1, 1, 1, 3), 0.5)
-  out = step.normalise(images, (0.5, 0.25, 0.0), (1.0, 0.5, 0.25))
+  out = normalise(images, (0.5, 0.25, 0.0), (1.0, 0.5, 0.25))
   np.testing.assert_allclose(out[0, 0, 0], [0.0, 0.5, 2.0])
-  np.testing.assert_array_equal(step.to_unit(jnp.array([0, 255], jnp.uint8)), [0.0, 1.0])
+  np.testing.assert_array_equal(to_unit(jnp.array([0, 255], jnp.uint8)), [0.0, 1.0])
 
 
 class Echo:
@@ -165,7 +166,7 @@ def evaluate_echo(config, logits, labels, mask, zero_totals, devices):
   image = np.repeat(np.asarray(logits, np.uint8)[:, None, :, None], 3, axis=-1)
   batch = {'image': image, 'label': np.array(labels, np.int32), 'mask': np.array(mask)}
   mesh = mesh_of(devices)
-  mapped = parallel.map_eval_step(step.make_eval_step(Echo(), config), mesh)
+  mapped = parallel.map_eval_step(classifying.make_eval_step(Echo(), config), mesh)
   return jax.device_get(mapped({}, parallel.to_global(batch, mesh), zero_totals))
 
 
