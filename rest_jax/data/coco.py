@@ -23,6 +23,7 @@ from rest_jax.data.images import check_size, read_image
 from rest_jax.data.objects import check_box, check_names, learnt
 from rest_jax.errors import UserError, did_you_mean
 
+_IMAGE_PARTS = ('id', 'file_name', 'height', 'width')
 _MOST = 2.0**53  # no number of a file is as large
 
 
@@ -99,7 +100,9 @@ class CocoSource:
     """The pixels of an object."""
     code = found.segmentation
     with _naming(_where(self.file, found.id)):
-      return (rle.decode if isinstance(code, Mapping) else rle.polygons_to_mask)(code, size)
+      return (
+        rle.decode(code, size) if isinstance(code, Mapping) else rle.polygons_to_mask(code, size)
+      )
 
 
 def load_coco(
@@ -218,18 +221,27 @@ def _images(file: Path, folder: Path, images: list) -> tuple[tuple[int, str, int
   found: dict[int, tuple[int, str, int, int]] = {}
   for image in images:
     parts: dict[str, Any] = image if isinstance(image, dict) else {}
-    number, name, *size = [parts.get(part) for part in ('id', 'file_name', 'height', 'width')]
-    if not _is_id(number) or not isinstance(name, str) or not all(map(_is_whole, size)):
+    number, name, height, width = (_value(parts, p) for p in _IMAGE_PARTS)
+    if (
+      not _is_id(number)
+      or not isinstance(name, str)
+      or not (_is_whole(height) and _is_whole(width))
+    ):
       raise UserError(f'{file}: image {number} has no id, file_name, height or width; mend it')
-    if number in found or min(size) < 1:
+    if number in found or min(height, width) < 1:
       raise UserError(f'{file}: image {number} is there twice or has no size; mend it')
     if not (folder / name).is_file():
       raise UserError(
         f'{file}: the picture of image {number} is missing: {folder / name}; '
         'give the right folder or remove the entry'
       )
-    found[number] = (number, name, int(size[0]), int(size[1]))
+    found[number] = (number, name, int(height), int(width))
   return tuple(found.values())
+
+
+def _value(parts: dict[str, Any], name: str) -> Any:
+  """A value of a JSON object; None where it is not there."""
+  return parts.get(name)
 
 
 def _check_annotation(annotation, where: str, seen: set, places, category_ids) -> None:

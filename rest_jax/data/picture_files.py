@@ -123,7 +123,7 @@ def transparency_note(files: Sequence[str | os.PathLike[str]]) -> str:
     files: paths of pictures; what cannot be read is passed over.
 
   Returns:
-    A line; '' where none has transparency.
+    A line; '' where none has one.
   """
   suffixes = (os.path.splitext(os.fspath(file))[1].lower() for file in files)
   able = [place for place, suffix in enumerate(suffixes) if suffix not in _OPAQUE]
@@ -135,13 +135,11 @@ def transparency_note(files: Sequence[str | os.PathLike[str]]) -> str:
     f'{len(files)} pictures' if len(looked) == len(able) else f'{len(looked)} that were looked at'
   )
   have = 'has' if count == 1 else 'have'
-  return (
-    f'{count} of {of} {have} transparency, which is left out: the colours stored under it count'
-  )
+  return f'{count} of {of} {have} an alpha channel, which is left out: the colours under it count'
 
 
 def _is_transparent(path: str | os.PathLike[str]) -> bool:
-  """Whether the head of a file says that it has transparency."""
+  """Whether the head of a file says that it has an alpha channel, or a transparent colour."""
   try:
     with warnings.catch_warnings():
       warnings.simplefilter('ignore')  # of damage, which is said when it is read

@@ -420,3 +420,20 @@ def test_bad_xml_is_named(tmp_path, text, words):
   with pytest.raises(UserError, match=words) as caught:
     data.load_judged(tmp_path, extras=('boxes',)).images[0]
   assert '1.xml' in str(caught.value) and '\n' not in str(caught.value)
+
+
+def test_transparent_pictures_are_counted_in_the_line(tmp_path):
+  """What runs begin with says how many have an alpha channel, once for each split."""
+  for number, mode in enumerate(('RGB', 'RGBA', 'RGBA', 'RGB')):
+    for name in ('cat', 'dog'):
+      place = tmp_path / 'train' / name / f'{number}.png'
+      place.parent.mkdir(parents=True, exist_ok=True)
+      Image.new(mode, (4, 3)).save(place)
+  for name in ('cat', 'dog'):
+    place = tmp_path / 'test' / name / '1.png'
+    place.parent.mkdir(parents=True, exist_ok=True)
+    Image.new('RGB', (4, 3)).save(place)
+  note = 'train: 4 of 8 pictures have an alpha channel, which is left out'
+  assert data.load(tmp_path).line.count('alpha') == 1 and note in data.load(tmp_path).line
+  assert 'alpha' not in data.load_judged(tmp_path).line()
+  assert '4 of 8 pictures have an alpha' in data.load_judged(tmp_path, split='train').line()

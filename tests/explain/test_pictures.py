@@ -149,14 +149,17 @@ def test_transparency_is_said_once(tmp_path, monkeypatch):
   kinds = {'a.png': 'RGBA', 'b.png': 'LA', 'c.webp': 'RGBA', 'd.png': 'RGB', 'e.jpg': 'RGB'}
   files = [tmp_path / name for name in kinds]
   for file, mode in zip(files, kinds.values(), strict=True):
-    Image.fromarray(grey).convert(mode).save(file)
+    picture = Image.fromarray(grey).convert(mode)
+    if 'A' in mode:
+      picture.putalpha(99)
+    picture.save(file)
   Image.fromarray(grey).save(tmp_path / 'f.png', transparency=0)
   (tmp_path / 'g.png').write_bytes(b'x')
   files += [tmp_path / 'f.png', tmp_path / 'g.png']
   assert transparency_note(files) == (
-    '4 of 7 pictures have transparency, which is left out: the colours stored under it count'
+    '4 of 7 pictures have an alpha channel, which is left out: the colours under it count'
   )
-  assert transparency_note(files[:1]).startswith('1 of 1 pictures has transparency')
+  assert transparency_note(files[:1]).startswith('1 of 1 pictures has an alpha channel')
   assert transparency_note(files[3:5]) == transparency_note([]) == ''
   monkeypatch.setattr(picture_files, '_MOST_HEADS', 3)
   assert transparency_note(files).startswith('3 of 3 that were looked at have')
