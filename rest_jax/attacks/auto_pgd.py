@@ -37,7 +37,7 @@ from rest_jax.attacks.driver import IterativeAttack, Outcome, attack, clean_logi
 from rest_jax.attacks.losses import LossName, is_own, loss_inputs, loss_name
 from rest_jax.attacks.queries import Answer, ask, fold_each, image_keys
 from rest_jax.attacks.registry import face, register
-from rest_jax.attacks.threat import Inputs, check_key
+from rest_jax.attacks.threat import Given, Inputs, check_key
 from rest_jax.errors import UserError
 from rest_jax.inputs import Norm, check_count
 from rest_jax.ops.platform import jit
@@ -192,33 +192,24 @@ class APGD(IterativeAttack):
     """Queries: one a step, and one for the start of each stage."""
     return len(self._table().start)
 
-  def run(
-    self,
-    logits_fn: Any,
-    images: Any,
-    labels: Any,
-    *,
-    key: Any,
-    eps: Any = None,
-    targets: Any = None,
-  ) -> Outcome:
-    """Attacks images; see `apgd`."""
-    each = self.loss == 'dlr_targeted' and targets is None and self.output == 'softmax'
-    if self.num_targets is not None and not each:
+  def carry_out(self, given: Given, key: Any) -> Outcome:
+    """Towards each of several targets in turn, where the loss asks for that."""
+    each = self.loss == 'dlr_targeted' and given.targets is None and self.output == 'softmax'
+    if self.num_given.targets is not None and not each:
       raise UserError(
         "num_targets are those of loss='dlr_targeted' without targets; leave them out"
       )
-    loss = self.loss if each else loss_name(self.loss, targets, self.output)
-    inputs = loss_inputs(logits_fn, images, labels, loss, self.norm, eps, targets, fall_back=True)
+    loss = self.loss if each else loss_name(self.loss, given.targets, self.output)
+    inputs = loss_inputs(given, loss, self.norm, fall_back=True)
     restarts = self.restarts
     if each:
-      count = min(9 if self.num_targets is None else self.num_targets, inputs.num_classes - 1)
+      count = min(9 if self.num_given.targets is None else self.num_targets, inputs.num_classes - 1)
       restarts *= count
       if len(inputs.images):
         inputs = _with_targets(inputs, count, key, self.query_batch)
     if not is_own(loss) and inputs.num_classes < losses.MIN_CLASSES.get(str(loss), 0):
       loss = str(loss).replace('dlr', 'margin')
-    algorithm = dataclasses.replace(self, loss=loss, targeted=targets is not None)
+    algorithm = dataclasses.replace(self, loss=loss, targeted=given.targets is not None)
     driving = {'stop_early': self.stop_early, 'query_batch': self.query_batch}
     return attack(algorithm, inputs, key, restarts=restarts, **driving)
 

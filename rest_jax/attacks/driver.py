@@ -30,7 +30,7 @@ from rest_jax.attacks.queries import (
   outputs_of,
 )
 from rest_jax.attacks.slots import GRAIN, Found, Jobs, Keys, Progress, Sizes, run_jobs
-from rest_jax.attacks.threat import Inputs, check_host, check_inputs, check_key
+from rest_jax.attacks.threat import Given, Inputs, check_host, check_key
 from rest_jax.attacks.wrappers import grain_of
 from rest_jax.evaluation.batches import batch_rows
 from rest_jax.inputs import Norm, check_count
@@ -93,10 +93,12 @@ class IterativeAttack(Algorithm):
     Raises:
       UserError: bad input.
     """
-    inputs = check_inputs(
-      logits_fn, images, labels, norm=self.norm, eps=eps, targets=targets, norms=self.norms
-    )
-    algorithm = dataclasses.replace(self, targeted=targets is not None)
+    return self.carry_out(Given(logits_fn, images, labels, eps, targets), key)
+
+  def carry_out(self, given: Given, key: Any) -> Outcome:
+    """`run`, for attacks that look at what they are given, or are driven, in their own way."""
+    inputs = given.checked(self.norm, norms=self.norms)
+    algorithm = dataclasses.replace(self, targeted=given.targets is not None)
     return attack(algorithm, inputs, key, query_batch=self.query_batch)
 
 

@@ -43,7 +43,7 @@ from rest_jax.attacks.driver import (
 from rest_jax.attacks.losses import fooled, margin, pick
 from rest_jax.attacks.queries import ask, fold_each, logits_of
 from rest_jax.attacks.registry import face, register
-from rest_jax.attacks.threat import check_inputs
+from rest_jax.attacks.threat import Given
 from rest_jax.errors import UserError
 from rest_jax.inputs import Norm, check_count
 from rest_jax.ops.platform import jit
@@ -218,20 +218,11 @@ class FAB(IterativeAttack):
     check_count('restarts', self.restarts)
     check_count('num_targets', self.num_targets or 0, 0)
 
-  def run(
-    self,
-    logits_fn: Any,
-    images: Any,
-    labels: Any,
-    *,
-    key: Any,
-    eps: Any = None,
-    targets: Any = None,
-  ) -> Outcome:
-    """Attacks images; see `fab`."""
-    if self.num_targets is not None and targets is not None:
+  def carry_out(self, given: Given, key: Any) -> Outcome:
+    """From every image itself, then from random points; the nearest is kept."""
+    if self.num_targets is not None and given.targets is not None:
       raise UserError('num_targets are chosen by fab where no targets are given; leave out one')
-    inputs = check_inputs(logits_fn, images, labels, norm=self.norm, eps=eps, targets=targets)
+    inputs = given.checked(self.norm)
     target = make_target('fab', inputs, key, self.query_batch)
     which = target.still_right()
     found = attack_images(target, self._runs(target), which, stop_early=False)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rest_jax.attacks.threat import Inputs, check_inputs, check_radii, model_outputs
+from rest_jax.attacks.threat import Given, Inputs, check_radii, model_outputs
 from rest_jax.callables import as_function
 from rest_jax.errors import UserError
 from rest_jax.inputs import Norm, check_choice, check_images, check_norm, is_known
@@ -343,26 +343,14 @@ def _sigmoid_name(loss: LossName, targets: Any) -> LossName:
   return SIGMOID[str(loss)]
 
 
-def loss_inputs(
-  logits_fn: Any,
-  images: Any,
-  labels: Any,
-  loss: LossName,
-  norm: Norm,
-  eps: Any,
-  targets: Any,
-  fall_back: bool = False,
-) -> Inputs:
-  """As `checks.check_inputs`, with what the loss asks for.
+def loss_inputs(given: Given, loss: LossName, norm: Norm, fall_back: bool = False) -> Inputs:
+  """As `Given.checked`, with what the loss asks for.
 
   Args:
-    logits_fn: the model; for a loss of one's own a function of images to anything.
-    images: floats (B, H, W, C) in [0, 1].
-    labels: integers (B,); for a loss of one's own, what it takes: a pytree of arrays (B, ...).
+    given: what the attack is called with; for a loss of one's own the model is a function of images
+      to anything, and labels are what the loss takes: a pytree of arrays (B, ...).
     loss: from `loss_name`.
     norm: of the ball.
-    eps: its radius.
-    targets: classes, or None.
     fall_back: whether the DLR may do with fewer classes, because the attack then takes the margin.
 
   Returns:
@@ -372,19 +360,16 @@ def loss_inputs(
     UserError: one of them is wrong.
   """
   if is_own(loss):
-    return _own_inputs(logits_fn, images, labels, loss, norm, eps)
+    return _own_inputs(given, loss, norm)
   if loss in SIGMOID.values():
-    return _sigmoid_inputs(logits_fn, images, labels, norm, eps)
-  least = 2 if fall_back else MIN_CLASSES[str(loss)]
-  return check_inputs(
-    logits_fn, images, labels, norm=norm, eps=eps, targets=targets, min_classes=least
-  )
+    return _sigmoid_inputs(given, norm)
+  return given.checked(norm, min_classes=2 if fall_back else MIN_CLASSES[str(loss)])
 
 
-def _own_inputs(logits_fn: Any, images: Any, labels: Any, loss: Any, norm: Norm, eps: Any):
+def _own_inputs(given: Given, loss: Any, norm: Norm) -> Inputs:
   check_norm(norm)
-  model, images = as_function(logits_fn), check_images(images)
-  labels = jax.tree.map(jnp.asarray, labels)
+  model, images = as_function(given.logits_fn), check_images(given.images)
+  labels = jax.tree.map(jnp.asarray, given.labels)
   for leaf in jax.tree.leaves(labels):
     if leaf.shape[:1] != images.shape[:1]:
       raise UserError(
@@ -401,12 +386,12 @@ def _own_inputs(logits_fn: Any, images: Any, labels: Any, loss: Any, norm: Norm,
         'the loss is called as loss(outputs, labels), with what the model gives; '
         f'it ends in {type(error).__name__}: {" ".join(str(error).split())[:200]}'
       ) from error
-  return Inputs(model, images, labels, check_radii(eps, norm, images.shape[0]), None, 0)
+  return Inputs(model, images, labels, check_radii(given.eps, norm, images.shape[0]), None, 0)
 
 
-def _sigmoid_inputs(logits_fn: Any, images: Any, labels: Any, norm: Norm, eps: Any) -> Inputs:
+def _sigmoid_inputs(given: Given, norm: Norm) -> Inputs:
   check_norm(norm)
-  model, images = as_function(logits_fn), check_images(images)
+  model, images, labels = as_function(given.logits_fn), check_images(given.images), given.labels
   outputs, shape = model_outputs(model, images), tuple(np.shape(labels))
   wanted = tuple(getattr(outputs, 'shape', ()))
   if len(wanted) != 2 or shape[1:] != wanted[1:] or shape[:1] != images.shape[:1]:
@@ -417,5 +402,5 @@ def _sigmoid_inputs(logits_fn: Any, images: Any, labels: Any, norm: Norm, eps: A
   if is_known(labels) and not np.isin(np.asarray(labels), (0, 1)).all():
     raise UserError("the labels of output='sigmoid' are 0 and 1, one a decision")
   labels = jnp.asarray(labels).astype(jnp.int32)
-  radii = check_radii(eps, norm, images.shape[0])
+  radii = check_radii(given.eps, norm, images.shape[0])
   return Inputs(model, images, labels, radii, None, wanted[1])

@@ -26,7 +26,7 @@ from rest_jax.attacks.ball import length_of, norm_of, normalize, per_image, usab
 from rest_jax.attacks.driver import IterativeAttack, Outcome, attack, keep_nearest
 from rest_jax.attacks.queries import ask, fold_each, logits_of
 from rest_jax.attacks.registry import face, register
-from rest_jax.attacks.threat import check_inputs
+from rest_jax.attacks.threat import Given
 from rest_jax.errors import UserError
 from rest_jax.inputs import Norm, check_count
 
@@ -86,20 +86,11 @@ class DeepFool(IterativeAttack):
     """Queries: the image's and one a linearisation."""
     return self.steps + 1
 
-  def run(
-    self,
-    logits_fn: Any,
-    images: Any,
-    labels: Any,
-    *,
-    key: Any,
-    eps: Any = None,
-    targets: Any = None,
-  ) -> Outcome:
-    """Attacks images; see `deepfool`."""
-    if self.num_classes is not None and targets is not None:
+  def carry_out(self, given: Given, key: Any) -> Outcome:
+    """Refuses classes to look at beside targets."""
+    if self.num_classes is not None and given.targets is not None:
       raise UserError('num_classes are looked at without targets only; leave one of them out')
-    return super().run(logits_fn, images, labels, key=key, eps=eps, targets=targets)
+    return super().carry_out(given, key)
 
   def init(self, model: Partial, images, labels, eps, keys, targets=None) -> DeepFoolState:
     """At the image; asks the model nothing but its number of classes."""
@@ -268,21 +259,10 @@ class CW(IterativeAttack):
     """Queries."""
     return self.search_steps * self.steps
 
-  def run(
-    self,
-    logits_fn: Any,
-    images: Any,
-    labels: Any,
-    *,
-    key: Any,
-    eps: Any = None,
-    targets: Any = None,
-  ) -> Outcome:
-    """Attacks images; see `cw`."""
-    inputs = check_inputs(
-      logits_fn, images, labels, norm=self.norm, eps=eps, targets=targets, norms=self.norms
-    )
-    algorithm = dataclasses.replace(self, targeted=targets is not None)
+  def carry_out(self, given: Given, key: Any) -> Outcome:
+    """Goes on after a success: a nearer one may follow."""
+    inputs = given.checked(self.norm, norms=self.norms)
+    algorithm = dataclasses.replace(self, targeted=given.targets is not None)
     driving = {'stop_early': False, 'keep_clean': True, 'query_batch': self.query_batch}
     return attack(algorithm, inputs, key, **driving)
 

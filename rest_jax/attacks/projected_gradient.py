@@ -21,6 +21,7 @@ from rest_jax.attacks.driver import IterativeAttack, Outcome, attack
 from rest_jax.attacks.losses import LossName, loss_inputs, loss_name
 from rest_jax.attacks.queries import ask, fold_each, image_keys
 from rest_jax.attacks.registry import face, register
+from rest_jax.attacks.threat import Given
 from rest_jax.errors import UserError
 from rest_jax.inputs import Norm, check_choice, check_count, is_known, radius
 
@@ -69,20 +70,11 @@ class FGSM(IterativeAttack):
     adv = finish(adv, state.images, self.norm, state.eps)
     return dataclasses.replace(state, adv=adv, iteration=state.iteration + 1)
 
-  def run(
-    self,
-    logits_fn: Any,
-    images: Any,
-    labels: Any,
-    *,
-    key: Any,
-    eps: Any = None,
-    targets: Any = None,
-  ) -> Outcome:
-    """Attacks images, those too that are misclassified; see `fgsm`."""
-    loss = loss_name(self.loss, targets, self.output)
-    inputs = loss_inputs(logits_fn, images, labels, loss, self.norm, eps, targets)
-    algorithm = dataclasses.replace(self, loss=loss, targeted=targets is not None)
+  def carry_out(self, given: Given, key: Any) -> Outcome:
+    """Attacks those images too that are misclassified."""
+    loss = loss_name(self.loss, given.targets, self.output)
+    inputs = loss_inputs(given, loss, self.norm)
+    algorithm = dataclasses.replace(self, loss=loss, targeted=given.targets is not None)
     return attack(algorithm, inputs, key, stop_early=False, query_batch=self.query_batch)
 
 
@@ -130,21 +122,12 @@ class PGD(IterativeAttack):
     """Queries: the starting point's and one a step."""
     return self.steps + 1
 
-  def run(
-    self,
-    logits_fn: Any,
-    images: Any,
-    labels: Any,
-    *,
-    key: Any,
-    eps: Any = None,
-    targets: Any = None,
-  ) -> Outcome:
-    """Attacks images; see `pgd`."""
-    loss, length = loss_name(self.loss, targets, self.output), self._relative(eps)
-    inputs = loss_inputs(logits_fn, images, labels, loss, self.norm, eps, targets)
+  def carry_out(self, given: Given, key: Any) -> Outcome:
+    """With steps in units of the radius, and a loss that fits the outputs."""
+    loss, length = loss_name(self.loss, given.targets, self.output), self._relative(given.eps)
+    inputs = loss_inputs(given, loss, self.norm)
     algorithm = dataclasses.replace(
-      self, loss=loss, step_size=None, rel_step=length, targeted=targets is not None
+      self, loss=loss, step_size=None, rel_step=length, targeted=given.targets is not None
     )
     return attack(
       algorithm,

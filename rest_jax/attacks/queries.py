@@ -174,8 +174,8 @@ def _mean_over_draws(
   sign = _entropy_sign(loss_fn)
 
   def one(index: jax.Array | int) -> tuple[Answer, jax.Array]:
-    draw = functools.partial(model.func.draw, *model.args, keys=keys, index=index)
-    answer = _answer(lambda x: draw(images=x), images, loss_fn)
+    draw = model.func.draw
+    answer = _answer(lambda x: draw(*model.args, x, keys, index), images, loss_fn)
     values, weights = _of_draw(answer.losses, answer.logits.shape[1], sign)
     logits = jax.nn.softmax(answer.logits, axis=1)
     return Answer(logits, values, answer.gradient), weights

@@ -33,7 +33,7 @@ from rest_jax.attacks.driver import (
 from rest_jax.attacks.losses import fooled
 from rest_jax.attacks.queries import fold_each, logits_of
 from rest_jax.attacks.registry import face, register
-from rest_jax.attacks.threat import check_inputs
+from rest_jax.attacks.threat import Given
 from rest_jax.errors import UserError
 from rest_jax.inputs import Norm, check_choice, check_count
 from rest_jax.ops.reduce import sum_planes
@@ -273,18 +273,9 @@ class Square(IterativeAttack):
     """Queries at most."""
     return self.n_queries + 1
 
-  def run(
-    self,
-    logits_fn: Any,
-    images: Any,
-    labels: Any,
-    *,
-    key: Any,
-    eps: Any = None,
-    targets: Any = None,
-  ) -> Outcome:
-    """Attacks images; see `square`."""
-    inputs = check_inputs(logits_fn, images, labels, norm=self.norm, eps=eps, targets=targets)
+  def carry_out(self, given: Given, key: Any) -> Outcome:
+    """Attacks what is classified correctly, through slots."""
+    inputs = given.checked(self.norm)
     target = make_target('square', inputs, key, self.query_batch)
     loss = self.loss or ('ce' if target.targeted else 'margin')
     algorithm = program_of(dataclasses.replace(self, targeted=target.targeted, loss=loss))

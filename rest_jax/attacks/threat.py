@@ -68,6 +68,28 @@ class Inputs(NamedTuple):
   num_classes: int
 
 
+class Given(NamedTuple):
+  """What an attack is called with, as the caller gave it; see `check_inputs`."""
+
+  logits_fn: Any
+  images: Any
+  labels: Any
+  eps: Any
+  targets: Any
+
+  def checked(self, norm: Norm, **options: Any) -> Inputs:
+    """Looked at and converted; options are those of `check_inputs`."""
+    return check_inputs(
+      self.logits_fn,
+      self.images,
+      self.labels,
+      norm=norm,
+      eps=self.eps,
+      targets=self.targets,
+      **options,
+    )
+
+
 def check_inputs(
   logits_fn: Any,
   images: Any,
