@@ -195,7 +195,7 @@ class APGD(IterativeAttack):
   def carry_out(self, given: Given, key: Any) -> Outcome:
     """Towards each of several targets in turn, where the loss asks for that."""
     each = self.loss == 'dlr_targeted' and given.targets is None and self.output == 'softmax'
-    if self.num_given.targets is not None and not each:
+    if self.num_targets is not None and not each:
       raise UserError(
         "num_targets are those of loss='dlr_targeted' without targets; leave them out"
       )
@@ -203,7 +203,7 @@ class APGD(IterativeAttack):
     inputs = loss_inputs(given, loss, self.norm, fall_back=True)
     restarts = self.restarts
     if each:
-      count = min(9 if self.num_given.targets is None else self.num_targets, inputs.num_classes - 1)
+      count = min(9 if self.num_targets is None else self.num_targets, inputs.num_classes - 1)
       restarts *= count
       if len(inputs.images):
         inputs = _with_targets(inputs, count, key, self.query_batch)

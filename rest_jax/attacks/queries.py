@@ -7,7 +7,6 @@ its place in the batch nor on the others (`attacks.eot` makes such a model).
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
