@@ -132,10 +132,10 @@ def test_a_file_is_one_concept_long():
 # How far the house has come; what falls is lowered here, and nothing rises.
 MOST = {
   'circles': 0,
-  'arrows inside attacks': 98,
+  'arrows inside attacks': 95,
   'arrows inside defend': 68,
   'files over 500 lines': 3,
-  'code lines of evaluation and reporting': 5277,
+  'code lines of evaluation and reporting': 5274,
 }
 
 

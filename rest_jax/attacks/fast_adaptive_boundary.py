@@ -31,6 +31,7 @@ from rest_jax.attacks.ball import (
   usable,
 )
 from rest_jax.attacks.driver import (
+  Given,
   IterativeAttack,
   Outcome,
   Runs,
@@ -43,7 +44,6 @@ from rest_jax.attacks.driver import (
 from rest_jax.attacks.losses import fooled, margin, pick
 from rest_jax.attacks.queries import ask, fold_each, logits_of
 from rest_jax.attacks.registry import face, register
-from rest_jax.attacks.threat import Given
 from rest_jax.errors import UserError
 from rest_jax.inputs import Norm, check_count
 from rest_jax.ops.platform import jit

@@ -23,10 +23,9 @@ from jax.tree_util import Partial
 from rest_jax.attacks import losses
 from rest_jax.attacks.algorithm import State, register_state, select
 from rest_jax.attacks.ball import length_of, norm_of, normalize, per_image, usable
-from rest_jax.attacks.driver import IterativeAttack, Outcome, attack, keep_nearest
+from rest_jax.attacks.driver import Given, IterativeAttack, Outcome, attack, keep_nearest
 from rest_jax.attacks.queries import ask, fold_each, logits_of
 from rest_jax.attacks.registry import face, register
-from rest_jax.attacks.threat import Given
 from rest_jax.errors import UserError
 from rest_jax.inputs import Norm, check_count
 

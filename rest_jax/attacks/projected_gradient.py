@@ -17,11 +17,10 @@ from jax.tree_util import Partial
 from rest_jax.attacks import ball, losses
 from rest_jax.attacks.algorithm import State, register_state, select
 from rest_jax.attacks.ball import ascent, finish, furthest, normalize, project, random_start, usable
-from rest_jax.attacks.driver import IterativeAttack, Outcome, attack
+from rest_jax.attacks.driver import Given, IterativeAttack, Outcome, attack
 from rest_jax.attacks.losses import LossName, loss_inputs, loss_name
 from rest_jax.attacks.queries import ask, fold_each, image_keys
 from rest_jax.attacks.registry import face, register
-from rest_jax.attacks.threat import Given
 from rest_jax.errors import UserError
 from rest_jax.inputs import Norm, check_choice, check_count, is_known, radius
 

@@ -23,6 +23,7 @@ from rest_jax.attacks import losses
 from rest_jax.attacks.algorithm import State, register_state, select
 from rest_jax.attacks.ball import draw_uniform, finish, normalize, per_image, project
 from rest_jax.attacks.driver import (
+  Given,
   IterativeAttack,
   Outcome,
   Runs,
@@ -33,7 +34,6 @@ from rest_jax.attacks.driver import (
 from rest_jax.attacks.losses import fooled
 from rest_jax.attacks.queries import fold_each, logits_of
 from rest_jax.attacks.registry import face, register
-from rest_jax.attacks.threat import Given
 from rest_jax.errors import UserError
 from rest_jax.inputs import Norm, check_choice, check_count
 from rest_jax.ops.reduce import sum_planes

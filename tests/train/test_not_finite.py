@@ -15,12 +15,12 @@ from rest_jax.errors import UserError
 from rest_jax.models import registry
 from rest_jax.models.classifier import Classifier
 from rest_jax.train import (
+  classifying,
   evaluate,
   loop,
   measured,
   parallel,
   run,
-  task,
   totals,
   validation,
   validation_command,
@@ -213,7 +213,7 @@ def test_the_better_of_weights_and_average_is_released(experiment, tmp_path, mon
     seen.append(jax.device_get(variables))
     return measure(step, variables, *args) | {'top1': favoured[len(seen) - 1]}
 
-  monkeypatch.setattr(task, 'evaluate', watched)
+  monkeypatch.setattr(classifying, 'evaluate', watched)
   for chosen, accuracies in (('average', (0.33, 1.0)), ('weights', (1.0, 0.33))):
     seen.clear()
     favoured[:] = accuracies
