@@ -20,8 +20,9 @@ DEV := $(VENV)/.dev$(ACCELERATOR)
 train: $(RUN)
 	$(BIN)/python train.py --config configs/digit_scenes.py $(ARGS)
 
+# A file goes to one worker, which compiles and sets up for it once.
 test: lint
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(DEV)
 	$(BIN)/ruff check .

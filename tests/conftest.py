@@ -4,6 +4,7 @@ Nothing of the user's is read or written: data sets stand in a folder of this ru
 workers share and which goes when it ends.
 """
 
+import gc
 import importlib.metadata
 import os
 import shutil
@@ -50,6 +51,24 @@ hypothesis.settings.register_profile(
   suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.data_too_large],
 )
 hypothesis.settings.load_profile('suite')
+
+
+def pytest_collection_finish(session):
+  """Collects garbage less often: what was imported stays, and traces are many small objects."""
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(100_000, 20, 10)
+
+
+@pytest.fixture(autouse=True, scope='module')
+def room_for_programs():
+  """Drops what was compiled before a worker has no room for more of it."""
+  yield
+  from rest_jax.programs import crowded, release_programs
+
+  if crowded():
+    gc.collect()  # what was compiled for functions that are gone goes with them
+    release_programs()
 
 
 def pytest_unconfigure(config):

@@ -82,8 +82,8 @@ def colour_detector(side: int = 64) -> Detector:
     candidates=64,
     max_detections=8,
   )
-  variables = jax.device_get(module.init(jax.random.key(0), jnp.zeros((1, side, side, 3))))
-  params = jax.tree.map(np.zeros_like, variables)['params']
+  shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, side, side, 3)))['params']
+  params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
   params['fpn']['lateral3']['kernel'][0, 0] = np.eye(3)
   params['fpn']['output3']['kernel'][1, 1] = np.eye(3)
   weights = 10 * np.array([[1, -1], [-1, -1], [-1, 1]])  # red, green, blue to the two classes

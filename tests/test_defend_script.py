@@ -8,9 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
+from drawn_weights import drawn
 from PIL import Image
 
 from rest_jax.models.classifier import Classifier
@@ -26,7 +26,7 @@ def model(tmp_path_factory):
   place = tmp_path_factory.mktemp('model') / 'tiny'
   overrides = dict(width=4, depths=(1, 1, 1, 1))
   module = create_model('resnet18', 2, **overrides)
-  variables = module.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+  variables = drawn(module, np.zeros((1, 32, 32, 3), np.float32))
   Classifier.create(
     'resnet18',
     variables,

@@ -8,9 +8,9 @@ import sys
 import threading
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
+from drawn_weights import drawn
 from PIL import Image
 
 from rest_jax import explain as library
@@ -40,7 +40,7 @@ def model(tmp_path_factory):
   sizes = dict(widths=(8, 8, 8, 8), heads=(1, 1, 1, 1), depths=(1, 1, 1, 1))
   overrides = sizes | {'reductions': (2, 1, 1, 1)}
   module = create_model('rest_lite', 3, **overrides)
-  variables = module.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+  variables = drawn(module, np.zeros((1, 32, 32, 3), np.float32))
   Classifier.create(
     'rest_lite',
     variables,

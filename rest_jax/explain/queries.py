@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -105,8 +106,18 @@ def known_targets(
   return targets
 
 
-# What a model says of images, one compiled program for whoever asks.
-logits_once = jit(lambda model, images: model(images))
+def logits_once(model: Any, images: jax.Array | np.ndarray) -> jax.Array:
+  """Logits (B, K) of images: one compiled program for whoever asks.
+
+  Args:
+    model: a tap, at whatever layer, or what `tap` takes.
+    images: floats (B, H, W, C).
+  """
+  # Neither the layer nor what is made of the logits changes them.
+  return _logits(dataclasses.replace(tap(model), layer=None, grid=None, output=None), images)
+
+
+_logits = jit(lambda point, images: point(images))
 
 
 @functools.partial(jit, static_argnames='query_batch')

@@ -98,9 +98,9 @@ def check_layer(classifier: Classifier, methods: Sequence[str], layer: str | Non
     UserError: no such layer (the near ones are given), or no method that looks at one.
   """
   if any(explain.METHODS[method].needs_layer for method in methods):
-    shape = (1, classifier.input_size, classifier.input_size, 3)
-    explain.tap(classifier, layer).feature_shape(np.zeros(shape, np.float32))
-    return explain.tap(classifier, layer).resolve(shape)
+    point, shape = explain.tap(classifier, layer), (1, *[classifier.input_size] * 2, 3)
+    point.feature_shape(jax.ShapeDtypeStruct(shape, np.float32))
+    return point.resolve(shape)
   if layer is not None:
     raise UserError(f'--layer {layer}: {", ".join(methods)} looks at no layer; leave it out')
   return None

@@ -38,6 +38,7 @@ from flax import linen as nn
 from jax import lax
 
 from rest_jax.errors import UserError, did_you_mean
+from rest_jax.models.layers import parameter
 from rest_jax.ops.bands import (
   TRANSFORMS,
   band_sizes,
@@ -243,7 +244,7 @@ class BandCompression(nn.Module):
   def _below_threshold(self, z, shape: tuple[int, ...]):
     """Z - soft(Z): what lies within the threshold."""
     size = (self.options.bands, shape[-1])
-    threshold = _UNIT * nonnegative(self.param('threshold', nn.initializers.zeros, size))
+    threshold = _UNIT * nonnegative(parameter(self, 'threshold', nn.initializers.zeros, size))
     precision = jax.lax.Precision.HIGHEST
     tau = jnp.einsum('khw,kc->hwc', jnp.asarray(self._masks(shape)), threshold, precision=precision)
     if self.options.transform == 'dct':
@@ -266,7 +267,7 @@ class BandCompression(nn.Module):
     found = found / jnp.asarray(sizes)[None, :, None]
     found = found.reshape(batch, options.bands, options.groups, -1).mean(-1).transpose(0, 2, 1)
     x = nn.Dense(options.hidden, name='fc1')(jnp.log(found + _FLOOR))
-    place = self.param('group', nn.initializers.zeros, (options.groups, options.hidden))
+    place = parameter(self, 'group', nn.initializers.zeros, (options.groups, options.hidden))
     x = nn.gelu(x + place[None], approximate=True)
     x = nn.Dense(options.bands, kernel_init=nn.initializers.zeros, name='fc2')(x)
     shares = nn.sigmoid(-_OPEN - _UNIT * x).transpose(0, 2, 1)

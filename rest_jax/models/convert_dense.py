@@ -13,7 +13,6 @@ semantic_segmentation).
 
 from __future__ import annotations
 
-import functools
 import math
 import re
 from collections.abc import Mapping
@@ -256,10 +255,6 @@ def to_mmseg(variables: Mapping[str, Any], segmenter: nn.Module) -> dict[str, np
   return _names_of(variables, segmenter, mmseg_table(segmenter))
 
 
-# A trace of the whole model, and there and back need it each.
-_tensors = functools.lru_cache(maxsize=4)(model_dir.abstract_tensors)
-
-
 def _targets(paths, table: tuple[Row, ...], model: nn.Module) -> dict[str, Target | None]:
   """What each tensor is called there; None where it is only ours."""
   position = getattr(model.backbone, 'position', '')  # type: ignore[attr-defined]
@@ -276,13 +271,13 @@ def _targets(paths, table: tuple[Row, ...], model: nn.Module) -> dict[str, Targe
 
 def _names_of(variables, model: nn.Module, table: tuple[Row, ...]) -> dict[str, np.ndarray]:
   """State dict of variables, under the names that a table gives."""
-  expected = _tensors(model)
+  expected = model_dir.abstract_tensors(model)
   return state_dict_of(variables, model, expected, _targets(expected, table, model))
 
 
 def _convert(state_dict, model: nn.Module, table: tuple[Row, ...]) -> dict[str, Any]:
   """Variables of a state dict whose names a table gives."""
-  expected = _tensors(model)
+  expected = model_dir.abstract_tensors(model)
   targets = _targets(expected, table, model)
   state_dict = {name: value for name, value in state_dict.items() if not is_constant(name)}
   _check(state_dict, expected, targets, model)

@@ -11,7 +11,7 @@ from flax import linen as nn
 from jax import lax
 
 from rest_jax import ops
-from rest_jax.models.layers import Conv, Dense, Dtype, LayerNorm
+from rest_jax.models.layers import Conv, Dense, Dtype, LayerNorm, parameter
 
 
 def reduce_map(module: nn.Module, x, reduction: int, epsilon: float):
@@ -107,8 +107,8 @@ class HeadConv(nn.Module):
 
   @nn.compact
   def __call__(self):
-    self.param('bias', nn.initializers.zeros, (self.heads,))
-    return self.param('kernel', nn.initializers.normal(0.02), (self.heads, self.heads))
+    parameter(self, 'bias', nn.initializers.zeros, (self.heads,))
+    return parameter(self, 'kernel', nn.initializers.normal(0.02), (self.heads, self.heads))
 
 
 class EMSAv2(nn.Module):

@@ -10,6 +10,7 @@ it. The package is looked up by its metadata; nothing of it is imported or execu
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from collections.abc import Mapping
@@ -26,7 +27,9 @@ from flax import linen as nn
 from flax import traverse_util
 
 from rest_jax.errors import UserError
+from rest_jax.models.layers import shapes_only
 from rest_jax.models.model_config import ModelConfig
+from rest_jax.ops.platform import use_form
 from rest_jax.paths import local
 from rest_jax.text import plural
 
@@ -49,11 +52,32 @@ def unflatten(tensors: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def abstract_tensors(module: nn.Module) -> dict[str, jax.ShapeDtypeStruct]:
-  """Name, shape and dtype of every tensor of a module; nothing is computed."""
+  """Name, shape and dtype of every tensor of a module; nothing is computed.
+
+  The same module again costs nothing.
+  """
+  try:
+    hash(module)
+  except TypeError:  # of one's own, with attributes that are no constants
+    return _abstract(module)
+  return dict(_kept(module, bool(jax.config.jax_enable_x64)))
+
+
+def _abstract(module: nn.Module) -> dict[str, jax.ShapeDtypeStruct]:
   channels = getattr(module, 'in_channels', 3)
   images = jax.ShapeDtypeStruct((1, 64, 64, channels), jnp.float32)
-  keys = {'params': jax.random.key(0)}
-  return flatten(jax.eval_shape(lambda x: module.init(keys, x, train=False), images))
+
+  def init(x):
+    return module.init({'params': jax.random.key(0)}, x, train=False)
+
+  with shapes_only(), use_form('plain'):  # the form of the fewest operations
+    return flatten(jax.eval_shape(init, images))
+
+
+@functools.lru_cache(maxsize=32)
+def _kept(module: nn.Module, wide: bool) -> dict[str, jax.ShapeDtypeStruct]:
+  del wide  # the dtypes hang on it
+  return _abstract(module)
 
 
 def shapes(tensors: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

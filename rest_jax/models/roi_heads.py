@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from rest_jax.models.dense import conv1, conv3, kaiming_normal, xavier_uniform
-from rest_jax.models.layers import Dtype
+from rest_jax.models.layers import Dtype, parameter
 
 
 class BoxHead(nn.Module):
@@ -81,7 +81,7 @@ class Doubling(nn.Module):
   def __call__(self, x):
     n, h, w, c = x.shape
     dtype = self.dtype or x.dtype
-    kernel = self.param('kernel', kaiming_normal, (2, 2, c, self.features)).astype(dtype)
-    bias = self.param('bias', nn.initializers.zeros, (self.features,)).astype(dtype)
+    kernel = parameter(self, 'kernel', kaiming_normal, (2, 2, c, self.features)).astype(dtype)
+    bias = parameter(self, 'bias', nn.initializers.zeros, (self.features,)).astype(dtype)
     out = jnp.einsum('nhwc,ijcd->nhiwjd', x.astype(dtype), kernel)
     return out.reshape(n, 2 * h, 2 * w, self.features) + bias[None, None, None]

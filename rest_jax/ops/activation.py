@@ -7,7 +7,10 @@ import math
 import jax
 from jaxtyping import Array, Float
 
+from rest_jax.ops.platform import traced_once
 
+
+@traced_once
 def gelu(x: Float[Array, '*shape']) -> Float[Array, '*shape']:
   """x * Phi(x) with the error function, as PyTorch's default and the papers' models.
 

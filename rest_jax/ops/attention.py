@@ -6,11 +6,13 @@ Shapes: B images, h heads, n queries, m keys (m = n / s^2), d channels a head.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from rest_jax.ops.platform import traced_once
 from rest_jax.ops.reduce import wide_type
 
 INSTANCE_NORM_EPS = 1e-5
@@ -36,10 +38,19 @@ def attend(
   References:
     ResTv2, arXiv 2204.07366, equation 4 (without the up-sampling branch).
   """
-  scores = _scores(q, k)
-  weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+  weights = _weights(q, k, v.dtype)
   if dropout is not None:
     weights = dropout(weights)
+  return _weighted(weights, v)
+
+
+@partial(traced_once, static_argnums=2)
+def _weights(q, k, dtype):
+  return jax.nn.softmax(_scores(q, k), axis=-1).astype(dtype)
+
+
+@traced_once
+def _weighted(weights, v):
   return jnp.einsum('bhnm,bmhd->bnhd', weights, v)
 
 
@@ -75,13 +86,20 @@ def emsa(
   References:
     ResT, arXiv 2105.13677, equations 2-4.
   """
-  centred = _centred_softmax(_mix(_scores(q, k), head_mix))
-  scale = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=(2, 3)) + INSTANCE_NORM_EPS)
+  centred, scale = _centred_map(q, k, head_mix)
   if dropout is not None:
     normed = dropout(centred * scale[:, :, None, None])
-    return jnp.einsum('bhnm,bmhd->bnhd', normed.astype(v.dtype), v)
-  mixed = jnp.einsum('bhnm,bmhd->bnhd', centred.astype(v.dtype), v)
+    return _weighted(normed.astype(v.dtype), v)
+  mixed = _weighted(centred.astype(v.dtype), v)
   return mixed * scale[:, None, :, None].astype(v.dtype)
+
+
+@traced_once
+def _centred_map(q, k, head_mix):
+  """C and what it is multiplied by, (B, h, n, m) and (B, h)."""
+  centred = _centred_softmax(_mix(_scores(q, k), head_mix))
+  scale = jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=(2, 3)) + INSTANCE_NORM_EPS)
+  return centred, scale
 
 
 @jax.custom_jvp

@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from rest_jax.ops.platform import traced_once
+
 Pairs = tuple[tuple[int, int], ...]
 
 
@@ -44,7 +46,7 @@ def canonical_conv(x: jax.Array, kernel: jax.Array, window: Window) -> jax.Array
   Returns:
     (N, spatial, O). Its gradient is written by hand, so that it has no forward mode.
   """
-  return _conv(x, kernel, window)
+  return _conv_once(x, kernel, window)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -174,4 +176,5 @@ def _kernel_gradient(grad, x, kernel, window: Window, sizes: _Sizes):
   return jnp.moveaxis(found, 0, -2).astype(kernel.dtype)
 
 
-_conv.defvjp(_conv_fwd, _conv_bwd)
+_conv.defvjp(_conv_fwd, traced_once(_conv_bwd, static_argnums=0))
+_conv_once = traced_once(_conv, static_argnums=2)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from rest_jax.ops.canonical import Window, canonical_conv
 from rest_jax.ops.depthwise import gather_phases, split_phases
 from rest_jax.ops.plain import out_size, plain_conv
-from rest_jax.ops.platform import form
+from rest_jax.ops.platform import form, traced_once
 
 # Largest output (Ho * Wo) whose input gradient goes through a matrix product. XLA:CPU takes
 # 40-80 ms for that of a 3x3/2 convolution of a 4x4 map, 128 to 256 channels, batch 128, where the
@@ -43,7 +43,7 @@ def conv(
     return plain_conv(x, kernel, stride, padding)
   if math.prod(out_size(x.shape, kernel.shape, stride, padding)) > SMALL_MAP:
     return _canonical(x, kernel, stride, padding)
-  return _small_conv(x, kernel, stride, padding)
+  return _small_conv_once(x, kernel, stride, padding)
 
 
 def _canonical(x, kernel, stride: int, padding: int):
@@ -76,4 +76,5 @@ def _small_conv_bwd(stride: int, padding: int, residuals, grad):
   return x_grad.astype(x.dtype), kernel_vjp(grad)[0]
 
 
-_small_conv.defvjp(_small_conv_fwd, _small_conv_bwd)
+_small_conv.defvjp(_small_conv_fwd, traced_once(_small_conv_bwd, static_argnums=(0, 1)))
+_small_conv_once = traced_once(_small_conv, static_argnums=(2, 3))

@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from rest_jax.ops.plain import out_size, plain_conv
-from rest_jax.ops.platform import form
+from rest_jax.ops.platform import form, traced_once
 from rest_jax.ops.reduce import sum_rows, wide_type
 
 
@@ -54,7 +54,7 @@ def depthwise_conv(
   kernel = kernel.astype(x.dtype)
   if form() == 'plain':
     return plain_conv(x, kernel, stride, padding)
-  return _shifted(x, kernel, stride, padding)
+  return _shifted_once(x, kernel, stride, padding)
 
 
 def _pad(x, padding: int):
@@ -68,8 +68,13 @@ def _tap(padded, i: int, j: int, size: tuple[int, int], stride: int):
   return lax.slice(padded, (0, i, j, 0), stop, (1, stride, stride, 1))
 
 
-def _weight(kernel, i: int, j: int):
-  return kernel[i : i + 1, j : j + 1]
+def _weight(row, j: int):
+  """Tap j of one row of a kernel, (1, 1, 1, CM)."""
+  return lax.slice(row, (0, j, 0, 0), (1, j + 1, *row.shape[2:]))
+
+
+def _as(x, dtype):
+  return x if x.dtype == dtype else x.astype(dtype)
 
 
 def _repeat(x, times: int):
@@ -98,8 +103,8 @@ def _sum_taps(x, kernel, stride: int, padding: int, loop: bool):
     rows = lax.dynamic_slice_in_dim(padded, i, extent, axis=1)
     weights = lax.dynamic_slice_in_dim(kernel, i, 1, axis=0)
     for j in range(kernel.shape[1]):
-      tap = _repeat(_tap(rows, 0, j, size, stride), multiplier)
-      out += tap.astype(out.dtype) * _weight(weights, 0, j).astype(out.dtype)
+      tap = _as(_repeat(_tap(rows, 0, j, size, stride), multiplier), out.dtype)
+      out = lax.add(out, lax.mul(tap, _as(_weight(weights, j), out.dtype)))
     return out
 
   out = jnp.zeros((x.shape[0], *size, kernel.shape[-1]), wide_type(x.dtype))
@@ -189,4 +194,5 @@ def _kernel_gradient(grad, x, kernel, stride: int, padding: int):
   return jnp.stack(sum_rows(*taps)).reshape(kernel.shape).astype(kernel.dtype)
 
 
-_shifted.defvjp(_shifted_fwd, _shifted_bwd)
+_shifted.defvjp(_shifted_fwd, traced_once(_shifted_bwd, static_argnums=(0, 1)))
+_shifted_once = traced_once(_shifted, static_argnums=(2, 3))

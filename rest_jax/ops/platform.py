@@ -133,6 +133,20 @@ def jit(function: Callable[..., Any], **settings: Any) -> Jitted:
   return Jitted(function, **settings)
 
 
+def traced_once(function: Callable[..., Any], **settings: Any) -> Any:
+  """The same function, whose operations are written down once for every shape of its arguments.
+
+  A network calls a layer's arithmetic again and again, and is traced several times: to look at it,
+  to run it, to differentiate it. What is traced around it takes the operations over as if they had
+  been traced there. `form()` is part of no shape: it is not asked inside.
+
+  Args:
+    function: of arrays.
+    **settings: as `jax.jit` takes them: which arguments are static.
+  """
+  return jax.jit(function, inline=True, **settings)
+
+
 def is_traced(*values: Any) -> bool:
   """Whether any array of some pytrees is not known yet: under jit, vmap or grad."""
   return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(values))

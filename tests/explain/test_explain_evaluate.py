@@ -7,6 +7,7 @@ import threading
 import jax
 import numpy as np
 import pytest
+from drawn_weights import drawn
 from PIL import Image
 
 from rest_jax.errors import UserError
@@ -61,7 +62,7 @@ def setting(tmp_path_factory):
       Image.fromarray(pixels).save(place / f'{number}.png')
   overrides = {'width': 8, 'depths': (1, 1, 1, 1)}
   module = create_model('resnet18', 2, **overrides)
-  variables = module.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+  variables = drawn(module, np.zeros((1, 32, 32, 3), np.float32))
   Classifier.create(
     'resnet18',
     variables,

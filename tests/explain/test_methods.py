@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn_weights import drawn
 from PIL import Image
 
 from rest_jax import explain
@@ -70,7 +71,7 @@ def test_it_is_evaluated_and_reported(toy, tmp_path):
     Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(place / 'a.png')
   overrides = {'width': 8, 'depths': (1, 1, 1, 1)}
   module = create_model('resnet18', 2, **overrides)
-  variables = module.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+  variables = drawn(module, np.zeros((1, 32, 32, 3), np.float32))
   Classifier.create(
     'resnet18',
     variables,

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn_weights import drawn
 from flax import linen as nn
 from jax.tree_util import Partial
 
@@ -63,7 +64,7 @@ class ViT(nn.Module):
 
 def built(**options):
   module = ViT(**options)
-  return Partial(module.apply, module.init(jax.random.key(0), IMAGES))
+  return Partial(module.apply, drawn(module, IMAGES))
 
 
 @pytest.mark.parametrize('prefix', [1, 5])

@@ -193,7 +193,7 @@ def test_certain_pixels_keep_a_gradient(segmenter):
   images, question = certain[0], jax.tree.map(lambda leaf: leaf, certain[1])
   steep = jax.tree.map(lambda leaf: 30 * leaf, segmenter.variables)
   question = question.__class__(**{**vars(question), 'variables': steep})
-  value, slope = jax.value_and_grad(lambda x: question(x)[0, 0])(jnp.asarray(images))
+  value, slope = jax.jit(jax.value_and_grad(lambda x: question(x)[0, 0]))(images)
   assert 290 < value < 300 and float(jnp.abs(slope).sum()) > 100
 
 
@@ -210,7 +210,7 @@ def test_mask_rcnn_answers_by_the_score_of_its_proposals():
   best = int(np.flatnonzero(found.labels == found.labels[0])[0])
   images, question = detector.question(PICTURE, found, best)
   np.testing.assert_allclose(sigmoid(question(images))[0, 0], found.scores[best], rtol=1e-4)
-  slope = jax.grad(lambda x: question(x)[0, 0])(jnp.asarray(images))
+  slope = jax.jit(jax.grad(lambda x: question(x)[0, 0]))(images)
   assert float(jnp.abs(slope).max()) > 0
   nowhere = Objects(np.array([[2.0, 2, 5, 5]], np.float32), np.ones(1), np.array([1]))
   assert np.isfinite(detector.question(PICTURE, nowhere)[1](images)).all()

@@ -1,5 +1,6 @@
 """Shapes, options and refusals of ResT and ResTv2."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -8,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn_weights import drawn
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rest_jax import UserError, create_model, list_models
 from rest_jax.models.emsa import pixel_shuffle
-from rest_jax.models.layers import BatchNorm, DropPath
+from rest_jax.models.layers import BatchNorm, DropPath, shapes_only
 
 OFFICIAL = json.loads(
   (Path(__file__).parents[1] / 'golden' / 'official_state_dicts.json').read_text()
@@ -24,24 +26,9 @@ TINY = dict(num_classes=3, widths=(8, 8, 16, 16), depths=(1, 1, 1, 1), heads=(1,
 def abstract(model, size, channels=3):
   """Shapes of the variables, without computing any."""
   x = jax.ShapeDtypeStruct((1, *size, channels), jnp.float32)
-  return jax.eval_shape(lambda x: model.init({'params': jax.random.key(0)}, x, train=False), x), x
-
-
-def random_variables(model, x):
-  """Variables of small random numbers: initialisers would take longer to compile than the model."""
-  shapes, _ = abstract(model, x.shape[1:3], x.shape[3])
-  draw = np.random.default_rng(0).normal
-
-  def fill(path, leaf):
-    name = path[-1].key
-    if name in ('scale', 'var'):
-      return jnp.ones(leaf.shape, leaf.dtype)
-    if jnp.issubdtype(leaf.dtype, jnp.floating) and name not in ('bias', 'mean'):
-      fan = max(int(np.prod(leaf.shape[:-1])), 1)
-      return jnp.asarray(draw(0, fan**-0.5, leaf.shape), leaf.dtype)
-    return jnp.zeros(leaf.shape, leaf.dtype)
-
-  return jax.tree_util.tree_map_with_path(fill, shapes)
+  with shapes_only():
+    init = lambda x: model.init({'params': jax.random.key(0)}, x, train=False)  # noqa: E731
+    return jax.eval_shape(init, x), x
 
 
 def tiny(version, **overrides):
@@ -55,7 +42,11 @@ def test_parameter_count_and_every_size(name):
   count = sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
   assert count == OFFICIAL[name]['parameters']
   # Blocks keep the size, so one a stage does: tracing all of them takes a minute.
-  model = create_model(name, depths=(1, 1, 1, 1))
+  check_sizes(create_model(name, depths=(1, 1, 1, 1)))
+
+
+@functools.cache  # with one block a stage some models are the same
+def check_sizes(model):
   variables, _ = abstract(model, (64, 64))
   for size in ((32, 32), (33, 47), (225, 333), (640, 384)):
     x = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
@@ -86,7 +77,7 @@ def test_stem_stride_sets_the_maps_and_no_parameter(version, stride):
 def test_odd_sizes_compute(version, size):
   model = tiny(version)
   x = jax.random.normal(jax.random.key(1), (2, *size, 3))
-  variables = random_variables(model, x)
+  variables = drawn(model, x)
   logits = jax.jit(model.apply)(variables, x)
   assert logits.shape == (2, 3) and bool(jnp.isfinite(logits).all())
   # Every image by itself: nothing leaks from one to the next.
@@ -117,7 +108,7 @@ def _paths(tree):
 def test_gl_adds_the_local_map():
   model = tiny(1, position='gl')
   x = jax.random.normal(jax.random.key(0), (1, 32, 32, 3))
-  variables = random_variables(model, x)
+  variables = drawn(model, x)
   zero = jax.tree_util.tree_map_with_path(
     lambda path, leaf: leaf * 0 if 'pos' in str(path) else leaf, variables
   )
@@ -144,7 +135,7 @@ def test_no_head_gives_pooled_features():
 @pytest.mark.parametrize('version', [1, 2])
 def test_bfloat16_computes_low_and_keeps_parameters(version):
   x = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
-  variables = random_variables(tiny(version), x)
+  variables = drawn(tiny(version), x)
   model = tiny(version, dtype=jnp.bfloat16)
   assert abstract(model, (32, 32))[0] == abstract(tiny(version), (32, 32))[0]
   low, want = jax.jit(model.apply)(variables, x), jax.jit(tiny(version).apply)(variables, x)
@@ -157,7 +148,7 @@ def test_bfloat16_computes_low_and_keeps_parameters(version):
 def test_training_uses_randomness_and_evaluation_does_not():
   model = tiny(1, drop_path_rate=0.9, drop_rate=0.5, attn_drop_rate=0.5)
   x = jax.random.normal(jax.random.key(0), (4, 32, 32, 3))
-  variables = random_variables(model, x)
+  variables = drawn(model, x)
 
   @jax.jit
   def train(key):
@@ -175,7 +166,7 @@ def test_training_uses_randomness_and_evaluation_does_not():
 
 def test_remat_changes_nothing():
   x = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
-  variables = random_variables(tiny(1), x)
+  variables = drawn(tiny(1), x)
   gradients = [
     jax.jit(jax.grad(lambda v, m=model: jnp.sum(m.apply(v, x) ** 2), allow_int=True))(variables)
     for model in (tiny(1), tiny(1, remat=True))

@@ -44,10 +44,10 @@ def test_bfloat16():
   x = jax.random.normal(jax.random.key(0), (2, 4, 4, 3), jnp.bfloat16)
   kernel = jax.random.normal(jax.random.key(1), (3, 3, 3, 4), jnp.bfloat16)
   with ops.use_form('fast'):
-    fast = jax.grad(lambda x: jnp.sum(ops.conv(x, kernel, stride=2, padding=1)))(x)
+    fast = jax.jit(jax.grad(lambda x: jnp.sum(ops.conv(x, kernel, stride=2, padding=1))))(x)
   with ops.use_form('plain'):
-    wide = jax.grad(
-      lambda x: jnp.sum(ops.conv(x, kernel.astype(jnp.float32), stride=2, padding=1))
+    wide = jax.jit(
+      jax.grad(lambda x: jnp.sum(ops.conv(x, kernel.astype(jnp.float32), stride=2, padding=1)))
     )(x.astype(jnp.float32))
   assert fast.dtype == jnp.bfloat16
   np.testing.assert_allclose(fast.astype(jnp.float32), wide, atol=0.1)
@@ -91,8 +91,13 @@ def test_canonical_is_laxs_for_any_window(dims, strides, padding, lhs_dilation, 
 
   results = []
   for conv in (plain, lambda x, k: canonical_conv(x, k, Window(*cut))):
-    out, vjp = jax.vjp(conv, x, kernel)
-    results.append((out, *vjp(jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape))))
+
+    @jax.jit
+    def everything(x, kernel, conv=conv):
+      out, vjp = jax.vjp(conv, x, kernel)
+      return (out, *vjp(jnp.cos(jnp.arange(out.size, dtype=jnp.float32)).reshape(out.shape)))
+
+    results.append(everything(x, kernel))
   chex.assert_trees_all_equal_shapes_and_dtypes(*results)
   chex.assert_trees_all_close(*results, atol=3e-5, rtol=3e-5)
 

@@ -69,3 +69,26 @@ def test_where_no_option_is_known_none_is_given(case, monkeypatch):
     assert platform.jit(lambda x: x + 1)(jnp.float32(1)) == 2
   finally:
     platform.compiler_options.cache_clear()
+
+
+def test_traced_once_for_each_shape_and_taken_over_as_it_is():
+  """What is traced around it has the operations themselves, and they are written down but once."""
+  seen = []
+
+  def cubes(x, times):
+    seen.append(x.shape)
+    return times * x**3
+
+  once = platform.traced_once(cubes, static_argnums=1)
+  one, two = (
+    str(jax.make_jaxpr(jax.grad(lambda x: once(x, 2).sum() + once(x + 1, 2).sum()))(X))
+    for _ in range(2)
+  )
+  assert one == two and 'cubes' not in one and seen == [X.shape]
+  texts = {
+    jax.jit(lambda x, f=f: f(x, 2) + f(x, 2)).lower(X).as_text()
+    for f in (lambda x, times: times * x**3, once)
+  }
+  assert len(texts) == 1 and seen == [X.shape]
+  np.testing.assert_array_equal(jax.vmap(lambda x: once(x, 2))(X), once(X, 2))
+  assert seen == [X.shape, X.shape[1:]]
