@@ -8,6 +8,7 @@ import gc
 import importlib.metadata
 import os
 import shutil
+import sys
 import tempfile
 
 # Most of the suite's time is compilation; this leaves XLA's own passes as they are.
@@ -30,6 +31,10 @@ if os.environ.get('REST_JAX_TEST_DEVICE', 'cpu') == 'cpu':
   ).strip()
 os.environ['REST_JAX_QUICK_FLAGS'] = ' '.join(QUICK_FLAGS)  # for tests that set flags of their own
 
+# Many tests start processes, which would compile all there is to import anew.
+os.environ.pop('PYTHONDONTWRITEBYTECODE', None)
+sys.dont_write_bytecode = False
+
 # The process that starts the workers makes the folder, they find it in their environment.
 if 'PYTEST_XDIST_WORKER' not in os.environ:
   os.environ['TFDS_DATA_DIR'] = tempfile.mkdtemp(prefix='rest_jax_tests_')
@@ -39,9 +44,22 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from jax._src.lax import lax as jax_lax  # noqa: E402
 
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+
+def put(value):
+  """A NumPy array or a number on the device."""
+  return value if isinstance(value, jax.Array) else jax.device_put(value)
+
+
+# In JAX 0.10 `jnp.asarray(array)` compiles a program that copies for every shape there is; tests
+# have many. Where it is done otherwise there is nothing to be changed.
+if (stage := getattr(jax_lax, 'stage_p', None)) is not None:
+  stage.def_impl(put)
 
 hypothesis.settings.register_profile(
   'suite',

@@ -19,7 +19,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
@@ -286,12 +285,10 @@ def _convert(state_dict, model: nn.Module, table: tuple[Row, ...]) -> dict[str, 
     to = targets[path]
     array = None if to is None else state_dict.get(to.torch_name)
     if to is None or array is None:
-      leaves[path] = jnp.full(spec.shape, _OURS[path.rpartition('/')[2]], spec.dtype)
+      leaves[path] = np.full(spec.shape, _OURS[path.rpartition('/')[2]], spec.dtype)
     else:
-      leaves[path] = jnp.asarray(
-        np.require(to.transform.from_torch(np.asarray(array)), spec.dtype, 'C')
-      )
-  return model_dir.unflatten(leaves)
+      leaves[path] = np.require(to.transform.from_torch(np.asarray(array)), spec.dtype, 'C')
+  return model_dir.unflatten(jax.device_put(leaves))
 
 
 def _check(

@@ -370,4 +370,4 @@ def read_variables(directory: Path, expected: Mapping[str, jax.ShapeDtypeStruct]
   with np.errstate(over='ignore'):  # what is beyond float32 is told below
     cast = {n: tensors[n].astype(s.dtype) for n, s in expected.items()}
   check_finite(cast, str(path))
-  return unflatten({n: jnp.asarray(array) for n, array in cast.items()})
+  return unflatten(jax.device_put(cast))  # jnp.asarray compiles a program for every shape

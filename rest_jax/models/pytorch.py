@@ -223,7 +223,7 @@ def from_pytorch(
   arrays = {path: _convert(state_dict, targets[path], spec) for path, spec in wanted.items()}
   named = {targets[path].torch_name: array for path, array in arrays.items()}
   model_dir.check_finite(named, 'the state dict')
-  leaves = {path: jnp.asarray(array) for path, array in arrays.items()}
+  leaves = jax.device_put(arrays)  # jnp.asarray compiles a program for every shape
   if new:
     leaves |= _fresh(model, new, jax.random.key(0) if key is None else key)
   return model_dir.unflatten({path: leaves[path] for path in expected})
