@@ -50,7 +50,6 @@ jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 
 
-
 def put(value):
   """A NumPy array or a number on the device."""
   return value if isinstance(value, jax.Array) else jax.device_put(value)

@@ -133,6 +133,10 @@ def jit(function: Callable[..., Any], **settings: Any) -> Jitted:
   return Jitted(function, **settings)
 
 
+# Into the trace around it; from JAX 0.12 on `True` is inlined no earlier than in the lowering.
+_EARLY: Any = getattr(getattr(jax, 'Inline', None), 'JAX_EARLY', True)
+
+
 def traced_once(function: Callable[..., Any], **settings: Any) -> Any:
   """The same function, whose operations are written down once for every shape of its arguments.
 
@@ -144,7 +148,7 @@ def traced_once(function: Callable[..., Any], **settings: Any) -> Any:
     function: of arrays.
     **settings: as `jax.jit` takes them: which arguments are static.
   """
-  return jax.jit(function, inline=True, **settings)
+  return jax.jit(function, inline=_EARLY, **settings)
 
 
 def is_traced(*values: Any) -> bool:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from rest_jax import hub
 from rest_jax.errors import UserError
 from rest_jax.models import create_model, list_models, model_dir
+from rest_jax.models.layers import shapes_only
 from rest_jax.models.model_config import ModelConfig
 from rest_jax.train.config import Config
 from rest_jax.train.optim import depths_of
@@ -80,7 +81,8 @@ def _has_stages(config: Config) -> bool:
     model = create_model(config.model.name, num_classes=2, **config.model.overrides.to_dict())
     image = jax.ShapeDtypeStruct((1, *(config.data.image_size,) * 2, 3), jnp.float32)
     init = functools.partial(model.init, train=False)
-    depths_of(jax.eval_shape(init, {'params': jax.random.key(0)}, image)['params'])
+    with shapes_only():
+      depths_of(jax.eval_shape(init, {'params': jax.random.key(0)}, image)['params'])
   except UserError:
     return False
   return True

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from defence_toys import data, fading, halving, linear_model, noise, rounding
+from drawn_weights import drawn
 from flax import linen as nn
 from jax.tree_util import Partial
 
@@ -149,7 +150,7 @@ class Net(nn.Module):
 
 def test_a_feature_denoiser_goes_into_the_model_whatever_its_place():
   net = Net()
-  variables = net.init(jax.random.key(0), IMAGES)
+  variables = drawn(net, IMAGES)
   model = Partial(net.apply, variables)
   inside = defend.feature_denoiser(model, 'mean_3x3', 'stage1', 0.5)
   expected = inside(fading(0.5)(IMAGES))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn_weights import drawn
 from flax import linen as nn
 
 from rest_jax import Classifier, UserError, explain
@@ -51,7 +52,7 @@ def images():
 @pytest.fixture(scope='module')
 def model(images):
   module = Network()
-  return Model(module, module.init(jax.random.key(7), images))
+  return Model(module, drawn(module, images, seed=7))
 
 
 def test_cascade_goes_from_the_last_layer_to_the_first(model, images):
@@ -69,7 +70,7 @@ def test_cascade_goes_from_the_last_layer_to_the_first(model, images):
 
 @pytest.mark.parametrize('mode', ['cascading', 'independent'])
 def test_each_step_is_the_model_with_those_layers_new(model, images, mode):
-  fresh = model.module.init(jax.random.key(3), images)
+  fresh = drawn(model.module, images, seed=3)
   check = explain.sanity_check(model, images, 'gradient', 1, mode=mode, fresh=fresh)
   for i, row in enumerate(check.rows):
     names = [r.layer for r in check.rows[: i + 1]] if mode == 'cascading' else [row.layer]

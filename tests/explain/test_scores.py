@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn_weights import drawn
 from flax import linen as nn
 from jax.tree_util import Partial
 
@@ -234,7 +235,7 @@ class Layer(nn.Module):
 @pytest.mark.parametrize('extra', ['tuple', 'dict', 'the same twice'])
 @pytest.mark.parametrize('name', ['grad_cam', 'group_cam', 'ablation_cam'])
 def test_a_layer_that_gives_more_than_its_map(extra, name):
-  variables = Layers('').init(jax.random.key(0), IMAGES)
+  variables = drawn(Layers(''), IMAGES)
   plain, model = (Partial(Layers(kind).apply, variables) for kind in ('', extra))
   assert explain.tap(model).resolve(IMAGES.shape) == 'layer'
   expected = explain.explain(plain, IMAGES, name, 1, layer='layer').maps
@@ -242,7 +243,7 @@ def test_a_layer_that_gives_more_than_its_map(extra, name):
 
 
 def test_a_layer_that_gives_two_maps_is_said():
-  model = Partial(Layers('two maps').apply, Layers('').init(jax.random.key(0), IMAGES))
+  model = Partial(Layers('two maps').apply, drawn(Layers(''), IMAGES))
   with pytest.raises(UserError, match=r"layer 'layer' gives a tuple of \(2, 8, 8, 4\), .*inside"):
     explain.grad_cam(model, IMAGES, layer='layer')
   assert explain.tap(model).resolve(IMAGES.shape) == 'layer/conv'

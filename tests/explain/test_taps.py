@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn_weights import drawn
 from flax import linen as nn
 from jax.tree_util import Partial
 
@@ -84,6 +85,24 @@ def test_weights_are_data_and_a_tap_of_a_tap_is_itself():
   point = explain.tap(model, 'stage1')
   assert explain.tap(point) is point
   assert explain.tap(point, 'stage2').layer == 'stage2'
+
+
+def test_logits_are_one_program_whatever_is_looked_at():
+  model, images = linen(Net())
+  before = queries._logits._cache_size()
+  points = (
+    model,
+    explain.tap(model),
+    explain.tap(model, 'stage1'),
+    explain.tap(model, grid=(2, 2)),
+  )
+  for point in (*points, explain.tap(model, output='sigmoid')):
+    np.testing.assert_array_equal(
+      queries.logits_once(point, images), queries._logits(points[1], images)
+    )
+  assert queries._logits._cache_size() == before + 1
+  halved = explain.tap(model, score=lambda outputs: outputs[:, 1] / 2)
+  np.testing.assert_allclose(2 * queries.logits_once(halved, images)[:, 0], model(images)[:, 1])
 
 
 def test_a_jitted_function_is_looked_into():
@@ -239,7 +258,7 @@ def test_the_plane_of_tokens_is_inferred(tokens, size, grid):
 def test_tokens_on_a_grid(class_tokens):
   images = jax.random.uniform(jax.random.key(1), (2, 32, 24, 3))
   module = Tokens(class_tokens)
-  model = Partial(module.apply, module.init(jax.random.key(0), images))
+  model = Partial(module.apply, drawn(module, images))
   point = explain.tap(model)  # 32 x 24 px are 4 x 3 patches of 8 px, which is inferred
   assert explain.tap(model, grid=(4, 3)).feature_shape(images) == (2, 4, 3, 6)
   assert point.resolve(images.shape) == 'block'
@@ -359,8 +378,8 @@ class Regions(nn.Module):
 
 def test_a_layer_of_regions_is_no_map_of_images():
   images = np.random.default_rng(0).uniform(size=(2, 32, 32, 3)).astype(np.float32)
-  model, variables = Regions(), None
-  variables = model.init(jax.random.key(0), images)
+  model = Regions()
+  variables = drawn(model, images)
   seen = explain.tap(lambda x: model.apply(variables, x))
   assert seen.resolve(images.shape) == 'picture'
   assert explain.grad_cam(seen, images).shape == (2, 32, 32)

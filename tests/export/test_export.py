@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn_weights import drawn
 from flax import linen as nn
 
 from rest_jax import Classifier, UserError, attacks, export, ops
@@ -104,7 +105,7 @@ class TwoOutputs(nn.Module):
 
 def test_any_function_is_exported(images, tmp_path):
   module = TwoOutputs()
-  variables = module.init(jax.random.key(0), images)
+  variables = drawn(module, images)
   path = export.export(
     lambda x: module.apply(variables, x), tmp_path / 'two.stablehlo', image_shape=(32, 32, 3)
   )

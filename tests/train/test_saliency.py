@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn_weights import drawn
 from jax.tree_util import Partial
 
 from rest_jax.errors import UserError
@@ -33,7 +34,7 @@ def explained(config, tiny_net):
   config.augment.update(group_cam=0.4, group_cam_groups=4, group_cam_layer='conv')
   model = tiny_net()
   images = jnp.asarray(np.random.default_rng(0).random((5, 16, 16, 3)), jnp.float32)
-  variables = model.init(jax.random.key(0), images, train=False)
+  variables = drawn(model, images, train=False)
 
   def logits(variables, x):
     return model.apply(variables, x, train=False)
