@@ -60,7 +60,8 @@ def abstract_tensors(module: nn.Module) -> dict[str, jax.ShapeDtypeStruct]:
     hash(module)
   except TypeError:  # of one's own, with attributes that are no constants
     return _abstract(module)
-  return dict(_kept(module, bool(jax.config.jax_enable_x64)))
+  config: Any = jax.config
+  return dict(_kept(module, bool(config.jax_enable_x64)))
 
 
 def _abstract(module: nn.Module) -> dict[str, jax.ShapeDtypeStruct]:
