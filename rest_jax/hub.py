@@ -135,7 +135,8 @@ def _default_card(model: Model, repository: str) -> str:
   config, kind = model.config, _kind(model)
   names = ', '.join(model.class_names[:10])
   more = ', ...' if len(model.class_names) > 10 else ''
-  size = f', {config.input_size} px' if kind == 'Classifier' else ''
+  side = getattr(model, 'input_size', None)
+  size = f', {side} px' if side else ''
   return '\n'.join(
     [
       f'# {repository.partition("/")[2]}',

@@ -80,13 +80,13 @@ def main(words: Sequence[str], program: str = 'rest-jax models') -> int:
     known = [*list_models(), *list_detectors(), *list_segmenters()]
     raise UserError(f'no model is called {pattern}; {did_you_mean(pattern, known, list_models())}')
   parts = [_table(names, weights)] if names or not any(dense.values()) else []
-  parts += [_dense_list(kind, found) for kind, found in dense.items() if found]
+  parts += [_dense_list(kind, found, weights) for kind, found in dense.items() if found]
   print('\n\n'.join(parts))
   return 0
 
 
-def _dense_list(kind: str, names: Sequence[str]) -> str:
-  """Heads and the backbones that each of them is there for, a line a head."""
+def _dense_list(kind: str, names: Sequence[str], weights: dict[str, dict[str, str]]) -> str:
+  """Heads and the backbones that each of them is there for, then what has been trained."""
   heads: dict[str, list[str]] = {}
   for name in names:
     head = next(head for head in HEADS if name.startswith(f'{head}_'))
@@ -97,6 +97,8 @@ def _dense_list(kind: str, names: Sequence[str]) -> str:
     lines += textwrap.wrap(
       ', '.join(backbones), 96, initial_indent=' ' * 4, subsequent_indent=' ' * 4
     )
+  held = [f'{zoo} ({name})' for name in names for zoo in weights.get(name, {})]
+  lines += [f'  weights here (--model): {", ".join(held)}'] if held else []
   return '\n'.join(lines)
 
 

@@ -1,7 +1,7 @@
 """A small Mask R-CNN on digit_mosaics: boxes and the mask of every digit.
 
-Source: He et al. 2017 (arXiv 1703.06870) with a quarter of the channels and fewer regions, on the
-zoo's ResT of digit_scenes, whose batch norms stay as they were trained.
+Source: He et al. 2017 (arXiv 1703.06870) with 48 channels and fewer regions, on the
+zoo's ResT of digit_scenes, whose batch norms stay as they were trained. The zoo's `digit_instances`.
 Command: python train.py --config configs/instances_mosaics.py[:variant]
 Variants: default; smoke (a minute, to try things out).
 """
@@ -22,8 +22,8 @@ def get_config(variant: str = 'default'):
   config.model.backbone = BACKBONE
   config.model.overrides = dict(
     stages=(1, 2, 3),
-    width=64,
-    box_width=128,
+    width=48,
+    box_width=64,
     convs=2,
     canonical=56.0,
     proposal_candidates=(256, 128),
