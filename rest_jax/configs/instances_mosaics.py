@@ -1,7 +1,8 @@
 """A small Mask R-CNN on digit_mosaics: boxes and the mask of every digit.
 
 Source: He et al. 2017 (arXiv 1703.06870) with 48 channels and fewer regions, on the
-zoo's ResT of digit_scenes, whose batch norms stay as they were trained. The zoo's `digit_instances`.
+zoo's ResT of digit_scenes, whose batch norms stay as they were trained. It is the zoo's
+`digit_instances`.
 Command: python train.py --config configs/instances_mosaics.py[:variant]
 Variants: default; smoke (a minute, to try things out).
 """

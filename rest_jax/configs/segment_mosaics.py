@@ -1,7 +1,7 @@
 """A small Semantic FPN on digit_mosaics: a class for every pixel.
 
 Source: Kirillov et al. 2019 (arXiv 1901.02446) with 48 channels, on the zoo's ResT of
-digit_scenes, whose batch norms stay as they were trained. The zoo's `digit_segments`.
+digit_scenes, whose batch norms stay as they were trained. It is the zoo's `digit_segments`.
 Command: python train.py --config configs/segment_mosaics.py[:variant]
 Variants: default; smoke (a minute, to try things out).
 """

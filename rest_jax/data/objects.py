@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from rest_jax.errors import UserError
+from rest_jax.text import plural
 
 # How far a box may reach over the border before it is an error: annotators' tools round.
 SLACK = 1.0
@@ -144,7 +145,7 @@ def check_names(names: Sequence[str], where: str) -> None:
 
 def specks_note(count: int) -> str:
   """What is said of the boxes that are judged and not learnt; '' where there are none."""
-  what = '1 object' if count == 1 else f'{count} objects'
+  what = plural(count, 'object')
   return f'{what} of {LEAST_SIDE:g} px or less a side only judged' if count else ''
 
 

@@ -90,7 +90,8 @@ def card(config: Config, results: Results, name: str) -> str:
       _chosen(results),
       '',
       f'- Command: {markdown_code(command_line())}',
-      f'- Training: {config.train.epochs:g} epochs, batch {config.train.batch_size}, '
+      f'- Training: {config.train.epochs:g} epoch{"s" * (config.train.epochs != 1)}, '
+      f'batch {config.train.batch_size}, '
       f'seed {config.seed}, {weights}; {state}',
       f'- Time: {clock(results.seconds)} on {describe_devices()}',
       '',
@@ -142,8 +143,8 @@ def _perturbed(config: Config, results: Results) -> list[str]:
   adversarial = config.adversarial
   training = f'trained with `{adversarial.kind}`' if adversarial.kind else 'trained on clean images'
   return [
-    f'Right before and after {adversarial.eval_steps} steps of PGD within {adversarial.norm} '
-    f'{radius_text(adversarial.eps)}: {results.best["robust_top1"]:.2%} '
+    f'Right before and after {plural(adversarial.eval_steps, "step")} of PGD within '
+    f'{adversarial.norm} {radius_text(adversarial.eps)}: {results.best["robust_top1"]:.2%} '
     '(best, chosen by it), '
     f'{results.last["robust_top1"]:.2%} (last); {training}. PGD alone gives an upper bound; '
     'AutoAttack is the stronger judge.',

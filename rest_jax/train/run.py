@@ -11,6 +11,7 @@ from rest_jax import data
 from rest_jax.errors import UserError
 from rest_jax.evaluation.environment import command_line
 from rest_jax.evaluation.progress import clock
+from rest_jax.text import plural
 from rest_jax.train import measured
 from rest_jax.train.checkpoints import Checkpoints
 from rest_jax.train.config import Config, without_effect
@@ -69,7 +70,7 @@ class Run:
       self.recorder.say(f'Note: {name} of this config has no effect: it is for {needs}')
     if not self.done:
       verb = f'Resuming at step {self.step} of' if self.step else 'Training for'
-      self.recorder.say(f'{verb} {plan.total} steps in {workdir} on {sources.line}')
+      self.recorder.say(f'{verb} {plural(plan.total, "step")} in {workdir} on {sources.line}')
 
   @property
   def done(self) -> bool:
@@ -204,7 +205,7 @@ class Run:
       test = self._meta.get('test')
       judged = '' if test is None else f', test {measured.short(test)}'
       self.recorder.say(
-        f'{ended} {self.step} steps in {clock(self._meta["seconds"])}, '
+        f'{ended} {plural(self.step, "step")} in {clock(self._meta["seconds"])}, '
         f'{self._chooser} {measured.short(last)}, best {measured.short(best)} '
         f'at epoch {best["epoch"]:.1f}'
         f'{judged}; model in {self._workdir / "model"}'
