@@ -199,9 +199,9 @@ def _categories(file: Path, categories: list) -> tuple[tuple[int, ...], tuple[st
   """Ids in rising order, and their names."""
   pairs = []
   for category in categories:
-    parts: dict[str, Any] = category if isinstance(category, dict) else {}
+    parts: Any = category if isinstance(category, dict) else {}
     number, name = parts.get('id'), parts.get('name')
-    if number is None or not _is_whole(number) or not isinstance(name, str):
+    if not _is_whole(number) or not isinstance(name, str):
       raise UserError(
         f'{file}: category {number!r} has no id or no name, a whole number and a text; mend it'
       )
@@ -220,8 +220,8 @@ def _images(file: Path, folder: Path, images: list) -> tuple[tuple[int, str, int
   """Id, name, height and width of each picture; all must be there."""
   found: dict[int, tuple[int, str, int, int]] = {}
   for image in images:
-    parts: dict[str, Any] = image if isinstance(image, dict) else {}
-    number, name, height, width = (_value(parts, p) for p in _IMAGE_PARTS)
+    parts: Any = image if isinstance(image, dict) else {}
+    number, name, height, width = (parts.get(part) for part in _IMAGE_PARTS)
     if (
       not _is_id(number)
       or not isinstance(name, str)
@@ -237,11 +237,6 @@ def _images(file: Path, folder: Path, images: list) -> tuple[tuple[int, str, int
       )
     found[number] = (number, name, int(height), int(width))
   return tuple(found.values())
-
-
-def _value(parts: dict[str, Any], name: str) -> Any:
-  """A value of a JSON object; None where it is not there."""
-  return parts.get(name)
 
 
 def _check_annotation(annotation, where: str, seen: set, places, category_ids) -> None:

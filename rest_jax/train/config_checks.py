@@ -1,7 +1,7 @@
 """What the values of a config may be, and which of them nothing looks at.
 
-`check_values` needs no model and no data; `start.check_start` then builds the model, still before
-any data is opened.
+`check_values` needs no model and no data; `pipeline.check_start` then builds the model, still
+before any data is opened.
 """
 
 from __future__ import annotations

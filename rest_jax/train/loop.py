@@ -13,7 +13,6 @@ from rest_jax.train.metrics import StepMetrics
 from rest_jax.train.parallel import make_mesh, memory_advice, to_global
 from rest_jax.train.processes import StopRequest, any_process, end_with_the_others
 from rest_jax.train.run import Run
-from rest_jax.train.start import check_start
 from rest_jax.train.task import build_task
 from rest_jax.train.workdir import open_workdir, unmade_on_failure
 
@@ -37,7 +36,7 @@ def train(config: Config, workdir: str | Path) -> dict[str, Any]:
   # ---- Checks, work directory ----------------------------------------------------------------
   check_config(config)
   mesh = make_mesh()
-  check_start(config, mesh)
+  pipeline.check_start(config, mesh)
   with unmade_on_failure(workdir):
     workdir = open_workdir(workdir, config.to_dict())
 

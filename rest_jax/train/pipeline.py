@@ -1,17 +1,19 @@
-"""From a config to data sources, batches and the plan of a run."""
+"""From a config to its checks at the start, to data sources, batches and the plan of a run."""
 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from rest_jax import data
+from rest_jax import data, hub
 from rest_jax.data.source import label_of
 from rest_jax.errors import UserError
+from rest_jax.models import model_dir
 from rest_jax.train.config import Config
 from rest_jax.train.parallel import check_batch
 from rest_jax.train.purpose import purpose_of
@@ -42,6 +44,41 @@ class Plan:
     return step / self.steps_per_epoch
 
 
+def check_start(config: Config, mesh: Mesh) -> None:
+  """Refuses a config that would fail later.
+
+  Args:
+    config: from `check_config`.
+    mesh: the devices.
+
+  Raises:
+    UserError: batches that do not divide over the devices; an unknown model or override, or a model
+      that does not take images of this size; a pattern of `optim.freeze` that matches nothing or
+      everything; `optim.layer_decay` for a model without stages of blocks; no model of the name
+      `model.init`.
+  """
+  _check_batches(config, mesh)
+  purpose_of(config).check(config)
+  init = config.model.init
+  if (
+    init
+    and not hub.is_remote(init)
+    and not Path(init).exists()
+    and init not in model_dir.zoo_names()
+  ):
+    raise UserError(
+      f'model.init: there is no file, model directory or zoo model {init!r}; the zoo has '
+      f'{", ".join(model_dir.zoo_names())}'
+    )
+
+
+def _check_batches(config: Config, mesh: Mesh) -> None:
+  """Raises `UserError` for batches that do not divide over the devices."""
+  train = config.train
+  check_batch(train.batch_size, train.accumulate, mesh, 'train.batch_size')
+  check_batch(config.data.eval_batch_size or train.batch_size, 1, mesh, 'data.eval_batch_size')
+
+
 def make_plan(config: Config, train_examples: int, mesh: Mesh) -> Plan:
   """Counts steps, and checks that the batches divide over the devices.
 
@@ -57,8 +94,7 @@ def make_plan(config: Config, train_examples: int, mesh: Mesh) -> Plan:
     UserError: a batch that does not divide.
   """
   train, batch = config.train, config.train.batch_size
-  check_batch(batch, train.accumulate, mesh, 'train.batch_size')
-  check_batch(config.data.eval_batch_size or batch, 1, mesh, 'data.eval_batch_size')
+  _check_batches(config, mesh)
   steps_per_epoch = train_examples / batch
   total = max(round(train.epochs * steps_per_epoch), 1)
   if total >= 2**31:

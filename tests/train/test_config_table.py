@@ -9,7 +9,7 @@ import pytest
 from rest_jax import data
 from rest_jax.errors import UserError
 from rest_jax.models import registry
-from rest_jax.train import command, parallel, pipeline, start
+from rest_jax.train import command, parallel, pipeline
 from rest_jax.train.config import FIELDS, check_config, default_config, known_keys, without_effect
 from rest_jax.train.config_checks import USES
 from rest_jax.train.task import build_task
@@ -140,7 +140,7 @@ def test_no_key_is_forgotten():
 def test_a_bad_value_is_refused_before_any_data_is_opened(small, name, value):
   with pytest.raises(UserError) as caught:
     check_config(changed(small, name, value))
-    start.check_start(small, parallel.make_mesh())
+    pipeline.check_start(small, parallel.make_mesh())
   text = str(caught.value)
   assert name in text and '\n' not in text
 

@@ -18,8 +18,7 @@ from rest_jax.train.config import check_config, default_config, without_effect
 from rest_jax.train.loop import train
 from rest_jax.train.optim import warmup_linear
 from rest_jax.train.parallel import make_mesh
-from rest_jax.train.pipeline import make_plan
-from rest_jax.train.start import check_start
+from rest_jax.train.pipeline import check_start, make_plan
 from rest_jax.train.task import build_task
 
 SIDE = 32
