@@ -176,5 +176,5 @@ def _kernel_gradient(grad, x, kernel, window: Window, sizes: _Sizes):
   return jnp.moveaxis(found, 0, -2).astype(kernel.dtype)
 
 
-_conv.defvjp(_conv_fwd, traced_once(_conv_bwd, static_argnums=0))
+_conv.defvjp(traced_once(_conv_fwd, static_argnums=2), traced_once(_conv_bwd, static_argnums=0))
 _conv_once = traced_once(_conv, static_argnums=2)

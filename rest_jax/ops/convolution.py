@@ -76,5 +76,8 @@ def _small_conv_bwd(stride: int, padding: int, residuals, grad):
   return x_grad.astype(x.dtype), kernel_vjp(grad)[0]
 
 
-_small_conv.defvjp(_small_conv_fwd, traced_once(_small_conv_bwd, static_argnums=(0, 1)))
+_small_conv.defvjp(
+  traced_once(_small_conv_fwd, static_argnums=(2, 3)),
+  traced_once(_small_conv_bwd, static_argnums=(0, 1)),
+)
 _small_conv_once = traced_once(_small_conv, static_argnums=(2, 3))

@@ -194,5 +194,8 @@ def _kernel_gradient(grad, x, kernel, stride: int, padding: int):
   return jnp.stack(sum_rows(*taps)).reshape(kernel.shape).astype(kernel.dtype)
 
 
-_shifted.defvjp(_shifted_fwd, traced_once(_shifted_bwd, static_argnums=(0, 1)))
+_shifted.defvjp(
+  traced_once(_shifted_fwd, static_argnums=(2, 3)),
+  traced_once(_shifted_bwd, static_argnums=(0, 1)),
+)
 _shifted_once = traced_once(_shifted, static_argnums=(2, 3))
