@@ -61,13 +61,13 @@ def test_logits_and_features(peer):
   model, variables, logits = peer
 
   @jax.jit
-  def run(x):
+  def run(variables, x):  # weights that are constants would be computed with by the compiler
     maps = model.apply(variables, x, train=False, method='features')
     return model.apply(variables, x, train=False), maps
 
   for size, expected in logits.items():
     shape = tuple(map(int, size.split('x')))
-    found, maps = run(seeded_images(shape))
+    found, maps = run(variables, seeded_images(shape))
     expected = np.array(expected)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
     assert len(maps) == 4 and all(np.isfinite(m).all() for m in maps)

@@ -57,7 +57,7 @@ def test_values_and_input_gradient(golden, case):
   kind, model, variables = golden
 
   @jax.jit
-  def run(x):
+  def run(variables, x):
     def loss(x):
       logits = model.apply(variables, x, train=False)
       return jax.nn.logsumexp(logits, axis=-1).sum(), logits
@@ -65,7 +65,7 @@ def test_values_and_input_gradient(golden, case):
     grad, logits = jax.grad(loss, has_aux=True)(x)
     return logits, grad, model.apply(variables, x, train=False, method='features')
 
-  logits, grad, maps = run(images(kind, case))
+  logits, grad, maps = run(variables, images(kind, case))
   close(logits, GOLDEN[f'{kind}/logits/{case}'])
   close(grad, GOLDEN[f'{kind}/grad_input/{case}'])
   for i, stage in enumerate(maps, 1):
