@@ -82,6 +82,7 @@ def test_every_model_is_in_the_table(capsys):
 def test_detectors_and_segmenters_are_listed_by_head(capsys):
   assert commands.main(['models']) == 0
   text = capsys.readouterr().out
+  assert '  weights here (--model): digit_instances (mask_rcnn_rest_lite)' in text
   for kind, names in (('detectors', list_detectors()), ('segmenters', list_segmenters())):
     block = next(part for part in text.split('\n\n') if part.startswith(kind))
     heads = [head for head in models.HEADS if f'\n  {head}: ' in block]
