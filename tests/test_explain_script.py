@@ -147,7 +147,8 @@ def test_a_folder_with_bad_files_and_a_huge_picture(model, photo, tmp_path):
   )
   assert done.returncode == 2
   lines = done.stderr.splitlines()
-  assert len(lines) == 5 and lines[-1] == '4 of 9 pictures failed', done.stderr
+  assert len(lines) == 6 and lines[-1] == '4 of 9 pictures failed', done.stderr
+  assert lines[0].startswith('1 of 9 pictures has an alpha channel')
   reasons = {'corrupt.png': 'damaged', 'empty.jpg': 'empty', 'text.png': 'not a picture'}
   for name, reason in (reasons | {'one.png': 'single pixel'}).items():
     line = next(line for line in lines if name in line)

@@ -65,7 +65,7 @@ def test_a_random_defence_gives_a_model_that_takes_keys():
   np.testing.assert_allclose(first[3:4], judged(IMAGES[3:4], keys=keys[3:4]), rtol=1e-6)
   # The mean probabilities over the draws, by hand: draw after draw, key after key.
   draw = judged.func.draw
-  parts = [draw(*judged.args, images=IMAGES, keys=keys, index=i) for i in range(3)]
+  parts = [draw(*judged.args, IMAGES, keys, i) for i in range(3)]
   mean = np.mean([jax.nn.softmax(part, axis=1) for part in parts], axis=0)
   np.testing.assert_allclose(np.exp(first), mean, rtol=1e-5)
   assert not np.array_equal(parts[0], parts[1])
