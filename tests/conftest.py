@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
+from pathlib import Path
 
 # Most of the suite's time is compilation; this leaves XLA's own passes as they are.
 QUICK_FLAGS = ['--xla_backend_optimization_level=0']
@@ -77,15 +78,26 @@ def pytest_collection_finish(session):
   gc.set_threshold(100_000, 20, 10)
 
 
+MOST_MEMORY = 3e9  # bytes of a worker: traces and programs of a whole suite are twice that
+
+
+def memory() -> int:
+  """Bytes that this process holds; 0 where that is not told."""
+  try:
+    return int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+  except OSError:
+    return 0
+
+
 @pytest.fixture(autouse=True, scope='module')
 def room_for_programs():
-  """Drops what was compiled before a worker has no room for more of it."""
+  """Drops what was traced and compiled before a worker has no room for more of it."""
   yield
-  from rest_jax.programs import crowded, release_programs
+  from rest_jax.programs import crowded
 
-  if crowded():
-    gc.collect()  # what was compiled for functions that are gone goes with them
-    release_programs()
+  if crowded() or memory() > MOST_MEMORY:
+    jax.clear_caches()
+    gc.collect()
 
 
 def pytest_unconfigure(config):
