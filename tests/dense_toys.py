@@ -61,6 +61,18 @@ class Means(nn.Module):
 COLOURS = ('red', 'blue')
 
 
+def _plain(kind: str, model: str, num_classes: int, side: int) -> DenseConfig:
+  """One square canvas, pictures as they are: no normalisation, no other size."""
+  return DenseConfig(
+    *(kind, model, num_classes),
+    mean=(0.0,) * 3,
+    std=(1.0,) * 3,
+    short=0,
+    long=0,
+    canvases=((side, side),),
+  )
+
+
 def colour_detector(side: int = 64) -> Detector:
   """Finds red and blue squares of 16 px whose corners are at multiples of 8.
 
@@ -89,14 +101,7 @@ def colour_detector(side: int = 64) -> Detector:
   weights = 10 * np.array([[1, -1], [-1, -1], [-1, 1]])  # red, green, blue to the two classes
   params['head']['class_out']['kernel'][:2, :2] = weights  # the cells up and left of the centre
   params['head']['class_out']['bias'] -= 30
-  config = DenseConfig(
-    *('detector', 'retinanet_toy', 2),
-    mean=(0.0,) * 3,
-    std=(1.0,) * 3,
-    short=0,
-    long=0,
-    canvases=((side, side),),
-  )
+  config = _plain('detector', 'retinanet_toy', 2, side)
   return Detector(module, {'params': params}, config, COLOURS)
 
 
@@ -111,14 +116,7 @@ class Colours(nn.Module):
 
 def colour_segmenter(side: int = 64) -> Segmenter:
   """Gives every pixel its strongest colour."""
-  config = DenseConfig(
-    *('segmenter', 'colours', 3),
-    mean=(0.0,) * 3,
-    std=(1.0,) * 3,
-    short=0,
-    long=0,
-    canvases=((side, side),),
-  )
+  config = _plain('segmenter', 'colours', 3, side)
   variables = Colours().init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
   return Segmenter(Colours(), variables, config, ('red', 'green', 'blue'))
 

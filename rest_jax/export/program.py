@@ -101,8 +101,8 @@ def _image_shape(model: Any, given: Sequence[int] | None) -> tuple[int, int, int
   if given is None and size is None and len(canvases) != 1:
     choice = f'; its canvases are {", ".join(f"{h}x{w}" for h, w in canvases)}' if canvases else ''
     raise UserError(f'export needs image_shape=(H, W, C) for a model of no one size{choice}')
-  own = (*canvases[0], len(model.mean)) if size is None and canvases else (size, size, 3)
-  shape = (*own[:2], len(model.mean)) if given is None else tuple(given)
+  sides = canvases[0] if size is None and canvases else (size, size)
+  shape = (*sides, len(model.mean)) if given is None else tuple(given)
   if len(shape) != 3 or not all(type(side) is int and side > 0 for side in shape):
     raise UserError(f'image_shape is (H, W, C), three whole numbers above 0, not {given!r}')
   return shape  # pyright: ignore[reportReturnType]
@@ -118,7 +118,7 @@ def _plain(function: Partial, images: jax.Array) -> Any:
 
 def _signature(function: Any, shape: tuple[int, int, int]) -> Signature:
   """What goes in and comes out; the batch is found by what changes with it."""
-  (one, two) = (
+  one, two = (
     jax.eval_shape(function, jax.ShapeDtypeStruct((n, *shape), jnp.float32)) for n in (2, 3)
   )
   paths = [
