@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from rest_jax.ops.plain import out_size, plain_conv
-from rest_jax.ops.platform import form, traced_once
+from rest_jax.ops.platform import apart, form, traced_once
 from rest_jax.ops.reduce import sum_rows, wide_type
 
 
@@ -124,6 +124,7 @@ def _shifted_bwd(stride: int, padding: int, residuals, grad):
   )
 
 
+@partial(apart, static_argnums=(2, 3, 4))
 def _input_gradient(grad, kernel, x_shape, stride: int, padding: int):
   (kh, kw), channels = kernel.shape[:2], x_shape[-1]
   wide = wide_type(grad.dtype)

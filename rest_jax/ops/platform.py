@@ -19,6 +19,7 @@ from typing import Any, Literal
 import jax
 from jax import lax
 from jax.core import Tracer
+from jax.experimental.xla_metadata import set_xla_metadata
 
 Form = Literal['fast', 'plain']
 _override: ContextVar[Form | None] = ContextVar('rest_jax_form', default=None)
@@ -149,6 +150,33 @@ def traced_once(function: Callable[..., Any], **settings: Any) -> Any:
     **settings: as `jax.jit` takes them: which arguments are static.
   """
   return jax.jit(function, inline=_EARLY, **settings)
+
+
+def apart(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
+  """The same function, as a part of the program that XLA's CPU backend fuses nothing into.
+
+  XLA fuses what makes an array into whatever reads it, and computes it anew for every place that is
+  read: with nine shifted reads, nine times, and with nine reads of nine reads 81 times. The
+  arguments of a part by itself lie in memory. Parts that are the same are compiled once.
+
+  Args:
+    function: of arrays.
+    **settings: as `jax.jit` takes them: which arguments are static.
+  """
+
+  @functools.wraps(function)
+  def inside(*args, **kwargs):
+    with set_xla_metadata(inlineable=None):
+      return function(*args, **kwargs)
+
+  part = jax.jit(inside, **settings)
+
+  @functools.wraps(function)
+  def called(*args, **kwargs):
+    with set_xla_metadata(inlineable='false'):
+      return part(*args, **kwargs)
+
+  return called
 
 
 def is_traced(*values: Any) -> bool:
