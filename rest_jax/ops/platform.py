@@ -157,7 +157,7 @@ def apart(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
 
   XLA fuses what makes an array into whatever reads it, and computes it anew for every place that is
   read: with nine shifted reads, nine times, and with nine reads of nine reads 81 times. The
-  arguments of a part by itself lie in memory. Parts that are the same are compiled once.
+  arguments of a part by itself lie in memory.
 
   Args:
     function: of arrays.

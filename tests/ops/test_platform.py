@@ -1,5 +1,7 @@
 """`ops.platform.jit`: compiled with the platform's options alone, a part of others inside them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,3 +94,24 @@ def test_traced_once_for_each_shape_and_taken_over_as_it_is():
   assert len(texts) == 1 and seen == [X.shape]
   np.testing.assert_array_equal(jax.vmap(lambda x: once(x, 2))(X), once(X, 2))
   assert seen == [X.shape, X.shape[1:]]
+
+
+def test_what_is_apart_is_fused_with_nothing():
+  @functools.partial(platform.apart, static_argnums=1)
+  def around(x, reach):
+    return sum(jnp.roll(x, i, 0) for i in range(-reach, reach + 1))
+
+  def function(x, around=around):
+    return around(jnp.sin(x), 2) + around(jnp.cos(x), 2)
+
+  plain = functools.partial(function, around=lambda x, reach: around.__wrapped__(x, reach))
+  texts = [jax.jit(f).lower(X[0]).compile().as_text() for f in (function, plain)]
+  assert [text.count(' call(') for text in texts] == [2, 0]
+  assert 'inlineable' not in texts[0].split(' call(')[0]  # nothing inside is kept apart by itself
+  for wrap in (
+    lambda f: f(X[0]),
+    lambda f: jax.grad(lambda x: jnp.sum(f(x) ** 2))(X[0]),
+    lambda f: jax.vmap(f)(X),
+    lambda f: lax.fori_loop(0, 2, lambda i, x: f(x), X[0]),
+  ):
+    np.testing.assert_allclose(wrap(function), wrap(plain), rtol=1e-5, atol=1e-5)
