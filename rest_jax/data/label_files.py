@@ -74,6 +74,9 @@ def read_list(path: str) -> Labelled:
 def read_annotations(path: str) -> Labelled:
   """Reads Tiny-ImageNet's annotations: file, class and box (x, y, x, y) with tabs between.
 
+  The edges there are a box's first and last pixels, from 0: a whole picture is 0, 0, 63, 63, and
+  some boxes are a single row.
+
   Args:
     path: of the file, beside the folder `images`.
 
@@ -93,11 +96,13 @@ def read_annotations(path: str) -> Labelled:
         raise UserError(f'{path}, line {line}: a line has a file, a class and four edges of a box')
       row = dict(zip(('label', *_EDGES), parts[1:], strict=False))
       found.append((line, finder.path(path, line, parts[0]), row))
-  return _collected(path, found)
+  return _collected(path, found, last=1)
 
 
-def _collected(path: str, rows: Sequence[tuple[int, str, dict[str, str]]]) -> Labelled:
-  """Puts the rows of each picture together."""
+def _collected(
+  path: str, rows: Sequence[tuple[int, str, dict[str, str]]], last: int = 0
+) -> Labelled:
+  """Puts the rows of each picture together; `last` is what a box's far edges lack."""
   names: dict[str, str] = {}
   boxes: dict[str, tuple[Box, ...]] = {}
   for line, file, row in rows:
@@ -106,7 +111,7 @@ def _collected(path: str, rows: Sequence[tuple[int, str, dict[str, str]]]) -> La
       raise UserError(f'{path}, line {line}: {row.get("file") or file} has no label')
     if names.setdefault(file, label) != label:
       raise UserError(f'{path}, line {line}: {file} is {label} here and {names[file]} above')
-    boxes[file] = boxes.get(file, ()) + _box(path, line, row)
+    boxes[file] = boxes.get(file, ()) + _box(path, line, row, last)
   numbered = all(label.isascii() and label.isdigit() for label in names.values())
   labels = [str(int(label)) if numbered else label for label in names.values()]
   drawn = [Boxes(edges) for edges in boxes.values()] if any(boxes.values()) else []
@@ -151,7 +156,7 @@ def _rows(path: str) -> Iterator[tuple[int, dict[str, str]]]:
     raise UserError(f'cannot read {path}: {getattr(error, "strerror", None) or error}') from error
 
 
-def _box(path: str, line: int, row: dict[str, str]) -> tuple[Box, ...]:
+def _box(path: str, line: int, row: dict[str, str], last: int) -> tuple[Box, ...]:
   texts = [(row.get(edge) or '').strip() for edge in _EDGES]
   if not any(texts):
     return ()
@@ -159,6 +164,7 @@ def _box(path: str, line: int, row: dict[str, str]) -> tuple[Box, ...]:
     left, top, right, bottom = (float(text) for text in texts)
   except ValueError:
     right = left = top = bottom = float('nan')
+  right, bottom = right + last, bottom + last
   if not (left < right and top < bottom):
     raise UserError(
       f'{path}, line {line}: {", ".join(texts)} is no box; it is xmin, ymin, xmax, ymax in pixels'

@@ -356,7 +356,7 @@ def test_tiny_imagenet_is_read_as_it_is(tmp_path):
     write(tmp_path, f'train/{name}/images/{name}_{number}.JPEG')
     (tmp_path / 'train' / name / f'{name}_boxes.txt').write_text('x')
   write(tmp_path, 'val/images/val_0.JPEG', 'val/images/val_1.JPEG', 'test/images/test_0.JPEG')
-  annotations = 'val_0.JPEG\tn02\t0\t32\t44\t62\nval_1.JPEG\tn01\t52\t55\t57\t59\n'
+  annotations = 'val_0.JPEG\tn02\t0\t32\t44\t62\nval_1.JPEG\tn01\t63\t55\t63\t59\n'
   (tmp_path / 'val' / 'val_annotations.txt').write_text(annotations)
   (tmp_path / 'words.txt').write_text('n01\tgoldfish\n')
   sources = data.load(tmp_path)
@@ -364,7 +364,9 @@ def test_tiny_imagenet_is_read_as_it_is(tmp_path):
   assert len(sources.train) == 4 and list(sources.val.labels) == [1, 0]
   assert 'test has no labels and is passed over' in sources.line
   judged = data.load_judged(tmp_path, extras=('boxes',))
-  assert judged.images[0]['boxes'] == Boxes(((0, 32, 44, 62),))
+  # The last pixels of the boxes are given, not their edges: a column at the border is a box.
+  assert judged.images[0]['boxes'] == Boxes(((0, 32, 45, 63),))
+  assert judged.images[1]['boxes'] == Boxes(((63, 55, 64, 60),))
   np.testing.assert_array_equal(judged.images.labels, [1, 0])
 
 
