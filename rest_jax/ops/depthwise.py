@@ -126,18 +126,25 @@ def _shifted_bwd(stride: int, padding: int, residuals, grad):
 
 @partial(apart, static_argnums=(2, 3, 4))
 def _input_gradient(grad, kernel, x_shape, stride: int, padding: int):
-  (kh, kw), channels = kernel.shape[:2], x_shape[-1]
   wide = wide_type(grad.dtype)
   blocks = split_phases(kernel[:, :, 0].astype(wide), stride)
-  spread = grad.astype(wide)[:, :, None, :, None]
+  part = _one_each if kernel.shape[-1] == x_shape[-1] else _several_each
+  parts = part(grad.astype(wide), blocks, x_shape[-1])
+  return gather_phases(parts, kernel.shape[:2], x_shape, stride, padding).astype(grad.dtype)
 
-  def part(q: int, p: int):
-    product = spread * blocks[q, p][None, None, :, None]
-    if kernel.shape[-1] == channels:
-      return product
-    return product.reshape(*product.shape[:-1], channels, -1).sum(-1)
 
-  return gather_phases(part, (kh, kw), x_shape, stride, padding).astype(grad.dtype)
+def _one_each(grad, blocks, channels: int):
+  """What `gather_phases` adds up where every channel has one output."""
+  del channels
+  spread = grad[:, :, None, :, None]
+  return lambda q, p: spread * blocks[q, p][None, None, :, None]
+
+
+def _several_each(grad, blocks, channels: int):
+  """The same of several outputs a channel: products of matrices, which need no array for a tap."""
+  of_channel = (a.reshape(*a.shape[:-1], channels, -1) for a in (grad, blocks))
+  taps = jnp.einsum('bhwcm,qpijcm->qpbhiwjc', *of_channel)
+  return lambda q, p: taps[q, p]
 
 
 def split_phases(kernel, stride: int):
