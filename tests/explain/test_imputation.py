@@ -59,8 +59,88 @@ def test_plane_is_imputed_exactly():
   np.testing.assert_allclose(impute(ramp, removed), ramp, atol=1e-5)
 
 
-def test_nothing_left_is_finite():
-  assert np.isfinite(impute(np.ones((1, 4, 4, 2), np.float32), np.ones((1, 4, 4), bool))).all()
+def blocks(rng, height, width):
+  """Removed in squares of 4 x 4, half of them."""
+  coarse = rng.uniform(size=(-(-height // 4), -(-width // 4))) < 0.5
+  return coarse.repeat(4, 0).repeat(4, 1)[:height, :width]
+
+
+@pytest.mark.parametrize('size', [(1, 1), (1, 11), (9, 1), (7, 5), (17, 30)])
+def test_any_size_and_mask_is_the_sparse_solution(size):
+  """Scattered pixels, blocks, the inside without its border, all but a pixel or two."""
+  rng = np.random.default_rng(size[0])
+  inside = np.zeros(size, bool)
+  inside[1:-1, 1:-1] = True
+  last, ends = np.ones(size, bool), np.ones(size, bool)
+  last[rng.integers(size[0]), rng.integers(size[1])] = False
+  ends[0, 0] = ends[-1, -1] = False
+  removed = np.stack([rng.uniform(size=size) < 0.7, blocks(rng, *size), inside, last, ends])
+  removed[:, 0, 0] &= ~removed.all((1, 2))
+  images = rng.uniform(size=(5, *size, 2)).astype(np.float32)
+  got = impute(images, removed)
+  for image, gone, found in zip(images, removed, got, strict=True):
+    expected = solved(image, gone) if gone.any() else image
+    np.testing.assert_allclose(found, expected, atol=3e-5)
+    np.testing.assert_array_equal(found[~gone], image[~gone])
+
+
+def test_one_pixel_left_is_everywhere():
+  images = np.random.default_rng(0).uniform(size=(1, 64, 64, 1)).astype(np.float32)
+  removed = np.ones((1, 64, 64), bool)
+  removed[0, 40, 9] = False
+  np.testing.assert_array_equal(impute(images, removed), np.full_like(images, images[0, 40, 9, 0]))
+
+
+def test_nothing_left_is_the_mean():
+  images = np.random.default_rng(0).uniform(size=(2, 5, 4, 2)).astype(np.float32)
+  removed = np.ones((2, 5, 4), bool)
+  removed[1, 2, 2] = False
+  got = impute(images, removed)
+  np.testing.assert_allclose(got[0], np.broadcast_to(images[0].mean((0, 1)), (5, 4, 2)), atol=1e-6)
+  np.testing.assert_array_equal(got[1], np.broadcast_to(images[1, 2, 2], (5, 4, 2)))
+
+
+def test_contrast_alone_counts():
+  """A thousand times as far from zero, the picture is imputed as well as float32 knows it."""
+  rng = np.random.default_rng(0)
+  images = rng.uniform(size=(1, 64, 64, 1)).astype(np.float32)
+  removed = rng.uniform(size=(1, 64, 64)) < 0.8
+  far = impute(images + 1000, removed) - 1000
+  np.testing.assert_allclose(far, impute(images, removed), atol=5e-4)
+
+
+def test_what_is_removed_is_not_read():
+  images = np.full((1, 64, 64, 1), 0.25, np.float32)
+  removed = np.zeros((1, 64, 64), bool)
+  removed[0, 2:40, 1:50] = True
+  images[removed] = np.nan
+  np.testing.assert_array_equal(impute(images, removed), 0.25)
+
+
+@pytest.mark.parametrize('shape', ['scattered', 'hole'])
+def test_few_steps_solve_a_picture(shape):
+  """Conjugate gradients alone take over 20 steps and over 100 to come as near."""
+  rng = np.random.default_rng(0)
+  images = rng.uniform(size=(1, 64, 64, 1)).astype(np.float32)
+  removed = rng.uniform(size=(1, 64, 64)) < 0.9
+  if shape == 'hole':
+    removed[:] = True
+    removed[:, :, 0] = False
+  few, many = (impute(images, removed, tolerance=0.0, iterations=n) for n in (10, 40))
+  np.testing.assert_allclose(few, many, atol=1e-4)
+  np.testing.assert_allclose(few[0], solved(images[0], removed[0]), atol=1e-4)
+
+
+def test_transformations_do_not_change_it():
+  """Under vmap, jit, and with 'plain' operations; whoever shares the batch."""
+  rng = np.random.default_rng(0)
+  images = rng.uniform(size=(3, 9, 6, 2)).astype(np.float32)
+  removed = rng.uniform(size=(3, 9, 6)) < [[[0.2]], [[0.6]], [[0.95]]]
+  whole = impute(images, removed)
+  mapped = jax.jit(jax.vmap(lambda x, gone: impute(x[None], gone[None])[0]))(images, removed)
+  alone = jnp.concatenate([impute(images[i : i + 1], removed[i : i + 1]) for i in range(3)])
+  np.testing.assert_allclose(mapped, whole, atol=1e-6)
+  np.testing.assert_allclose(alone, whole, atol=1e-6)
 
 
 def corner(x):

@@ -23,13 +23,14 @@ from rest_jax.explain.metrics.faithfulness import (
   of_target,
   probabilities,
 )
+from rest_jax.explain.metrics.multigrid import Graph, solve
 from rest_jax.explain.metrics.order import ranks
 from rest_jax.explain.queries import resolve_targets
 from rest_jax.explain.taps import Tap
 from rest_jax.ops.platform import jit
 
 PERCENTILES = (10, 20, 30, 40, 50, 70, 90)  # of the authors' experiments
-_TOLERANCE = 1e-5  # some 1e-4 in a pixel, far below the noise
+_TOLERANCE = 1e-5  # some 3e-5 in a pixel, far below the noise
 _DIRECT, _DIAGONAL = 1 / 6, 1 / 12
 
 
@@ -115,7 +116,8 @@ def impute(
 ) -> jax.Array:
   """Fills removed pixels from those that are left, without noise.
 
-  The system is symmetric and positive definite, so conjugate gradients solve it.
+  The system is symmetric and positive definite, so conjugate gradients solve it; with multigrid,
+  in some 15 steps for a photograph.
 
   Args:
     images: float32 (B, H, W, C).
@@ -126,48 +128,42 @@ def impute(
   Returns:
     float32 (B, H, W, C): the image where nothing was removed, imputed values elsewhere.
   """
-  free = removed[..., None].astype(images.dtype)
-  weights = _neighbours(jnp.ones_like(free))
-  kept = images * (1 - free)
-
-  def system(x):
-    return free * (weights * x - _neighbours(x))
-
-  right = free * _neighbours(kept)
-  count = jnp.maximum(jnp.sum(1 - free, (1, 2), keepdims=True), 1)
-  start = free * (jnp.sum(kept, (1, 2), keepdims=True) / count)
-  return kept + _conjugate_gradients(system, right, start, tolerance, iterations)
+  return _impute(jnp.asarray(images), jnp.asarray(removed), tolerance, iterations)
 
 
-def _conjugate_gradients(system, right, x, tolerance: float, iterations: int):
-  """Solves each plane (H, W) of the batch; solved planes stand still."""
-  residual = right - system(x)
-  limit = tolerance**2 * _dot(right, right)
+@jit
+def _impute(images, removed, tolerance, iterations):
+  def fill(image, gone):
+    planes = jnp.moveaxis(image, -1, 0)
+    return jnp.moveaxis(_fill(planes, gone[None], tolerance, iterations), 0, -1)
 
-  def unsolved(state):
-    return (state[0] < iterations) & jnp.any(state[4] > limit)
-
-  def step(state):
-    i, x, residual, direction, square = state
-    image = system(direction)
-    length = _ratio(square, _dot(direction, image))
-    x, residual = x + length * direction, residual - length * image
-    smaller = _dot(residual, residual)
-    direction = residual + _ratio(smaller, square) * direction
-    # A plane that is solved is not touched again: float32 would make it worse.
-    smaller = jnp.where(smaller > limit, smaller, 0.0)
-    return i + 1, x, residual, jnp.where(smaller > 0, direction, 0.0), smaller
-
-  square = _dot(residual, residual)
-  return jax.lax.while_loop(unsolved, step, (0, x, residual, residual, square))[1]
+  return jax.vmap(fill)(images, removed)
 
 
-def _dot(a, b):
-  return jnp.sum(a * b, (1, 2), keepdims=True)
+def _fill(planes, gone, tolerance, iterations):
+  """Imputes planes (C, H, W) where `gone` (1, H, W); as differences from the mean that is left.
+
+  A constant picture comes back exactly, and rounding is that of the contrast.
+  """
+  gone, nothing = jnp.broadcast_to(gone, planes.shape), gone.all()
+  mean = jnp.mean(planes, (1, 2), where=~gone | nothing, keepdims=True)
+  kept = jnp.where(gone, 0, planes - mean)
+  right = jnp.where(gone, _neighbours(kept), 0)
+  found = solve(_graph(gone[:1].astype(planes.dtype)), right, tolerance, iterations)
+  return jnp.where(gone, mean + found, planes)
 
 
-def _ratio(a, b):
-  return jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)
+def _graph(free) -> Graph:
+  """Links between the removed pixels (1, H, W), and their weights to those that are left."""
+  padded = jnp.pad(free, ((0, 0), (0, 1), (1, 1)))
+  below = padded[:, 1:]
+  return Graph(
+    free * _neighbours(1 - free),
+    free * padded[:, :-1, 2:] * _DIRECT,
+    free * below[..., 1:-1] * _DIRECT,
+    free * below[..., 2:] * _DIAGONAL,
+    free * below[..., :-2] * _DIAGONAL,
+  )
 
 
 def _neighbours(x):
@@ -175,8 +171,8 @@ def _neighbours(x):
 
   Row and column sums with (1, 2, 1) / 12 count the pixel itself 4 / 12, which is taken off.
   """
-  height, width = x.shape[1:3]
-  padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+  height, width = x.shape[1:]
+  padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1)))
   rows = padded[:, :height] + 2 * padded[:, 1 : height + 1] + padded[:, 2:]
-  both = rows[:, :, :width] + 2 * rows[:, :, 1 : width + 1] + rows[:, :, 2:]
+  both = rows[..., :width] + 2 * rows[..., 1 : width + 1] + rows[..., 2:]
   return both * _DIAGONAL - x * (2 * _DIRECT)
