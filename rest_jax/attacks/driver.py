@@ -26,6 +26,7 @@ from rest_jax.attacks.queries import (
   fold_each,
   image_keys,
   logits_of,
+  logits_once,
   operations,
   outputs_of,
 )
@@ -161,7 +162,8 @@ class Target:
   def sizes(self, algorithm: Algorithm) -> Sizes:
     """The sizes of batch of an algorithm, which its later runs take over."""
     if algorithm not in self._sizes:
-      row = functools.partial(_row_cost, algorithm, self.model, self.images, self.keys)
+      given = (self.model, self.images, self.keys, self.slots)
+      row = functools.partial(_row_cost, algorithm, *given)
       self._sizes[algorithm] = Sizes(self.slots, row, grain_of(self.model, GRAIN))
     return self._sizes[algorithm]
 
@@ -241,10 +243,15 @@ def _answers(model, images, labels, targets, keys, targeted: bool):
   return jnp.concatenate([column.astype(jnp.int32) for column in columns], axis=1)
 
 
-def _row_cost(algorithm: Algorithm, model: Partial, images: np.ndarray, keys: Keys) -> float:
-  """Floating-point operations of a step on one image; a gradient's are twice a forward pass's."""
-  rows = np.arange(GRAIN) % len(images)
-  forward = operations(model, images[rows], keys.take(rows)) / GRAIN
+def _row_cost(
+  algorithm: Algorithm, model: Partial, images: np.ndarray, keys: Keys, size: int
+) -> float:
+  """Floating-point operations of a step on one image; a gradient's are twice a forward pass's.
+
+  Counted on a batch of `size`, of which the model has been asked before, and so been traced.
+  """
+  rows = np.arange(size) % len(images)
+  forward = operations(model, images[rows], keys.take(rows)) / size
   return forward * (algorithm.queries_per_step + (2 if algorithm.gradients else 0))
 
 
@@ -382,8 +389,9 @@ def _queued(algorithm, inputs: Inputs, keys, restarts, stop_early, keep_clean, q
     # Nothing is better than an image that fools by itself.
     found.score[done], found.success[done] = np.inf, True
   data = Keys.of(keys)
-  row = functools.partial(_row_cost, algorithm, inputs.model, images, data)
-  sizes = Sizes(min(query_batch or count, count), row, grain_of(inputs.model, GRAIN))
+  slots = min(query_batch or count, count)
+  row = functools.partial(_row_cost, algorithm, inputs.model, images, data, slots)
+  sizes = Sizes(slots, row, grain_of(inputs.model, GRAIN))
   for index in range(restarts):
     left = np.flatnonzero(~found.success if stop_early else found.score < np.inf)
     if not len(left):
@@ -448,7 +456,6 @@ def _looped(algorithm, inputs: Inputs, keys, restarts, stop_early, keep_clean, q
   return Outcome(in_chunks(chunk, arrays, query_batch), None)
 
 
-@functools.partial(jit, static_argnames='outputs')
 def clean_logits(
   model: Partial, images: jax.Array, keys: jax.Array, outputs: bool = False
 ) -> jax.Array:
@@ -460,8 +467,15 @@ def clean_logits(
     keys: (B,).
     outputs: what the model gives, and not logits of classes.
   """
-  of = outputs_of if outputs else logits_of
-  return of(model, images, fold_each(keys, _CLEAN)).astype(jnp.float32)
+  keys = fold_each(keys, _CLEAN)
+  if not outputs:
+    return logits_once(model, images, keys)
+  return _outputs_once(model, images, keys).astype(jnp.float32)
+
+
+@jit
+def _outputs_once(model: Partial, images: jax.Array, keys: jax.Array) -> jax.Array:
+  return outputs_of(model, images, keys)
 
 
 @functools.partial(jit, static_argnames=('algorithm', 'restarts', 'stop_early'))

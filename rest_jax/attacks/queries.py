@@ -81,24 +81,30 @@ def as_classes(logits: jax.Array) -> jax.Array:
   return logits
 
 
-def outputs_of(model: Partial, images: jax.Array, keys: jax.Array | None = None) -> Any:
+def outputs_of(
+  model: Partial, images: jax.Array, keys: jax.Array | None = None, *, anew: bool = False
+) -> Any:
   """What the model gives, for a loss of one's own; arguments as `logits_of`."""
-  quick = fast_convolutions(model)  # attacks differentiate in loops, where XLA's own are slow
+  # Attacks differentiate in loops, where XLA's own convolutions are slow.
+  quick = fast_convolutions(model, anew=anew)
   return quick(images, keys=keys) if is_random(model) else quick(images)
 
 
-def logits_of(model: Partial, images: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+def logits_of(
+  model: Partial, images: jax.Array, keys: jax.Array | None = None, *, anew: bool = False
+) -> jax.Array:
   """Asks for logits.
 
   Args:
     model: the model.
     images: float32 (B, H, W, C) in [0, 1].
     keys: (B,), for a random model; None takes those it was made with.
+    anew: trace the model, whatever has been traced of it.
 
   Returns:
     float32 (B, K), K from 2.
   """
-  return as_classes(outputs_of(model, images, keys))
+  return as_classes(outputs_of(model, images, keys, anew=anew))
 
 
 def operations(model: Partial, images: jax.Array | np.ndarray, keys: jax.Array) -> float:
@@ -115,19 +121,31 @@ def _outputs(model: Partial, images: jax.Array, keys: jax.Array) -> Any:
   return outputs_of(model, images, keys)
 
 
-@jit
-def logits_once(model: Partial, images: jax.Array, keys: jax.Array) -> jax.Array:
-  """Logits (B, K) in float32; of a random model, those that the keys (B,) give."""
-  return logits_of(model, images, keys)
+def _logits(anew: bool) -> Any:
+  def logits(model: Partial, images: jax.Array, keys: jax.Array) -> jax.Array:
+    return logits_of(model, images, keys, anew=anew)
+
+  return jit(logits)
+
+
+_logits_once = _logits(anew=False)
+
+
+def logits_once(model: Partial, images: Any, keys: jax.Array) -> jax.Array:
+  """Logits (B, K) in float32, one program; of a random model, those that the keys (B,) give."""
+  return _logits_once(model, images, keys)
 
 
 def logits_traced_anew(model: Partial, images: jax.Array, keys: jax.Array) -> jax.Array:
-  """As `logits_once`, from a program of its own.
+  """As `logits_once`, from another trace of the model.
 
   Chance outside JAX (NumPy's, Python's) is drawn when a function is traced and is then part of the
-  program; only another trace shows it.
+  program; only another trace shows it. Where that is the same program, nothing is compiled.
   """
-  return jit(lambda *args: logits_of(*args))(model, images, keys)
+  given = (model, images, keys)
+  anew = _logits(anew=True)
+  same = anew.lower(*given).as_text() == _logits_once.lower(*given).as_text()
+  return (_logits_once if same else anew)(*given)
 
 
 def ask(

@@ -505,8 +505,9 @@ def _sample(judged: Partial, data: tuple[np.ndarray, np.ndarray], key: jax.Array
   images, labels = data[0][: 2 * SAMPLE], data[1][: 2 * SAMPLE]
   rows = SampleRows(SAMPLE)
   for chunk in chunks(images, labels, None, None):
-    (at,) = batch_rows(len(chunk.images), 2 * SAMPLE)
-    keys = keys_of(key, chunk.indices[at])
-    found = judge(judged, chunk.images[at], chunk.labels[at], keys).predicted
-    rows.add(chunk, found[: len(chunk.images)] == chunk.labels)
+    found = [
+      judge(judged, chunk.images[at], chunk.labels[at], keys_of(key, chunk.indices[at])).predicted
+      for at in batch_rows(len(chunk.images), SAMPLE)  # the shape that is probed
+    ]
+    rows.add(chunk, np.concatenate(found)[: len(chunk.images)] == chunk.labels)
   return rows.sample(key)

@@ -10,27 +10,31 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.extend import core
 from jax.extend.core import primitives
+from jax.tree_util import Partial
 
 from rest_jax.ops.canonical import Window, canonical_conv
 from rest_jax.ops.depthwise import depthwise_conv
-from rest_jax.ops.platform import form
+from rest_jax.ops.platform import form, jit
 
 # Primitives whose inner programs are looked into. Those with a derivative rule of their own keep
 # it: what stands inside it is not touched.
 _CONTROL = ('scan', 'while', 'cond', 'remat2', 'checkpoint', 'remat')
 
 
-def fast_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
+def fast_convolutions(function: Callable[..., Any], *, anew: bool = False) -> Callable[..., Any]:
   """The same function, quicker on a CPU.
 
   Args:
-    function: of any pytrees of arrays; it is traced at every call.
+    function: of any pytrees of arrays. A `jax.tree_util.Partial` is traced once for its code and
+      for the shapes of its arrays and arguments, whatever programs it becomes a part of; any other
+      function at every call.
+    anew: trace a `Partial` at every call too.
 
   Returns:
     A function with the same results up to rounding. Where the form is 'plain' (GPU, TPU,
@@ -42,25 +46,61 @@ def fast_convolutions(function: Callable[..., Any]) -> Callable[..., Any]:
   def quick(*args, **kwargs):
     if form() == 'plain':
       return function(*args, **kwargs)
-    leaves, tree = jax.tree.flatten((args, kwargs))
-    arrays = [i for i, leaf in enumerate(leaves) if _is_array(leaf)]
-    out_tree = None
-
-    def flat(*values):
-      nonlocal out_tree
-      full = list(leaves)
-      for i, value in zip(arrays, values, strict=True):
-        full[i] = value
-      given, named = jax.tree.unflatten(tree, full)
-      out, out_tree = jax.tree.flatten(function(*given, **named))
-      return out
-
-    values = [leaves[i] for i in arrays]
-    program = jax.make_jaxpr(flat)(*values)
-    assert out_tree is not None
-    return jax.tree.unflatten(out_tree, evaluate(program.jaxpr, program.consts, values))
+    call, values = _Call.of((function, args, kwargs))
+    if not (isinstance(function, Partial) and call.has_hash()):
+      return _evaluated(call, *values)
+    return (_program() if anew else _once)(call, *values)
 
   return quick
+
+
+class _Call(NamedTuple):
+  """A call without its arrays.
+
+  Attributes:
+    tree: structure of the function, its arguments and its keyword arguments.
+    rest: the leaves that are no arrays, each with its place and type: 1 is not True.
+  """
+
+  tree: Any
+  rest: tuple[tuple[int, type, Any], ...]
+
+  @classmethod
+  def of(cls, whole: tuple[Any, ...]) -> tuple[_Call, list[Any]]:
+    """Takes function, arguments and keyword arguments apart, into a call and its arrays."""
+    leaves, tree = jax.tree.flatten(whole)
+    rest = tuple((i, type(x), x) for i, x in enumerate(leaves) if not _is_array(x))
+    return cls(tree, rest), [leaf for leaf in leaves if _is_array(leaf)]
+
+  def has_hash(self) -> bool:
+    """Whether an equal call can be found again."""
+    try:
+      hash(self)
+    except TypeError:
+      return False
+    return True
+
+  def made(self, values: Any) -> Any:
+    """Calls the function, its arrays in place."""
+    full = list(values)
+    for place, _, value in self.rest:
+      full.insert(place, value)
+    function, args, kwargs = jax.tree.unflatten(self.tree, full)
+    return function(*args, **kwargs)
+
+
+def _evaluated(call: _Call, *values: Any) -> Any:
+  program, shapes = jax.make_jaxpr(lambda *values: call.made(values), return_shape=True)(*values)
+  found = evaluate(program.jaxpr, program.consts, values)
+  return jax.tree.unflatten(jax.tree.structure(shapes), found)
+
+
+def _program() -> Callable[..., Any]:
+  """`_evaluated` as a part of other programs, which nobody has traced."""
+  return jit(functools.partial(_evaluated), static_argnums=0)
+
+
+_once = _program()
 
 
 def _is_array(leaf: Any) -> bool:
@@ -97,7 +137,7 @@ def _run(equation: Any, inputs: list[Any]) -> list[Any]:
   if primitive is primitives.conv_general_dilated_p:
     x, kernel = inputs
     return [_convolve(x, kernel, equation)]
-  if primitive is primitives.jit_p:
+  if primitive is primitives.jit_p and _has_convolution(params['jaxpr'].jaxpr):
     inner = params['jaxpr']
     return evaluate(inner.jaxpr, inner.consts, inputs)
   if primitive.name in _CONTROL:
