@@ -10,6 +10,8 @@ import pytest
 from jax.tree_util import Partial
 
 from rest_jax import attacks
+from rest_jax.attacks import queries
+from rest_jax.callables import as_function
 
 SHAPE, COUNT = (3, 3, 1), 4
 
@@ -100,3 +102,40 @@ def test_a_batch_in_which_nothing_is_correct_asks_once():
     np.testing.assert_array_equal(adv, images)
     jax.effects_barrier()
     assert len(asked) == 1
+
+
+def test_a_model_is_traced_once_for_all_that_asks_it():
+  """Attacks, judge and probes are programs of their own; the model's part is written down once."""
+  shapes = []
+
+  def counted(weights, images):
+    shapes.append(images.shape)
+    return linear(weights, images)
+
+  _, images, labels = case(0)
+  weights = jnp.asarray(np.random.default_rng(0).normal(size=(9, 5)), jnp.float32)
+  model = as_function(Partial(counted, weights))
+  keys = jax.random.split(jax.random.key(0), len(images))
+  shared = {'key': jax.random.key(1), 'eps': 0.1}
+  attacks.pgd(model, images, labels, steps=2, **shared)
+  assert shapes == [images.shape] * 2  # once to see how many classes there are
+  attacks.apgd(model, images, labels, steps=2, **shared)
+  found = queries.logits_once(model, images, keys)
+  assert len(shapes) == 2
+  with compilations() as names:
+    anew = queries.logits_traced_anew(model, images, keys)
+  # Another trace, the same program: nothing to compile.
+  assert len(shapes) == 3 and not names
+  np.testing.assert_array_equal(anew, found)
+
+
+def test_chance_of_a_trace_is_another_program():
+  draws = np.random.default_rng(0)
+  model = Partial(
+    lambda weights, images: linear(weights, images) + draws.normal(), jnp.ones((9, 5))
+  )
+  _, images, _ = case(0)
+  keys = jax.random.split(jax.random.key(0), len(images))
+  first = [queries.logits_once(model, images, keys) for _ in range(2)]
+  np.testing.assert_array_equal(*first)
+  assert np.abs(first[0] - queries.logits_traced_anew(model, images, keys)).min() > 1e-3
