@@ -502,12 +502,10 @@ def defended_health(
 
 
 def _sample(judged: Partial, data: tuple[np.ndarray, np.ndarray], key: jax.Array):
-  images, labels = data[0][: 2 * SAMPLE], data[1][: 2 * SAMPLE]
   rows = SampleRows(SAMPLE)
-  for chunk in chunks(images, labels, None, None):
-    found = [
-      judge(judged, chunk.images[at], chunk.labels[at], keys_of(key, chunk.indices[at])).predicted
-      for at in batch_rows(len(chunk.images), SAMPLE)  # the shape that is probed
-    ]
-    rows.add(chunk, np.concatenate(found)[: len(chunk.images)] == chunk.labels)
+  for at in batch_rows(min(len(data[0]), 2 * SAMPLE), SAMPLE):  # the shape that is probed
+    real = np.unique(at)
+    (chunk,) = chunks(data[0][real], data[1][real], None, real)
+    found = judge(judged, data[0][at], data[1][at], keys_of(key, at)).predicted
+    rows.add(chunk, found[: len(real)] == chunk.labels)
   return rows.sample(key)
