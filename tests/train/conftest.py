@@ -30,7 +30,7 @@ class TinyNet(nn.Module):
     return nn.Dense(self.num_classes, name='head')(x)
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def tiny_net():
   """The class of the small model."""
   return TinyNet

@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from rest_jax.errors import UserError
+from rest_jax.models import registry
 from rest_jax.train import command, load_config, pipeline, train
 from rest_jax.train.config import check_config, default_config
 from rest_jax.train.losses import smooth_one_hot, soft_cross_entropy
@@ -96,7 +97,7 @@ def test_class_weights_are_of_cross_entropy():
 
 
 @pytest.fixture(scope='module')
-def run(tmp_path_factory):
+def run(tmp_path_factory, tiny_net):
   """A run of noise that gets no better, with patience; and the folder it was trained on."""
   place = tmp_path_factory.mktemp('first_hour')
   rng = np.random.default_rng(0)
@@ -105,14 +106,17 @@ def run(tmp_path_factory):
     folder.mkdir(parents=True, exist_ok=True)
     Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(folder / f'{index}.png')
   config = load_config('digit_scenes').unlock()
-  config.model.name, config.model.overrides = 'resnet20', {'depth': 8}
+  config.model.name, config.model.overrides = 'tiny_net', {}
   config.data.name, config.data.image_size = str(place / 'photos'), 32
+  config.data.eval_batch_size = 16
   config.augment.crop_scale, config.augment.color_jitter = (), ()
   config.optim.lr = config.optim.min_lr = 1e-12  # it learns nothing
   config.optim.warmup_epochs = 0.0
   config.train.batch_size, config.train.epochs, config.train.eval_every = 16, 9.0, 1.0
   config.train.patience, config.train.class_weights = 2, 'balanced'
-  return config.lock(), place
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(registry._BUILDERS, 'tiny_net', tiny_net)
+    yield config.lock(), place
 
 
 def test_patience_ends_a_run_and_it_stays_ended(run, capsys):
