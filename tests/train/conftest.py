@@ -6,8 +6,9 @@ import pytest
 from PIL import Image
 
 from rest_jax.models.layers import BatchNorm
-from rest_jax.train import evaluate
+from rest_jax.train import evaluate, loop
 from rest_jax.train.config import default_config
+from rest_jax.train.task import build_task
 
 CLASSES = ('blue', 'green', 'red')
 
@@ -75,3 +76,24 @@ def image_folder(tmp_path_factory):
       place.parent.mkdir(parents=True, exist_ok=True)
       Image.fromarray(pixels).save(place)
   return root
+
+
+@pytest.fixture(scope='session')
+def build_once():
+  """`build_task` that gives runs of one config, and one that goes on, what is compiled already."""
+  built = {}
+
+  def build(config, plan, mesh, class_names, class_weights=None):
+    devices = tuple(device.id for device in mesh.devices.flat)
+    key = (config.to_json(), repr(plan), devices, tuple(class_names), repr(class_weights))
+    if key not in built:
+      built[key] = build_task(config, plan, mesh, class_names, class_weights)
+    return built[key]
+
+  return build
+
+
+@pytest.fixture
+def shared_tasks(build_once, monkeypatch):
+  """The loop builds its compiled parts once a config."""
+  monkeypatch.setattr(loop, 'build_task', build_once)

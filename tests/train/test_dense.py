@@ -92,9 +92,11 @@ def detection(squares):
 
 
 @pytest.fixture(scope='module')
-def trained(detection, tmp_path_factory):
+def trained(detection, build_once, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('detector')
-  return workdir, train(detection, workdir)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(loop, 'build_task', build_once)
+    return workdir, train(detection, workdir)
 
 
 def test_a_detector_leaves_a_model_that_finds_what_was_measured(trained, squares):
@@ -119,6 +121,7 @@ def test_a_detector_leaves_a_model_that_finds_what_was_measured(trained, squares
   )
 
 
+@pytest.mark.usefixtures('shared_tasks')
 def test_a_stopped_run_goes_on_to_the_same_bits(trained, detection, tmp_path, monkeypatch):
   real, seen = loop.Run.save, []
 
@@ -220,7 +223,7 @@ CHANGES = {
 }
 
 
-def consequences(config, squares, monkeypatch):
+def consequences(config, monkeypatch):
   """What batches, views and the evaluation are made of."""
   asked = []
   for name in ('judge_detector', 'judge_segmenter'):
@@ -234,19 +237,25 @@ def consequences(config, squares, monkeypatch):
   return repr((asked, iterator._batches, dense.test_batches(config, sources.test)))
 
 
+@pytest.fixture(scope='module')
+def unchanged(detection, squares):
+  """Configs of both kinds, each with its consequences."""
+  configs = detection, experiment(squares, 'semantic_fpn_resnet18', fpn_width=8, width=8)
+  with pytest.MonkeyPatch.context() as patch:
+    return [(config, consequences(config, patch)) for config in configs]
+
+
 @pytest.mark.parametrize('key', CHANGES)
 def test_every_key_of_the_group_does_something_or_is_said_to_do_nothing(
-  detection, squares, monkeypatch, key
+  unchanged, monkeypatch, key
 ):
   assert set(CHANGES) == set(default_config().dense)
-  segmentation = experiment(squares, 'semantic_fpn_resnet18', fpn_width=8, width=8)
   used = 0
-  for config in (detection, segmentation):
+  for config, before in unchanged:
     other = config.copy_and_resolve_references()
     other.dense[key] = CHANGES[key]
     idle = without_effect(other, [f'dense.{key}'])
-    one, two = (consequences(c, squares, monkeypatch) for c in (config, other))
-    assert (one == two) == bool(idle)
+    assert (before == consequences(other, monkeypatch)) == bool(idle)
     used += not idle
   assert used
 

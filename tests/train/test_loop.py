@@ -19,7 +19,7 @@ from rest_jax.train.pipeline import Plan
 
 
 @pytest.fixture
-def experiment(config, image_folder, tiny_net, monkeypatch):
+def experiment(config, image_folder, tiny_net, monkeypatch, shared_tasks):
   """Two epochs of 6 steps on the folder; returns the config."""
   monkeypatch.setitem(registry._BUILDERS, 'tiny_net', tiny_net)
   config.model.name = 'tiny_net'
@@ -31,7 +31,7 @@ def experiment(config, image_folder, tiny_net, monkeypatch):
 
 
 @pytest.fixture
-def tasks(monkeypatch):
+def tasks(monkeypatch, shared_tasks):
   """Collects the compiled functions of each run."""
   built = []
 

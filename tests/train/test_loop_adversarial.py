@@ -15,7 +15,7 @@ from rest_jax.train.pipeline import Plan
 
 
 @pytest.fixture
-def experiment(config, image_folder, tiny_net, monkeypatch):
+def experiment(config, image_folder, tiny_net, monkeypatch, shared_tasks):
   """Two epochs of 6 steps of free adversarial training, evaluated under attack."""
   monkeypatch.setitem(registry._BUILDERS, 'tiny_net', tiny_net)
   config.model.name = 'tiny_net'

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from drawn_weights import drawn
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -159,7 +160,7 @@ def test_the_command_says_which_model_and_what_to_do():
 
 
 @pytest.fixture
-def experiment(config, image_folder, tiny_net, monkeypatch):
+def experiment(config, image_folder, tiny_net, monkeypatch, shared_tasks):
   monkeypatch.setitem(registry._BUILDERS, 'tiny_net', tiny_net)
   config.model.name = 'tiny_net'
   config.data.name = str(image_folder)
@@ -245,16 +246,17 @@ def test_class_names_are_checked_before_an_epoch_is_spent(experiment, tmp_path, 
 # ---- Weights ---------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def saved(tmp_path):
+@pytest.fixture(scope='module')
+def classifier():
   options = dict(width=4, depths=(1, 1, 1, 1))
-  model = registry.create_model('resnet18', 3, **options)
   variables = jax.device_get(
-    jax.jit(lambda key: model.init({'params': key}, jnp.zeros((1, 32, 32, 3)), train=False))(
-      jax.random.key(0)
-    )
+    drawn(registry.create_model('resnet18', 3, **options), np.zeros((1, 32, 32, 3), np.float32))
   )
-  classifier = Classifier.create('resnet18', variables, num_classes=3, overrides=options)
+  return Classifier.create('resnet18', variables, num_classes=3, overrides=options)
+
+
+@pytest.fixture
+def saved(classifier, tmp_path):
   classifier.save(tmp_path / 'model')
   return classifier, tmp_path / 'model'
 

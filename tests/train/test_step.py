@@ -1,7 +1,9 @@
 """The mapped steps: accumulation, devices, batch norm, average, evaluation, compilations."""
 
 import functools
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ import optax
 import pytest
 
 from rest_jax.data.device import normalise, to_unit
-from rest_jax.models import create_model
+from rest_jax.models import layers, rest
 from rest_jax.train import classifying, optim, parallel, state, step
 from rest_jax.train.totals import value_of
 
@@ -79,20 +81,29 @@ def test_devices_give_the_same_curve_with_synchronised_batch_norm(config, batch,
   assert_close(one.batch_stats, four.batch_stats, rtol=1e-4, atol=1e-6)
 
 
-def test_devices_give_the_same_curve_with_rest(sgd, batch):
+class OneBlock(nn.Module):
+  """Each kind of layer that ResT has, once: stem, patch embedding, block with mixed heads."""
+
+  num_classes: int = 3
+  bn_axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, x, train: bool = False):
+    options: dict[str, Any] = dict(position='pa', bn_axis_name=self.bn_axis_name, bn_frozen=False)
+    x = rest.StemV1(8, 4, **options, name='stem')(x, train)
+    x = rest.PatchEmbedV1(16, **options, name='patch_embed')(x, train)
+    sizes = dict(heads=2, reduction=2, mlp_ratio=4.0)
+    rates = dict(drop_path=0.0, drop_rate=0.0, attn_drop_rate=0.0)
+    x = rest.Block(**sizes, **rates, version=1, attention='emsa', name='block')(x, train)
+    return layers.Dense(self.num_classes, name='head')(x.mean((1, 2)))
+
+
+def test_devices_give_the_same_curve_with_layers_of_rest(sgd, batch):
   sgd.train.sync_bn = True
-  build = functools.partial(
-    create_model,
-    'rest_lite',
-    num_classes=3,
-    widths=(8, 16, 32, 64),
-    depths=(1, 1, 1, 1),
-    reductions=(2, 1, 1, 1),
-  )
   large = batch | {'image': batch['image'].repeat(4, 1).repeat(4, 2)}
   options = dict(steps=6, size=32, optimizer=optim.make_optimizer(sgd.optim, lambda _: 1e-2))
-  _, curve = run(sgd, build, large, devices=1, **options)
-  _, other = run(sgd, build, large, devices=4, **options)
+  _, curve = run(sgd, OneBlock, large, devices=1, **options)
+  _, other = run(sgd, OneBlock, large, devices=4, **options)
   np.testing.assert_allclose(curve, other, atol=1e-4)
   assert curve[-1] < curve[0]
 
