@@ -37,12 +37,11 @@ finally:
 def model(tmp_path_factory):
   """A tiny untrained model directory: 32 px, the central square, three classes."""
   place = tmp_path_factory.mktemp('model') / 'tiny'
-  sizes = dict(widths=(8, 8, 8, 8), heads=(1, 1, 1, 1), depths=(1, 1, 1, 1))
-  overrides = sizes | {'reductions': (2, 1, 1, 1)}
-  module = create_model('rest_lite', 3, **overrides)
+  overrides = dict(width=4, depths=(1, 1, 1, 1))
+  module = create_model('resnet18', 3, **overrides)
   variables = drawn(module, np.zeros((1, 32, 32, 3), np.float32))
   Classifier.create(
-    'rest_lite',
+    'resnet18',
     variables,
     num_classes=3,
     overrides=overrides,

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rest_jax import UserError, create_model, list_models
+from rest_jax.models import rest
 from rest_jax.models.emsa import pixel_shuffle
 from rest_jax.models.layers import BatchNorm, DropPath, shapes_only
 
@@ -33,6 +34,12 @@ def abstract(model, size, channels=3):
 
 def tiny(version, **overrides):
   return create_model('rest_lite' if version == 1 else 'restv2_tiny', **{**TINY, **overrides})
+
+
+@functools.cache
+def apply_of(version, **options):
+  """What tests share is compiled once: (variables, images) -> logits of a small model."""
+  return jax.jit(tiny(version, **options).apply)
 
 
 @pytest.mark.parametrize('name', list(OFFICIAL))
@@ -75,13 +82,13 @@ def test_stem_stride_sets_the_maps_and_no_parameter(version, stride):
 @pytest.mark.parametrize('version', [1, 2])
 @pytest.mark.parametrize('size', [(32, 32), (57, 83)])
 def test_odd_sizes_compute(version, size):
-  model = tiny(version)
+  apply = apply_of(version)
   x = jax.random.normal(jax.random.key(1), (2, *size, 3))
-  variables = drawn(model, x)
-  logits = jax.jit(model.apply)(variables, x)
+  variables = drawn(tiny(version), x)
+  logits = apply(variables, x)
   assert logits.shape == (2, 3) and bool(jnp.isfinite(logits).all())
   # Every image by itself: nothing leaks from one to the next.
-  np.testing.assert_allclose(jax.jit(model.apply)(variables, x[1:]), logits[1:], atol=1e-4)
+  np.testing.assert_allclose(apply(variables, x[1:]), logits[1:], atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +145,7 @@ def test_bfloat16_computes_low_and_keeps_parameters(version):
   variables = drawn(tiny(version), x)
   model = tiny(version, dtype=jnp.bfloat16)
   assert abstract(model, (32, 32))[0] == abstract(tiny(version), (32, 32))[0]
-  low, want = jax.jit(model.apply)(variables, x), jax.jit(tiny(version).apply)(variables, x)
+  low, want = jax.jit(model.apply)(variables, x), apply_of(version)(variables, x)
   assert low.dtype == jnp.float32
   np.testing.assert_allclose(low, want, atol=0.05 * float(jnp.abs(want).max()) + 1e-3)
   maps = jax.eval_shape(lambda v, x: model.apply(v, x, method='features'), variables, x)
@@ -157,21 +164,27 @@ def test_training_uses_randomness_and_evaluation_does_not():
   first, again, other = (train(jax.random.key(i))[0] for i in (0, 0, 1))
   np.testing.assert_array_equal(first, again)
   assert not np.array_equal(first, other)
-  plain = tiny(1)
   # Two programs: fused otherwise, they round otherwise.
   np.testing.assert_allclose(
-    jax.jit(model.apply)(variables, x), jax.jit(plain.apply)(variables, x), rtol=0, atol=1e-5
+    jax.jit(model.apply)(variables, x), apply_of(1)(variables, x), rtol=0, atol=1e-5
   )
 
 
 def test_remat_changes_nothing():
-  x = jax.random.normal(jax.random.key(0), (2, 32, 32, 3))
-  variables = drawn(tiny(1), x)
-  gradients = [
-    jax.jit(jax.grad(lambda v, m=model: jnp.sum(m.apply(v, x) ** 2), allow_int=True))(variables)
-    for model in (tiny(1), tiny(1, remat=True))
+  """It is of blocks, and two of a stage show it; the model hands it to each of its stages."""
+  model = tiny(1, heads=(2, 2, 2, 2), reductions=(2, 2, 2, 2), remat=True).bind({})
+  assert all(getattr(model, f'stage{i}').remat for i in (1, 2, 3, 4))
+  x = jax.random.normal(jax.random.key(0), (2, 8, 8, 8))
+  stages = [rest.Stage((0.0, 0.0), remat, dict(model.stage1.block)) for remat in (False, True)]
+  variables = drawn(stages[0], x, train=False)
+  traced = [
+    jax.jit(jax.grad(lambda v, s=stage: jnp.sum(s.apply(v, x, True) ** 2))).trace(variables)
+    for stage in stages
   ]
-  chex.assert_trees_all_close(*(g['params'] for g in gradients), atol=1e-4, rtol=1e-4)
+  assert ['remat' in str(t.jaxpr) for t in traced] == [False, True]
+  plain, again = (t.lower().compile()(variables)['params'] for t in traced)
+  size = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(plain))
+  chex.assert_trees_all_close(plain, again, atol=1e-5 * size, rtol=1e-4)
 
 
 def test_stochastic_depth_rises_linearly():
