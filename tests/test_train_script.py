@@ -16,20 +16,17 @@ import pytest
 from safetensors.numpy import load_file
 
 ROOT = Path(__file__).parents[1]
-STEPS = 120
+STEPS = 180
 
 CONFIG = """
 from rest_jax.train.config import default_config
 
-def get_config(variant='rest'):
+def get_config(variant='random'):
   config = default_config()
-  if variant == 'rest':
-    config.model.name = 'rest_lite'
-    config.model.overrides = dict(
-      widths=(8, 16, 32, 64), depths=(1, 1, 1, 1), reductions=(2, 1, 1, 1), drop_path_rate=0.1)
-  else:  # compiles in half the time
-    config.model.name = 'resnet18'
-    config.model.overrides = dict(width=4, depths=(1, 1, 1, 1))
+  config.model.name = 'resnet18'  # compiles in half the time of a ResT
+  config.model.overrides = dict(width=4, depths=(1, 1, 1, 1))
+  if variant == 'random':  # on the device, where the step tells the draw
+    config.augment.mixup = config.augment.erasing = 0.3
   config.data.name = {folder!r}
   config.data.image_size = 32
   config.augment.crop_scale = (0.5, 1.0)
@@ -166,7 +163,7 @@ def start_two(*args):
 
 
 def test_two_processes_train_like_two_devices(experiment, tmp_path):
-  command = ('--config', f'{experiment}:resnet', '--epochs', 2)
+  command = ('--config', f'{experiment}:plain', '--epochs', 2)
   command += ('--config.train.sync_bn=true', '--output')
   both = start_two(*command, tmp_path / 'two')
   outs = [finish(process)[0] for process in both]
@@ -179,7 +176,7 @@ def test_two_processes_train_like_two_devices(experiment, tmp_path):
 
 @pytest.mark.parametrize('victim', [0, 1])
 def test_a_killed_process_ends_the_other_and_the_restart_resumes(experiment, tmp_path, victim):
-  command = ('--config', f'{experiment}:resnet', '--epochs', 6, '--output', tmp_path)
+  command = ('--config', f'{experiment}:plain', '--epochs', 6, '--output', tmp_path)
   both = start_two(*command)
   wait_for(both[0], lambda: steps_saved(tmp_path))
   both[victim].kill()

@@ -100,25 +100,28 @@ def test_the_line_that_was_found_robust():
 @given(exponent=st.integers(-16, 16))
 def test_the_scale_of_logits_changes_no_outcome(name, norm, loss, exponent):
   """Powers of two, so that the logits are the same numbers but for their exponents."""
-  options = {} if loss is None else {'loss': loss}
-  one, other = (
-    np.asarray(
-      run(name, norm, Partial(scaled, jnp.float32(s)), case.IMAGES, case.LABELS, **options)
-    )
-    for s in (1.0, 2.0 ** (4 * exponent))
-  )
+  one, other = (at_scale(name, norm, loss, s) for s in (1.0, 2.0 ** (4 * exponent)))
   fooled = case.predict(one) != case.LABELS
   np.testing.assert_array_equal(case.predict(other) != case.LABELS, fooled)
   np.testing.assert_allclose(other, one, atol=1e-5)
 
 
+@functools.cache
+def at_scale(name, norm, loss, scale):
+  options = {} if loss is None else {'loss': loss}
+  model = Partial(scaled, jnp.float32(scale))
+  return np.asarray(run(name, norm, model, case.IMAGES, case.LABELS, **options))
+
+
 @given(exponent=st.integers(-20, 20))
 def test_cw_finds_the_same_at_any_scale(exponent):
-  one, other = (
-    attacks.cw(Partial(scaled, jnp.float32(s)), case.IMAGES, case.LABELS, steps=30, search_steps=4)
-    for s in (1.0, 2.0**exponent)
-  )
-  np.testing.assert_allclose(other, one, atol=1e-4)
+  np.testing.assert_allclose(cw_at(2.0**exponent), cw_at(1.0), atol=1e-4)
+
+
+@functools.cache
+def cw_at(scale):
+  model = Partial(scaled, jnp.float32(scale))
+  return attacks.cw(model, case.IMAGES, case.LABELS, steps=30, search_steps=4)
 
 
 @given(exponent=st.floats(-6, 30))
@@ -129,14 +132,26 @@ def test_cross_entropy_of_two_classes_has_no_scale(exponent):
   assert (np.asarray(model(adv)).argmax(axis=1) == 1).all()
 
 
-@given(st.lists(st.floats(-80, 80, width=32), min_size=3, max_size=6), st.integers(0, 2))
+@jax.jit
+def odds_slope_and_entropy(x, label):
+  odds, slope = jax.value_and_grad(lambda x: losses.log_odds(x, label)[0])(x)
+  return odds, slope, losses.cross_entropy(x, label)[0]
+
+
+# Numbers of classes are few, for each compiles.
+@given(
+  st.sampled_from((3, 6)).flatmap(
+    lambda count: st.lists(st.floats(-80, 80, width=32), min_size=count, max_size=count)
+  ),
+  st.integers(0, 2),
+)
 def test_log_odds_are_the_cross_entropy(logits, label):
   """Values and gradients against the softmax in float64."""
   x = np.asarray(logits, np.float32)[None]
   z = x[0].astype(np.float64)
   others = np.delete(z, label) - z[label]
   expected = np.log(np.mean(np.exp(others - others.max()))) + others.max()
-  odds, slope = jax.value_and_grad(lambda x: losses.log_odds(x, jnp.asarray([label]))[0])(x)
+  odds, slope, found = odds_slope_and_entropy(x, np.array([label]))
   np.testing.assert_allclose(odds, expected, rtol=1e-5, atol=2e-6 * max(1, np.abs(others).max()))
   share = np.exp(z - z[label] - others.max())
   share[label] = 0
@@ -144,7 +159,6 @@ def test_log_odds_are_the_cross_entropy(logits, label):
   share[label] = -1
   np.testing.assert_allclose(slope[0], share, atol=2e-5)
   entropy = np.log1p((len(z) - 1) * np.exp(expected)) if expected < 300 else expected
-  found = losses.cross_entropy(x, jnp.asarray([label]))[0]
   np.testing.assert_allclose(found, entropy, rtol=1e-4, atol=1e-30)
 
 

@@ -72,10 +72,10 @@ def noise(strength=0.5):
 
 
 @contextlib.contextmanager
-def one_device():
+def devices(count):
   """This process as it would be with the first of its devices alone."""
-  first = jax.local_devices()[:1]
+  first = jax.devices()[:count]
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(jax, 'local_devices', lambda: first)
-    patch.setattr(jax, 'local_device_count', lambda: 1)
+    patch.setattr(jax, 'local_device_count', lambda: count)
     yield

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from defence_toys import data, fading, linear_model, noise, one_device, rounding
+from defence_toys import data, devices, fading, linear_model, noise, rounding
 
 from rest_jax import attacks, defend
 from rest_jax.attacks import Threat
@@ -19,6 +19,7 @@ from rest_jax.defend.table import UNDEFENDED, Cell, make_row
 from rest_jax.errors import UserError
 from rest_jax.evaluation.intervals import mcnemar
 
+pytestmark = pytest.mark.usefixtures('alone')
 MODEL = linear_model()
 IMAGES, LABELS = data(MODEL)
 KEY = jax.random.key(0)
@@ -131,9 +132,9 @@ def test_it_goes_on_where_it_was_stopped(tmp_path):
 def test_one_device_finds_what_four_do():
   """A smooth defence, a rounding and a random one; six images at a time are eight of four."""
   defences = {'fading': fading(), 'rounding': rounding(0.95), 'noise': noise()}
-  four = evaluate(defences, threats=GRID[1:], batch_size=6)
-  with one_device():
-    one = evaluate(defences, threats=GRID[1:], batch_size=6)
+  with devices(4):
+    four = evaluate(defences, threats=GRID[1:], batch_size=6)
+  one = evaluate(defences, threats=GRID[1:], batch_size=6)
   assert four.rows == one.rows and len(one.rows) == 4
 
 

@@ -10,6 +10,7 @@ from flax import nnx
 from rest_jax import attacks, defend
 from rest_jax.errors import UserError
 
+pytestmark = pytest.mark.usefixtures('alone')
 KEY = jax.random.key(0)
 WEIGHTS = np.random.default_rng(0).normal(size=int(np.prod(SHAPE))).astype(np.float32)
 IMAGES = np.random.default_rng(1).random((12, *SHAPE), np.float32)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from defence_toys import one_device
+from defence_toys import devices
 from flax import linen as nn
 from jax.tree_util import Partial
 from PIL import Image
@@ -18,6 +18,7 @@ from rest_jax.defend.study import noise_study
 from rest_jax.defend.study_results import NoiseStudy
 from rest_jax.errors import UserError
 
+pytestmark = pytest.mark.usefixtures('alone')
 SIDE = 8
 STRIPES = np.where(np.arange(SIDE) % 2, 1.0, -1.0).astype(np.float32)[None, None, :, None]
 
@@ -142,9 +143,9 @@ def test_one_device_measures_what_four_do(attacked):
   images, labels, even, _ = attacked
   denoisers = {'blur': denoiser('gaussian', sigma=2.0)}
   options = dict(bands=2, batch_size=7)
-  four = noise_study(by_brightness, images, labels, even, denoisers, **options)
-  with one_device():
-    one = noise_study(by_brightness, images, labels, even, denoisers, **options)
+  with devices(4):
+    four = noise_study(by_brightness, images, labels, even, denoisers, **options)
+  one = noise_study(by_brightness, images, labels, even, denoisers, **options)
   for found, wanted in zip(
     four.rows() + four.band_rows(), one.rows() + one.band_rows(), strict=True
   ):

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from one_pass import logits_and_maps
 
 from rest_jax.errors import UserError
 from rest_jax.models import model_dir
@@ -182,8 +183,7 @@ USUAL = (
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=USUAL)
 def outputs(model, variables, images):
-  maps = model.apply(variables, images, method='features')
-  return model.apply(variables, images), maps
+  return logits_and_maps(model, variables, images)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from drawn_weights import drawn
+from one_pass import logits_and_maps
 from seeded_weights import seeded, seeded_images
 
 from rest_jax.errors import UserError
@@ -62,8 +63,7 @@ def test_logits_and_features(peer):
 
   @jax.jit
   def run(variables, x):  # weights that are constants would be computed with by the compiler
-    maps = model.apply(variables, x, train=False, method='features')
-    return model.apply(variables, x, train=False), maps
+    return logits_and_maps(model, variables, x)
 
   for size, expected in logits.items():
     shape = tuple(map(int, size.split('x')))

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from one_pass import logits_and_maps
 
 from rest_jax.errors import UserError
 from rest_jax.models import create_model, list_models, model_dir
@@ -59,11 +60,11 @@ def test_values_and_input_gradient(golden, case):
   @jax.jit
   def run(variables, x):
     def loss(x):
-      logits = model.apply(variables, x, train=False)
-      return jax.nn.logsumexp(logits, axis=-1).sum(), logits
+      logits, maps = logits_and_maps(model, variables, x)
+      return jax.nn.logsumexp(logits, axis=-1).sum(), (logits, maps)
 
-    grad, logits = jax.grad(loss, has_aux=True)(x)
-    return logits, grad, model.apply(variables, x, train=False, method='features')
+    grad, (logits, maps) = jax.grad(loss, has_aux=True)(x)
+    return logits, grad, maps
 
   logits, grad, maps = run(variables, images(kind, case))
   close(logits, GOLDEN[f'{kind}/logits/{case}'])

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 from flax.traverse_util import flatten_dict
+from one_pass import logits_and_maps
 
 from rest_jax.models import create_model
 from rest_jax.models.pytorch import from_pytorch, to_pytorch
@@ -82,17 +82,7 @@ def compiled(version):
   def loss(params, x):
     model, state = tiny(version), {**variables(version), 'params': params}
 
-    # Both from one pass: what `features` gives to the call itself is looked at.
-    def keep(next_function, args, kwargs, context):
-      out = next_function(*args, **kwargs)
-      if context.method_name == 'features':
-        seen.append(out)
-      return out
-
-    seen = []
-    with nn.intercept_methods(keep):
-      logits = model.apply(state, x, train=False)
-    (maps,) = seen
+    logits, maps = logits_and_maps(model, state, x)
     return jnp.sum(jax.nn.logsumexp(logits, axis=-1)), (logits, maps)
 
   return jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
