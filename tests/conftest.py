@@ -112,6 +112,18 @@ def key():
   return jax.random.key(0)
 
 
+@pytest.fixture(scope='module')
+def alone():
+  """Evaluations see one device, where several are not what is tested: for many programs compile
+  longer, or once for each.
+  """
+  first = jax.local_devices()[:1]
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(jax, 'local_devices', lambda: first)
+    patch.setattr(jax, 'local_device_count', lambda: 1)
+    yield
+
+
 @pytest.fixture(scope='session')
 def few_scenes():
   """The data directory of this run with a small digit_scenes: 200 scenes to train, 60 to test."""

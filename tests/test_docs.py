@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
+pytestmark = pytest.mark.usefixtures('alone')
 DOCS = Path(__file__).parents[1] / 'docs'
 _BLOCK = re.compile(r'(?:<!-- needs: (\w+) -->\n)?```python\n(.*?)```', re.S)
 

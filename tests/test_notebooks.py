@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.usefixtures('alone')
 ROOT = Path(__file__).parents[1]
 ADDRESS = runpy.run_path(str(ROOT / 'notebooks' / 'set_address.py'))
 # Cells tagged 'install' have a test of their own; what is tagged 'parameters' is followed by these.

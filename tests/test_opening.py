@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
+from drawn_weights import drawn
 from PIL import Image
 
 from rest_jax.defend import command as defend_command
@@ -27,7 +28,7 @@ def model(tmp_path_factory):
   place = tmp_path_factory.mktemp('model') / 'colours'
   module = create_model('resnet18', 3, **OVERRIDES)
   image = np.zeros((1, 32, 32, 3), np.float32)
-  variables = jax.jit(module.init)(jax.random.key(0), image)
+  variables = drawn(module, image)
   Classifier.create(
     'resnet18',
     variables,

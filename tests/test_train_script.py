@@ -193,10 +193,10 @@ def test_a_killed_process_ends_the_other_and_the_restart_resumes(experiment, tmp
     assert 'Resuming at step' in outs[0] and 'Finished' in outs[0]
 
 
-def test_evaluation_of_the_trained_model(experiment, undisturbed, tmp_path):
+def test_evaluation_of_the_trained_model(inside, experiment, undisturbed, tmp_path):
   model, folder = undisturbed[0] / 'model', experiment.parent / 'images'
   command = ('--mode', 'evaluate', '--model', model, '--data', folder, '--output', tmp_path)
-  out, err = finish(start(*command, '--batch_size', 6, devices=2))
+  out, err = inside(*command, '--batch_size', 12)  # the second batch is not full
   result = json.loads((tmp_path / 'results.json').read_text())
   lines = [json.loads(line) for line in (undisturbed[0] / 'metrics.jsonl').read_text().splitlines()]
   best = max(line['test/top1'] for line in lines if 'test/top1' in line)
@@ -224,24 +224,35 @@ def test_evaluation_of_bad_input(bad, experiment, tmp_path, args, words):
   assert all(word in line for word in words), line
 
 
-def test_help():
-  out, _ = finish(start('--help'))
+def test_help(inside):
+  out, _ = inside('--help')
   assert '--config.optim.lr=' in out and '--coordinator' in out
 
 
 @pytest.fixture
-def bad(monkeypatch, capsys):
-  """Runs the script in this process, where it ends with one line; gives the line."""
+def inside(monkeypatch, capsys):
+  """Runs the script in this process to a status; gives what it wrote to both streams."""
 
-  def run(*args):
+  def run(*args, status=0):
     monkeypatch.setattr(sys, 'argv', ['train.py', *map(str, args)])
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit) as end:
       runpy.run_path(str(ROOT / 'train.py'), run_name='__main__')
     out, err = capsys.readouterr()
+    assert (end.value.code or 0) == status, err
+    return out, err
+
+  return run
+
+
+@pytest.fixture
+def bad(inside):
+  """Runs the script in this process, where it ends with one line; gives the line."""
+
+  def run(*args):
+    out, err = inside(*args, status=2)
     lines = err.splitlines()
-    assert (end.value.code, out) == (2, '')
-    assert len(lines) == 1 and lines[0].startswith('error: '), err
+    assert out == '' and len(lines) == 1 and lines[0].startswith('error: '), err
     return lines[0]
 
   return run
@@ -274,6 +285,6 @@ def test_work_directory_of_another_config(bad, experiment, undisturbed):
   assert 'differs in optim.lr' in line
 
 
-def test_finished_run_says_so(experiment, undisturbed):
-  out, _ = finish(start('--config', experiment, '--output', undisturbed[0]))
+def test_finished_run_says_so(inside, experiment, undisturbed):
+  out, _ = inside('--config', experiment, '--output', undisturbed[0])
   assert out.startswith(f'This run is finished already: {STEPS} steps')

@@ -63,9 +63,8 @@ def test_the_help_names_it(toy, capsys):
   assert all(name in printed for name in explain.list_methods()) and 'toy_cam' in printed
 
 
-def test_it_is_evaluated_and_reported(toy, tmp_path, monkeypatch):
-  first = jax.local_devices()[:1]  # each compiles anew
-  monkeypatch.setattr(jax, 'local_devices', lambda: first)
+@pytest.mark.usefixtures('alone')
+def test_it_is_evaluated_and_reported(toy, tmp_path):
   rng = np.random.default_rng(0)
   for number in range(2):
     place = tmp_path / 'data' / 'test' / ('even', 'odd')[number]

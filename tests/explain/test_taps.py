@@ -41,8 +41,7 @@ class Net(nn.Module):
 def linen(module, size=32):
   """A model's function of images as one pytree, and images."""
   images = jax.random.uniform(jax.random.key(1), (2, size, size, 3))
-  variables = jax.jit(module.init)(jax.random.key(0), images)
-  return Partial(module.apply, variables), images
+  return Partial(module.apply, drawn(module, images)), images
 
 
 def test_records_and_perturbs_the_named_module():
