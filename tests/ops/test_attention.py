@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.special import erf
 
 from rest_jax import ops
+from rest_jax.ops import attention
 
 
 def plain_attend(q, k, v):
@@ -164,3 +165,50 @@ def test_compiled_gradient_is_the_eager_one(operation):
   with jax.disable_jit():
     eager = gradient(*args)
   chex.assert_trees_all_close(compiled, eager, atol=1e-3, rtol=1e-4)
+
+
+# ---- Large maps ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('form', ['fast', 'plain'])
+@pytest.mark.parametrize('rows', [1, 12, 30])  # values at a time: 1, 1 and 2 of 7 rows, 4 of them
+@pytest.mark.parametrize('kind', ['attend', 'emsa'])
+def test_some_rows_at_a_time_give_the_same(kind, rows, form, monkeypatch):
+  monkeypatch.setattr(attention, 'WHOLE_MAP', {form: 20})
+  monkeypatch.setattr(attention, 'ROWS', {form: rows * 2})
+  q, k, v, mix = tensors(3, 2, 7, 5, 1 if kind == 'attend' else 2, 3)
+  given_ = (q, k, v) if kind == 'attend' else (q, k, v, mix)
+  function, plain = (ops.attend, plain_attend) if kind == 'attend' else (ops.emsa, plain_emsa)
+  with ops.use_form(form):
+    found = compiled(lambda *args: function(*args))(*given_)
+    text = str(jax.make_jaxpr(lambda *args: function(*args))(*given_))
+  assert 'scan' in text and 'f32[2,1,7,5]' not in text and 'f32[2,2,7,5]' not in text
+  chex.assert_trees_all_close(found, compiled(plain)(*given_), atol=2e-5, rtol=2e-5)
+
+
+@pytest.mark.parametrize('kind', ['attend', 'emsa'])
+def test_a_large_map_is_never_there_as_a_whole(kind):
+  """Of stage 1 at 1024 px, by the compiler's count of the memory of values and gradients."""
+  heads, count, keys = (1, 2**16, 2**10) if kind == 'attend' else (2, 2**15, 2**9)
+  q, k, v, mix = (
+    jax.ShapeDtypeStruct(shape, jnp.float32)
+    for shape in ((1, count, heads, 8), *[(1, keys, heads, 8)] * 2, (heads, heads))
+  )
+  given_ = (q, k, v) if kind == 'attend' else (q, k, v, mix)
+  function = ops.attend if kind == 'attend' else ops.emsa
+  total = jax.jit(jax.grad(lambda *args: jnp.sum(function(*args) ** 2), argnums=(0, 1, 2)))
+  used = total.lower(*given_).compile().memory_analysis().temp_size_in_bytes
+  assert used < 4 * heads * count * keys / 2
+
+
+def test_dropout_sees_the_whole_map(monkeypatch):
+  monkeypatch.setattr(attention, 'WHOLE_MAP', {'fast': 1, 'plain': 1})
+  q, k, v, mix = tensors(4, 1, 6, 4, 2, 3)
+  seen = []
+
+  def dropout(weights):
+    seen.append(weights.shape)
+    return weights
+
+  np.testing.assert_allclose(ops.emsa(q, k, v, mix, dropout), plain_emsa(q, k, v, mix), atol=1e-5)
+  assert seen == [(1, 2, 6, 4)]
