@@ -28,7 +28,7 @@ from rest_jax.attacks.queries import (
   logits_of,
   logits_once,
   operations,
-  outputs_of,
+  outputs_once,
 )
 from rest_jax.attacks.slots import GRAIN, Found, Jobs, Keys, Progress, Sizes, run_jobs
 from rest_jax.attacks.threat import Given, Inputs, check_host, check_key
@@ -470,12 +470,7 @@ def clean_logits(
   keys = fold_each(keys, _CLEAN)
   if not outputs:
     return logits_once(model, images, keys)
-  return _outputs_once(model, images, keys).astype(jnp.float32)
-
-
-@jit
-def _outputs_once(model: Partial, images: jax.Array, keys: jax.Array) -> jax.Array:
-  return outputs_of(model, images, keys)
+  return outputs_once(model, images, keys).astype(jnp.float32)
 
 
 @functools.partial(jit, static_argnames=('algorithm', 'restarts', 'stop_early'))

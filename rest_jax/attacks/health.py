@@ -136,8 +136,8 @@ def short_attack(
   data = (sample.images, sample.labels, sample.keys, *radii, np.int32(steps))
   adv, flat, broken = _ascend(model, *data, norm)
   logits = logits_once(model, adv, sample.keys)
-  losses = np.asarray(margin(logits, sample.labels))
-  logits, flat, broken = jax.device_get((logits, flat, broken))
+  found = logits, _margins(logits, sample.labels), flat, broken
+  logits, losses, flat, broken = jax.device_get(found)
   counts = sample.counts
   # Where no image is classified correctly, all of them show the gradients.
   shown = counts if counts.any() else sample.real
@@ -148,6 +148,9 @@ def short_attack(
   right = (logits.argmax(axis=1) == np.asarray(sample.labels)) & defined
   accuracy, loss = float(right[counts].mean()), float(losses[counts].mean())
   return Held(accuracy, loss, int(counts.sum()), *shares)
+
+
+_margins = jit(margin)
 
 
 @functools.partial(jit, static_argnames=('norm',))

@@ -112,12 +112,13 @@ def operations(model: Partial, images: jax.Array | np.ndarray, keys: jax.Array) 
 
   The program is traced, not compiled.
   """
-  found = _outputs.lower(model, images, keys).cost_analysis()
+  found = outputs_once.lower(model, images, keys).cost_analysis()
   return float(found.get('flops', 0.0)) if isinstance(found, dict) else 0.0
 
 
 @jit
-def _outputs(model: Partial, images: jax.Array, keys: jax.Array) -> Any:
+def outputs_once(model: Partial, images: jax.Array, keys: jax.Array) -> Any:
+  """What the model gives, one program; of a random model, what the keys (B,) give."""
   return outputs_of(model, images, keys)
 
 

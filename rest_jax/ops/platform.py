@@ -159,6 +159,8 @@ def apart(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
   read: with nine shifted reads, nine times, and with nine reads of nine reads 81 times. The
   arguments of a part by itself lie in memory.
 
+  On other backends, which fuse otherwise, it is the function itself.
+
   Args:
     function: of arrays.
     **settings: as `jax.jit` takes them: which arguments are static.
@@ -173,6 +175,8 @@ def apart(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
 
   @functools.wraps(function)
   def called(*args, **kwargs):
+    if jax.default_backend() != 'cpu':
+      return function(*args, **kwargs)
     with set_xla_metadata(inlineable='false'):
       return part(*args, **kwargs)
 

@@ -115,3 +115,10 @@ def test_what_is_apart_is_fused_with_nothing():
     lambda f: lax.fori_loop(0, 2, lambda i, x: f(x), X[0]),
   ):
     np.testing.assert_allclose(wrap(function), wrap(plain), rtol=1e-5, atol=1e-5)
+
+
+def test_on_other_backends_a_part_is_fused_as_ever(monkeypatch):
+  part = platform.apart(lambda x, times: times * jnp.sin(x), static_argnums=1)
+  monkeypatch.setattr(platform.jax, 'default_backend', lambda: 'tpu')
+  text = jax.jit(lambda x: part(x, 2)).lower(X).as_text()
+  assert 'call' not in text and 'inlineable' not in text
