@@ -46,6 +46,7 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 from jax._src.lax import lax as jax_lax  # noqa: E402
+from seen_devices import devices  # noqa: E402
 
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_numpy_rank_promotion', 'raise')
@@ -117,10 +118,7 @@ def alone():
   """Evaluations see one device, where several are not what is tested: for many programs compile
   longer, or once for each.
   """
-  first = jax.local_devices()[:1]
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(jax, 'local_devices', lambda: first)
-    patch.setattr(jax, 'local_device_count', lambda: 1)
+  with devices(1):
     yield
 
 

@@ -1,12 +1,11 @@
 """Images shared over devices: all are busy, and nothing comes out otherwise than on one."""
 
-import contextlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.tree_util import Partial
+from seen_devices import devices
 from test_attack_compilations import compilations
 
 from rest_jax import attacks
@@ -34,15 +33,6 @@ def case():
   images = rng.uniform(size=(COUNT, *SHAPE)).astype(np.float32)
   labels = (images - 0.5).reshape(COUNT, -1) @ np.asarray(weights)
   return Partial(linear, weights), images, labels.argmax(1)
-
-
-@contextlib.contextmanager
-def one_device():
-  with pytest.MonkeyPatch.context() as patch:
-    first = jax.local_devices()[:1]
-    patch.setattr(jax, 'local_devices', lambda: first)
-    patch.setattr(jax, 'local_device_count', lambda: 1)
-    yield
 
 
 def keys(count):
@@ -89,7 +79,7 @@ def test_weights_that_stand_on_one_device_are_used_by_all(case, place):
 
 
 def test_on_one_device_the_model_stays_as_it_is(case):
-  with one_device():
+  with devices(1):
     assert wrappers.shared(case[0]) is case[0]
     assert wrappers.shared_batch(7) == 7
 
@@ -117,7 +107,7 @@ def test_an_evaluation_finds_the_same_on_four_devices_as_on_one(case, tmp_path):
   seen.clear()
   four = attacks.evaluate(model, images, labels, **arguments, output_dir=tmp_path)
   assert seen.count((2, *SHAPE)) > 0
-  with one_device():
+  with devices(1):
     one = attacks.evaluate(model, images, labels, **arguments)
     # What four devices found, one goes on with.
     again = attacks.evaluate(model, images, labels, **arguments, output_dir=tmp_path)

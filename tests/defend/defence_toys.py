@@ -1,11 +1,8 @@
 """Small models and defences for tests, some of them ill on purpose; one device instead of four."""
 
-import contextlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from jax.tree_util import Partial
 
 from rest_jax.defend.denoise.denoisers import in_pixels, step
@@ -69,13 +66,3 @@ def _noisy(images, strength, keys):
 def noise(strength=0.5):
   """Adds Gaussian noise, anew at every call."""
   return in_pixels('noise', strength, step(_noisy), random=True)
-
-
-@contextlib.contextmanager
-def devices(count):
-  """This process as it would be with the first of its devices alone."""
-  first = jax.devices()[:count]
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(jax, 'local_devices', lambda: first)
-    patch.setattr(jax, 'local_device_count', lambda: count)
-    yield

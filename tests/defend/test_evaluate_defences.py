@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from defence_toys import data, devices, fading, linear_model, noise, rounding
+from defence_toys import data, fading, linear_model, noise, rounding
+from seen_devices import devices
 
 from rest_jax import attacks, defend
 from rest_jax.attacks import Threat

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from defence_toys import devices
 from flax import linen as nn
 from jax.tree_util import Partial
 from PIL import Image
+from seen_devices import devices
 
 from rest_jax.defend import figures
 from rest_jax.defend.denoise import denoiser

@@ -132,7 +132,7 @@ def test_few_steps_solve_a_picture(shape):
 
 
 def test_transformations_do_not_change_it():
-  """Under vmap, jit, and with 'plain' operations; whoever shares the batch."""
+  """Under vmap and jit; whoever shares the batch."""
   rng = np.random.default_rng(0)
   images = rng.uniform(size=(3, 9, 6, 2)).astype(np.float32)
   removed = rng.uniform(size=(3, 9, 6)) < [[[0.2]], [[0.6]], [[0.95]]]

@@ -81,7 +81,6 @@ def compiled(version):
 
   def loss(params, x):
     model, state = tiny(version), {**variables(version), 'params': params}
-
     logits, maps = logits_and_maps(model, state, x)
     return jnp.sum(jax.nn.logsumexp(logits, axis=-1)), (logits, maps)
 
