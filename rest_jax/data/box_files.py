@@ -15,6 +15,7 @@ from rest_jax.errors import UserError
 
 Box = tuple[float, float, float, float]  # (xmin, ymin, xmax, ymax) in pixels, edges
 FOLDERS = ('annotations', 'annotation')
+VOC_FIRST = 1  # corners count from 1 there, and the last ones belong to the box (IJCV 2010)
 _SAME = 0.02  # in the logarithm of width over height: sizes are rounded
 _EDGES = ('xmin', 'ymin', 'xmax', 'ymax')
 
@@ -25,7 +26,7 @@ class Boxes(NamedTuple):
   Attributes:
     edges: a box each; none where nobody has drawn one.
     size: (width, height) of the picture that they were drawn on; None for the picture as it is.
-    path: of the file that they come from, for errors.
+    path: of the file that they come from (and which picture there), for errors.
   """
 
   edges: tuple[Box, ...] = ()
@@ -36,8 +37,9 @@ class Boxes(NamedTuple):
     """The boxes over the sides of a picture of that size, as (xmin, ymin, xmax, ymax) in [0, 1].
 
     Raises:
-      UserError: they were drawn on the picture as it lies on its side: pictures are turned upright
-        here, and which way the boxes have to follow is not in their file.
+      UserError: a box reaches over the border by more than a pixel; or they were drawn on the
+        picture as it lies on its side: pictures are turned upright here, and which way the boxes
+        have to follow is not in their file.
     """
     across, down = self.size or (width, height)
     wide, drawn_wide = math.log(width / height), math.log(across / down)
@@ -46,6 +48,12 @@ class Boxes(NamedTuple):
         f'{self.path or "boxes"}: drawn on a picture of {across}x{down} px, and upright it has '
         f'{width}x{height}; turn the boxes as its EXIF orientation says, or save it without one'
       )
+    for box in self.edges:
+      if min(box) < -1 or box[2] > across + 1 or box[3] > down + 1:
+        raise UserError(
+          f'{self.path or "boxes"}: the box {", ".join(f"{edge:g}" for edge in box)} lies outside '
+          f'of the picture of {across}x{down} px; mend or remove it'
+        )
     return [(l / across, t / down, r / across, b / down) for l, t, r, b in self.edges]  # noqa: E741
 
 
@@ -104,11 +112,32 @@ def _drawn(root: str) -> dict[str, str]:
   return {stem: paths[0] for stem, paths in by_name.items() if len(paths) == 1} | by_path
 
 
+def box_of(corners: Sequence[str | None], first: float = 0, last: float = 0) -> Box | None:
+  """A box, as a file says it.
+
+  Args:
+    corners: the texts of xmin, ymin, xmax and ymax.
+    first: where the file counts from: `VOC_FIRST`, or 0.
+    last: what the ends lack: 1 where xmax and ymax are the last pixel and counted from 0.
+
+  Returns:
+    Its edges in pixels from 0, the ends exclusive; None where the texts are not four finite numbers
+    or where nothing lies between the edges.
+  """
+  try:
+    left, top, right, bottom = (float(text or '') for text in corners)
+  except ValueError:
+    return None
+  box = (left - first, top - first, right + last, bottom + last)
+  return box if all(map(math.isfinite, box)) and box[0] < box[2] and box[1] < box[3] else None
+
+
 def read_boxes(path: str) -> Boxes:
   """Reads an XML file with boxes.
 
   Args:
-    path: of the file: `annotation/object/bndbox` with xmin, ymin, xmax and ymax, and perhaps
+    path: of the file: `annotation/object/bndbox` with xmin, ymin, xmax and ymax, the first and the
+      last pixel counted from 1 (a first of 0 is that of a tool which counts from 0), and perhaps
       `annotation/size` with width and height.
 
   Returns:
@@ -124,13 +153,10 @@ def read_boxes(path: str) -> Boxes:
   edges = []
   for box in root.iterfind('object/bndbox'):
     texts = [(box.findtext(edge) or '').strip() for edge in _EDGES]
-    try:
-      left, top, right, bottom = (float(text) for text in texts)
-    except ValueError:
-      left = top = right = bottom = 0.0
-    if not (left < right and top < bottom):
+    if (found := box_of(texts, first=VOC_FIRST)) is None:
       raise UserError(f'{path}: {", ".join(texts)} is no box; it is xmin, ymin, xmax, ymax')
-    edges.append((left, top, right, bottom))
+    left, top, right, bottom = found
+    edges.append((max(left, 0.0), max(top, 0.0), right, bottom))
   width, height = (_whole(root.findtext(f'size/{side}')) for side in ('width', 'height'))
   return Boxes(tuple(edges), (width, height) if width and height else None, path)
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rest_jax.data import picture_files
-from rest_jax.data.box_files import Box, Boxes
+from rest_jax.data.box_files import Box, Boxes, box_of
 from rest_jax.errors import UserError
 
 _EDGES = ('xmin', 'ymin', 'xmax', 'ymax')
@@ -114,7 +114,8 @@ def _collected(
     boxes[file] = boxes.get(file, ()) + _box(path, line, row, last)
   numbered = all(label.isascii() and label.isdigit() for label in names.values())
   labels = [str(int(label)) if numbered else label for label in names.values()]
-  drawn = [Boxes(edges) for edges in boxes.values()] if any(boxes.values()) else []
+  drawn = [Boxes(edges, path=f'{path}, {file}') for file, edges in boxes.items()]
+  drawn = drawn if any(boxes.values()) else []
   return Labelled(list(names), labels, drawn, numbered)
 
 
@@ -160,16 +161,11 @@ def _box(path: str, line: int, row: dict[str, str], last: int) -> tuple[Box, ...
   texts = [(row.get(edge) or '').strip() for edge in _EDGES]
   if not any(texts):
     return ()
-  try:
-    left, top, right, bottom = (float(text) for text in texts)
-  except ValueError:
-    right = left = top = bottom = float('nan')
-  right, bottom = right + last, bottom + last
-  if not (left < right and top < bottom):
+  if (box := box_of(texts, last=last)) is None:
     raise UserError(
       f'{path}, line {line}: {", ".join(texts)} is no box; it is xmin, ymin, xmax, ymax in pixels'
     )
-  return ((left, top, right, bottom),)
+  return (box,)
 
 
 class _Finder:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from rest_jax.data.box_files import VOC_FIRST
 from rest_jax.data.images import check_size, read_image
 from rest_jax.data.objects import check_box, check_names, clipped, learnt
 from rest_jax.data.picture_files import SUFFIXES
@@ -205,4 +206,5 @@ def _box(node: ElementTree.Element, size: tuple[int, int], where: str) -> np.nda
   except ValueError as error:
     raise UserError(f'{where}: the box {texts} is not four numbers; mend or remove it') from error
   # A start of 0 is that of a tool which counts from 0.
-  return clipped(check_box((left - 1, top - 1, right, bottom), size, where), size)
+  box = (left - VOC_FIRST, top - VOC_FIRST, right, bottom)
+  return clipped(check_box(box, size, where), size)

@@ -20,6 +20,7 @@ from rest_jax import hub, ops
 from rest_jax.errors import UserError
 from rest_jax.models import imagenet, model_dir, predictions, pytorch, registry
 from rest_jax.models.model_config import ModelConfig, freeze, freeze_overrides, published_view
+from rest_jax.models.summary import summary
 from rest_jax.ops.platform import jit
 from rest_jax.text import plural
 
@@ -27,7 +28,7 @@ from rest_jax.text import plural
 _RUNTIME = ('dtype', 'bn_axis_name', 'remat')
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Classifier:
   """A function from images in [0, 1] to logits, and a pytree whose leaves are the weights.
 
@@ -46,6 +47,9 @@ class Classifier:
   variables: Any
   config: ModelConfig
   class_names: tuple[str, ...]
+
+  def __repr__(self) -> str:
+    return summary(self)
 
   @classmethod
   def create(

@@ -26,6 +26,7 @@ from rest_jax.models.dense import Detections, normalise
 from rest_jax.models.dense_config import KINDS, DenseConfig
 from rest_jax.models.dense_question import Question, class_number
 from rest_jax.models.model_config import freeze, freeze_overrides
+from rest_jax.models.summary import summary
 from rest_jax.ops import paste_masks
 from rest_jax.ops.platform import jit
 from rest_jax.text import plural
@@ -50,7 +51,7 @@ class Objects:
   masks: np.ndarray | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class _Dense:
   """A module with its variables; a pytree whose leaves are the weights.
 
@@ -67,6 +68,9 @@ class _Dense:
   class_names: tuple[str, ...]
 
   KIND = ''
+
+  def __repr__(self) -> str:
+    return summary(self)
 
   @classmethod
   def create(
@@ -273,7 +277,7 @@ def _apply(variables: Any, images: Any, sizes: Any, module: nn.Module, config: D
 _forward = jit(_apply, static_argnames=('module', 'config'))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Detector(_Dense):
   """A detector with its weights; see `_Dense`. Called with images it gives `Detections`.
 
@@ -364,7 +368,7 @@ def objects_of(
   return Objects(boxes, scores[kept], labels[kept], masks)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Segmenter(_Dense):
   """A segmenter with its weights; see `_Dense`. Called with images it gives logits of pixels."""
 

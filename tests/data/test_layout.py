@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from rest_jax import data
-from rest_jax.data.box_files import Boxes
+from rest_jax.data.box_files import Boxes, read_boxes
 from rest_jax.data.layout import open_folder
+from rest_jax.data.voc import load_voc
 from rest_jax.errors import UserError
 
 
@@ -307,8 +308,8 @@ def test_boxes_of_a_list(tmp_path):
   write(tmp_path, 'a.png', 'b.png')
   (tmp_path / 'labels.csv').write_text(text)
   images = data.load_judged(tmp_path, extras=('boxes',)).images
-  assert images[0]['boxes'] == Boxes(((1, 0, 3.5, 2), (0, 1, 2, 4)))
-  assert images[1]['boxes'] == Boxes()
+  assert images[0]['boxes']._replace(path='') == Boxes(((1, 0, 3.5, 2), (0, 1, 2, 4)))
+  assert images[1]['boxes']._replace(path='') == Boxes()
 
 
 @pytest.mark.parametrize(
@@ -323,6 +324,8 @@ def test_boxes_of_a_list(tmp_path):
     ('file,label\na.png,cat\nb.png,cat\n', 'a single class'),
     ('file,label,xmin,ymin,xmax,ymax\na.png,cat,3,0,1,2\n', '3, 0, 1, 2 is no box'),
     ('file,label,xmin,ymin,xmax,ymax\na.png,cat,3,,,\n', 'is no box'),
+    ('file,label,xmin,ymin,xmax,ymax\na.png,cat,0,0,nan,2\n', '0, 0, nan, 2 is no box'),
+    ('file,label,xmin,ymin,xmax,ymax\na.png,cat,-inf,0,1,2\n', 'is no box'),
   ],
 )
 def test_lists_that_are_wrong(tmp_path, text, words):
@@ -365,8 +368,8 @@ def test_tiny_imagenet_is_read_as_it_is(tmp_path):
   assert 'test has no labels and is passed over' in sources.line
   judged = data.load_judged(tmp_path, extras=('boxes',))
   # The last pixels of the boxes are given, not their edges: a column at the border is a box.
-  assert judged.images[0]['boxes'] == Boxes(((0, 32, 45, 63),))
-  assert judged.images[1]['boxes'] == Boxes(((63, 55, 64, 60),))
+  assert judged.images[0]['boxes']._replace(path='') == Boxes(((0, 32, 45, 63),))
+  assert judged.images[1]['boxes']._replace(path='') == Boxes(((63, 55, 64, 60),))
   np.testing.assert_array_equal(judged.images.labels, [1, 0])
 
 
@@ -402,19 +405,38 @@ def test_boxes_of_xml_files_are_found_by_their_path(tmp_path):
   assert found['cat/1.png'].path == str(tmp_path / 'Annotations' / 'cat' / '1.xml')
   found = {name: boxes._replace(path='') for name, boxes in found.items()}
   assert found == {
-    'cat/1.png': Boxes(((1, 0, 3, 2), (1, 0, 5, 2)), (6, 4)),
-    'cat/2.png': Boxes(((1, 0, 3, 2),), (60, 40)),
-    'dog/1.png': Boxes(((1, 0, 3, 4),)),
+    'cat/1.png': Boxes(((0, 0, 3, 2), (0, 0, 5, 2)), (6, 4)),
+    'cat/2.png': Boxes(((0, 0, 3, 2),), (60, 40)),
+    'dog/1.png': Boxes(((0, 0, 3, 4),)),
     'dog/none.png': Boxes(),
-    'dog/only.png': Boxes(((2, 0, 3, 2),), (6, 4)),
+    'dog/only.png': Boxes(((1, 0, 3, 2),), (6, 4)),
   }
-  assert found['cat/2.png'].fractions(6, 4) == [(1 / 60, 0, 3 / 60, 2 / 40)]
-  assert found['dog/1.png'].fractions(6, 4) == [(1 / 6, 0, 0.5, 1)]
+  assert found['cat/2.png'].fractions(6, 4) == [(0, 0, 3 / 60, 2 / 40)]
+  assert found['dog/1.png'].fractions(6, 4) == [(0, 0, 0.5, 1)]
+
+
+def test_pointing_and_detection_read_one_file_alike(tmp_path):
+  """Corners count from 1 and belong to the box; one pixel is a box."""
+  write(tmp_path, 'JPEGImages/one.png')
+  (tmp_path / 'Annotations').mkdir()
+  boxes = (BOX, {'xmin': 6, 'ymin': 4, 'xmax': 6, 'ymax': 4}, {**BOX, 'xmin': 2.5})
+  (tmp_path / 'Annotations/one.xml').write_text(annotation(*boxes))
+  (tmp_path / 'ImageSets/Main').mkdir(parents=True)
+  (tmp_path / 'ImageSets/Main/test.txt').write_text('one')
+  Image.new('RGB', (6, 4)).save(tmp_path / 'JPEGImages/one.png')
+  pointed = read_boxes(str(tmp_path / 'Annotations/one.xml')).edges
+  assert pointed == ((0, 0, 3, 2), (5, 3, 6, 4), (1.5, 0, 3, 2))
+  np.testing.assert_array_equal(load_voc(tmp_path, 'test')[0]['boxes'], pointed)
 
 
 @pytest.mark.parametrize(
   ('text', 'words'),
-  [('<annotation>', 'cannot read the boxes'), (annotation({**BOX, 'xmax': 1}), 'is no box')],
+  [
+    ('<annotation>', 'cannot read the boxes'),
+    (annotation({**BOX, 'xmax': 0}), 'is no box'),
+    (annotation({**BOX, 'xmax': 'inf'}), '1, 0, inf, 2 is no box'),
+    (annotation({'xmin': 1}), 'is no box'),
+  ],
 )
 def test_bad_xml_is_named(tmp_path, text, words):
   write(tmp_path, 'cat/1.png', 'dog/1.png')

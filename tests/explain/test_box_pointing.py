@@ -75,3 +75,24 @@ def test_boxes_of_a_picture_on_its_side_are_refused(drawn, upright, lies):
   else:
     assert boxes.fractions(*upright)[0][0] == 30 / drawn[0]
   assert Boxes((), drawn).fractions(*upright) == []
+
+
+@pytest.mark.parametrize(
+  ('box', 'size', 'fits'),
+  [
+    ((0, 0, 8, 6), None, True),
+    ((-1, 0, 9, 7), None, True),  # rounded elsewhere
+    ((0, 0, 10, 6), None, False),
+    ((2, 0, 5, 7.5), None, False),
+    ((0, -2, 5, 5), None, False),
+    ((0, 0, 16, 12), (16, 12), True),  # drawn on a larger one
+    ((0, 0, 18, 12), (16, 12), False),
+  ],
+)
+def test_boxes_outside_of_their_picture_are_refused(box, size, fits):
+  boxes = Boxes((box,), size, 'a/cat.xml')
+  if fits:
+    assert len(boxes.fractions(8, 6)) == 1
+  else:
+    with pytest.raises(UserError, match=r'a/cat.xml: the box .* lies outside of the picture of'):
+      boxes.fractions(8, 6)

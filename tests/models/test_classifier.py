@@ -231,6 +231,22 @@ def test_reads_as_plain_attributes(classifier):
   assert classifier.class_names == ('0', '1', '2', '3', '4')
 
 
+def test_shows_itself_in_one_line(classifier):
+  """Weights in a console or a notebook are thousands of lines; nor does a trace have any."""
+  count = sum(leaf.size for leaf in jax.tree.leaves(classifier.variables['params']))
+  line = repr(classifier)
+  assert (
+    len(line) < 120 and f'; {count:,} parameters)' in line and '5 classes: 0, 1, 2, ...;' in line
+  )
+  seen = []
+  jax.eval_shape(lambda model: seen.append(repr(model)), classifier)
+  assert seen == [line]
+  assert 'parameters' not in repr(jax.tree.map(lambda _: object(), classifier))
+  names = tuple(f'{"n" * 90} {i}\n' for i in range(5))
+  many = dataclasses.replace(classifier, class_names=names)
+  assert len(repr(many)) < 200 and '\n' not in repr(many) and '...' in repr(many)
+
+
 def test_from_pytorch_needs_to_know_the_model(tmp_path):
   with pytest.raises(UserError, match='Say its architecture'):
     Classifier.from_pytorch(tmp_path / 'weights.pth')
