@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from attack_toys import CLASSES, cnn_model, data, mlp, mlp_model
+from jax import lax
 from jax.tree_util import Partial
 
 from rest_jax import attacks
@@ -42,6 +43,13 @@ def checked(model, images, labels, attack=WHITE, eps=EPS, norm='linf', **options
     **options,
   )
   return {check.name for check in found.raised}, {check.name: check for check in found.health}
+
+
+def sample_of(images, labels, key=0):
+  """All of the images count."""
+  keys = jax.random.split(jax.random.key(key), len(labels))
+  count = np.ones(len(labels), bool)
+  return health.Sample(jnp.asarray(images), jnp.asarray(labels), keys, count, count)
 
 
 @pytest.mark.parametrize(('norm', 'eps'), [('linf', EPS), ('l2', 0.3), ('l1', 2.0)])
@@ -127,6 +135,34 @@ def test_chance_from_keys(model, examples):
   raised, checks = checked(random, *examples)
   assert 'random_output' in raised and 'with another key' in checks['random_output'].evidence
   assert 'batch_dependence' not in raised
+
+
+@pytest.mark.parametrize('eps', [0.002, EPS, 0.5])
+def test_an_attack_until_all_are_fooled_finds_what_all_its_steps_find(model, examples, eps):
+  sample = sample_of(*examples)
+  whole = health.short_attack(model, sample, 'linf', eps, 20)
+  short = health.short_attack(model, sample, 'linf', eps, 20, until_fooled=True)
+  assert short.accuracy == whole.accuracy
+  assert (short.flat, short.broken, short.count) == (whole.flat, whole.broken, whole.count)
+  if whole.accuracy > 0:
+    assert short == whole
+  elif eps == 0.5:
+    assert short.loss < whole.loss  # it had not gone as far
+
+
+def test_what_was_fooled_for_a_moment_is_attacked_with_all_steps(model, examples):
+  """A model that is now right and now wrong: no step that it was wrong at says anything."""
+
+  def moody(images, key):
+    logits = model(images)
+    shift = jax.random.bernoulli(key, 0.5).astype(jnp.int32)
+    return jnp.roll(lax.stop_gradient(logits), shift, axis=1) + 0 * logits
+
+  random = attacks.eot(moody, 1, jax.random.key(0), average='logits')
+  sample = sample_of(*examples)
+  whole = health.short_attack(random, sample, 'linf', EPS, 20)
+  assert whole.accuracy > 0 and whole.flat == 1
+  assert health.short_attack(random, sample, 'linf', EPS, 20, until_fooled=True) == whole
 
 
 def test_statistics_over_the_batch(model, examples):
