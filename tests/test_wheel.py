@@ -43,7 +43,7 @@ train --config my.py --output run
 train --mode evaluate --model run --data photographs --output judged
 predict photographs/test/r --model run --csv found.csv
 explain --image photographs/test/r/0.png --model run --method grad_cam --output explained
-defend --attack fgsm --model run --data photographs --defense bit_depth --limit 2 --batch_size 2 \
+defend --attack fgsm --model run --data photographs --defense gaussian --limit 2 --batch_size 2 \
 --strength 0.5 --output defended
 models resnet20
 """

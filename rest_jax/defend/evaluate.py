@@ -36,7 +36,7 @@ from rest_jax.inputs import check_count
 from rest_jax.paths import local
 from rest_jax.programs import in_use, release_programs
 
-SAMPLE = 32  # images; as in any short attack, more of them hardly change what is raised
+SAMPLE = 32  # images at most; as in any short attack, more of them hardly change what is raised
 FILE = 'health.jsonl'
 
 
@@ -502,8 +502,9 @@ def defended_health(
 
 
 def _sample(judged: Partial, data: tuple[np.ndarray, np.ndarray], key: jax.Array):
-  rows = SampleRows(SAMPLE)
-  for at in batch_rows(min(len(data[0]), 2 * SAMPLE), SAMPLE):  # the shape that is probed
+  size = min(SAMPLE, len(data[0]))  # fewer images are not filled up
+  rows = SampleRows(size)
+  for at in batch_rows(min(len(data[0]), 2 * SAMPLE), size):  # the shape that is probed
     real = np.unique(at)
     (chunk,) = chunks(data[0][real], data[1][real], None, real)
     found = judge(judged, data[0][at], data[1][at], keys_of(key, at)).predicted
