@@ -29,8 +29,10 @@ from defense_arms import (
 from defense_energies import all_energies
 from defense_table import page
 
+from rest_jax.inputs import Norm
+
 RESULTS = Path(__file__).parent / 'results'
-THREATS = (('linf', EPS), ('l2', 0.5))
+THREATS: tuple[tuple[Norm, float], ...] = (('linf', EPS), ('l2', 0.5))
 STEPS = 20
 
 

@@ -2,6 +2,7 @@
 
 import json
 import time
+from typing import Any
 
 import numpy as np
 
@@ -142,7 +143,7 @@ def plain_model(args, seed: int):
   return Classifier.load(args.work_dir / f'none_{seed}' / 'model')
 
 
-def defended(args, name: str, seed: int):
+def defended(args, name: str, seed: int) -> Any:
   """A row's defence: a model of its own, or a denoiser in front of the plain one."""
   from rest_jax import Classifier, defend
 

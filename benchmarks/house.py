@@ -161,7 +161,7 @@ def _reachable(graph: dict[str, set[str]], start: str) -> set[str]:
 
 def main() -> None:
   """Prints the facts of one or several checkouts side by side."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(description=(__doc__ or '').partition('\n')[0])
   here = Path(__file__).resolve().parent.parent
   parser.add_argument('checkouts', nargs='*', type=Path, default=[here])
   parser.add_argument('--json', action='store_true')

@@ -101,7 +101,7 @@ class Worker:
     now, held = resident(), self.hooks.held()
     work.call()
     most = resident(peak=True)
-    if self.hooks.device_peak() is not None or None in (most, now, before):
+    if self.hooks.device_peak() is not None or most is None or now is None or before is None:
       return self.hooks.device_peak()
     return max(most - before if held is None else most - now + held, 0)
 

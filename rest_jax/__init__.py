@@ -6,7 +6,24 @@ Names are loaded on first use, so `import rest_jax` itself costs nothing; the da
 on that.
 """
 
+from __future__ import annotations
+
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # what editors and type checkers know of the names below
+  from rest_jax import attacks, data, defend, explain, export, metrics, models, ops, train
+  from rest_jax.errors import UserError
+  from rest_jax.models import (
+    create_detector,
+    create_model,
+    create_segmenter,
+    list_detectors,
+    list_models,
+    list_segmenters,
+  )
+  from rest_jax.models.classifier import Classifier
+  from rest_jax.models.dense_model import Detector, Segmenter
 
 __version__ = '0.1.0'
 
@@ -46,13 +63,14 @@ __all__ = [
   'train',
 ]
 
+if not TYPE_CHECKING:  # else every name would be one
 
-def __getattr__(name: str):
-  if name in _HOMES:
-    return getattr(importlib.import_module(_HOMES[name]), name)
-  if name in _MODULES:
-    return importlib.import_module(f'rest_jax.{name}')
-  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  def __getattr__(name: str):
+    if name in _HOMES:
+      return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _MODULES:
+      return importlib.import_module(f'rest_jax.{name}')
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
 def __dir__():

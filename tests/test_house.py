@@ -3,6 +3,7 @@
 CONTRIBUTING.md says what they are for. The counts that go with them are in `benchmarks/house.py`.
 """
 
+import ast
 import importlib
 import inspect
 import pkgutil
@@ -103,7 +104,7 @@ def test_the_ground_knows_of_no_room():
 
 def test_nothing_below_the_commands_imports_train():
   importers = {
-    n for n, targets in HOUSE.imports.items() for t in targets if HOUSE.room(t) == 'train'
+    n for n, targets in HOUSE.at_run_time.items() for t in targets if HOUSE.room(t) == 'train'
   }
   assert {HOUSE.room(name) for name in importers} <= {'train', 'commands', 'configs'}
 
@@ -218,3 +219,18 @@ def test_chance_comes_from_a_key(function):
   names = {p.name for p in _parameters(function)}
   assert not names & {'rng', 'rngs', 'prng', 'random_state', 'random_seed'}
   assert 'seed' not in names or function.__name__ == 'bootstrap'
+
+
+@pytest.mark.parametrize('front', FRONTS)
+def test_editors_know_every_name_of_a_front(front):
+  """What is loaded on first use is imported for type checkers, which take it for a module else."""
+  names = getattr(importlib.import_module(front), '__all__', ())
+  known = set()
+  for node in ast.walk(HOUSE.trees[front]):
+    if isinstance(node, ast.Import | ast.ImportFrom):
+      known |= {alias.asname or alias.name for alias in node.names}
+    elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+      known.add(node.name)
+    elif isinstance(node, ast.Assign):
+      known |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+  assert set(names) <= known

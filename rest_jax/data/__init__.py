@@ -37,8 +37,10 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str):
-  # Worker processes import this package too, and have no use for JAX.
-  if name == 'device':
-    return importlib.import_module('rest_jax.data.device')
-  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+if not TYPE_CHECKING:  # else every name would be one
+
+  def __getattr__(name: str):
+    # Worker processes import this package too, and have no use for JAX.
+    if name == 'device':
+      return importlib.import_module('rest_jax.data.device')
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

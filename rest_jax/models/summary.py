@@ -34,7 +34,7 @@ def summary(model: Any) -> str:
 def _size(model: Any) -> str:
   variables = model.variables
   weights = variables.get('params', ()) if hasattr(variables, 'get') else variables
-  shapes = [getattr(leaf, 'shape', None) for leaf in jax.tree.leaves(weights)]
-  if not shapes or None in shapes:  # a tree of something else has no size
+  leaves = jax.tree.leaves(weights)
+  if not leaves or not all(hasattr(leaf, 'shape') for leaf in leaves):  # it has no size
     return ''
-  return f'; {sum(map(math.prod, shapes)):,} parameters'
+  return f'; {sum(math.prod(leaf.shape) for leaf in leaves):,} parameters'

@@ -6,7 +6,15 @@
 `load_config('digit_scenes:full')` those of an experiment, a file or one of the package.
 """
 
+from __future__ import annotations
+
 import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+  from rest_jax.train.command import load_config
+  from rest_jax.train.config import default_config
+  from rest_jax.train.loop import train
 
 _HOMES = {
   'default_config': 'rest_jax.train.config',
@@ -17,7 +25,9 @@ _HOMES = {
 __all__ = ['default_config', 'load_config', 'train']
 
 
-def __getattr__(name: str):
-  if name in _HOMES:
-    return getattr(importlib.import_module(_HOMES[name]), name)
-  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+if not TYPE_CHECKING:  # else every name would be one
+
+  def __getattr__(name: str):
+    if name in _HOMES:
+      return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
