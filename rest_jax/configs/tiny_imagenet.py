@@ -6,7 +6,10 @@ positions a side.
 Command: python train.py --config configs/tiny_imagenet.py[:variant] --config.data.name=FOLDER
 Variants: default (60 epochs, bfloat16, for a GPU); cpu (12 epochs of a smaller model).
 FOLDER is the unpacked tiny-imagenet-200.
-Result: not measured.
+Result: cpu with three epochs (--config.train.epochs=3 --config.optim.warmup_epochs=0.3
+--config.train.eval_every=1), stopped once and resumed: top-1 19.51 % of the 10,000 validation
+images, which chose the epoch too, in 1h33m of 2 CPU cores that other work used as well. Not
+measured: 12 epochs, and the default.
 """
 
 from rest_jax.errors import UserError
