@@ -104,8 +104,8 @@ def test_the_ground_knows_of_no_room():
 
 def test_nothing_below_the_commands_imports_train():
   importers = {
-    n for n, targets in HOUSE.at_run_time.items() for t in targets if HOUSE.room(t) == 'train'
-  }
+    n for n, targets in HOUSE.imports.items() for t in targets if HOUSE.room(t) == 'train'
+  } - {'rest_jax'}  # the front, which tells type checkers alone
   assert {HOUSE.room(name) for name in importers} <= {'train', 'commands', 'configs'}
 
 

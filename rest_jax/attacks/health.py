@@ -18,7 +18,7 @@ import numpy as np
 from jax import lax
 from jax.tree_util import Partial
 
-from rest_jax.attacks.ball import furthest, project, random_start
+from rest_jax.attacks.ball import furthest, project, random_start, usable
 from rest_jax.attacks.losses import Loss, fooled, margin
 from rest_jax.attacks.queries import (
   ask,
@@ -140,8 +140,7 @@ def short_attack(
   Returns:
     How it ended.
   """
-  counted = jnp.asarray(sample.counts if until_fooled else np.ones_like(sample.counts))
-  data = (sample.images, sample.labels, sample.keys, counted)
+  data = (sample.images, sample.labels, sample.keys, sample.counts)
   radii = np.float32(eps), np.float32(eps if start is None else start)
   adv, *first, cut = _ascend(model, *data, *radii, np.int32(steps), until_fooled, norm)
   held = _judged(model, sample, adv, *first)
@@ -181,10 +180,10 @@ def _ascend(model, images, labels, keys, counted, eps, start, steps, until_foole
     axes = tuple(range(1, gradient.ndim))
     flat = jnp.where(i == 0, jnp.all(gradient == 0, axis=axes), flat)
     broken = jnp.where(i == 0, ~jnp.all(jnp.isfinite(gradient), axis=axes), broken)
-    # A NaN would spread to the whole perturbation.
-    gradient = jnp.where(jnp.isfinite(gradient), gradient, 0.0)
     part = jnp.float32(i) / jnp.maximum(steps, 1).astype(jnp.float32)
-    move = furthest(gradient, jnp.clip(images + delta, 0, 1), norm, eps * (0.52 - 0.5 * part))
+    move = furthest(
+      usable(gradient), jnp.clip(images + delta, 0, 1), norm, eps * (0.52 - 0.5 * part)
+    )
     wrong = fooled(answer.logits, labels, None, False)
     done = until_fooled & (wrong | ~counted).all()
     moved = jnp.where(done, delta, project(delta + move, images, norm, eps))
@@ -422,9 +421,8 @@ def _check_progress(model: Partial, sample: Sample, threat: Threat, few: Held) -
   norm, eps = threat.norm, threat.eps
   many = short_attack(model, sample, norm, eps, MANY_STEPS, until_fooled=True)
   wide = short_attack(model, sample, norm, 2 * eps, MANY_STEPS, start=eps, until_fooled=True)
-  if (
-    wide.accuracy > 0 and not many.accuracy
-  ):  # margins are compared then, and both are of all steps
+  # Only where the wider ball's attack fails are margins compared: those of all steps.
+  if wide.accuracy > 0 and not many.accuracy:
     many = short_attack(model, sample, norm, eps, MANY_STEPS)
   steps = f'{FEW_STEPS} and up to {MANY_STEPS} steps'
   radii = f'radius {radius_text(eps)} and {radius_text(2 * eps)}'

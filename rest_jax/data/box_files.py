@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from typing import NamedTuple
 from xml.etree import ElementTree
 
+from rest_jax.data.objects import check_box
 from rest_jax.errors import UserError
 
 Box = tuple[float, float, float, float]  # (xmin, ymin, xmax, ymax) in pixels, edges
 FOLDERS = ('annotations', 'annotation')
 VOC_FIRST = 1  # corners count from 1 there, and the last ones belong to the box (IJCV 2010)
 _SAME = 0.02  # in the logarithm of width over height: sizes are rounded
-_EDGES = ('xmin', 'ymin', 'xmax', 'ymax')
+EDGES = ('xmin', 'ymin', 'xmax', 'ymax')
 
 
 class Boxes(NamedTuple):
@@ -49,11 +50,7 @@ class Boxes(NamedTuple):
         f'{width}x{height}; turn the boxes as its EXIF orientation says, or save it without one'
       )
     for box in self.edges:
-      if min(box) < -1 or box[2] > across + 1 or box[3] > down + 1:
-        raise UserError(
-          f'{self.path or "boxes"}: the box {", ".join(f"{edge:g}" for edge in box)} lies outside '
-          f'of the picture of {across}x{down} px; mend or remove it'
-        )
+      check_box(box, (down, across), self.path or 'boxes')
     return [(l / across, t / down, r / across, b / down) for l, t, r, b in self.edges]  # noqa: E741
 
 
@@ -152,7 +149,7 @@ def read_boxes(path: str) -> Boxes:
     raise UserError(f'cannot read the boxes {path}: {error}') from error
   edges = []
   for box in root.iterfind('object/bndbox'):
-    texts = [(box.findtext(edge) or '').strip() for edge in _EDGES]
+    texts = [(box.findtext(edge) or '').strip() for edge in EDGES]
     if (found := box_of(texts, first=VOC_FIRST)) is None:
       raise UserError(f'{path}: {", ".join(texts)} is no box; it is xmin, ymin, xmax, ymax')
     left, top, right, bottom = found

@@ -15,10 +15,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rest_jax.data import picture_files
-from rest_jax.data.box_files import Box, Boxes, box_of
+from rest_jax.data.box_files import EDGES, Box, Boxes, box_of
 from rest_jax.errors import UserError
 
-_EDGES = ('xmin', 'ymin', 'xmax', 'ymax')
 _LIMIT = 2**24  # bytes of a field
 
 
@@ -94,7 +93,7 @@ def read_annotations(path: str) -> Labelled:
         continue
       if len(parts) not in (2, 6):
         raise UserError(f'{path}, line {line}: a line has a file, a class and four edges of a box')
-      row = dict(zip(('label', *_EDGES), parts[1:], strict=False))
+      row = dict(zip(('label', *EDGES), parts[1:], strict=False))
       found.append((line, finder.path(path, line, parts[0]), row))
   return _collected(path, found, last=1)
 
@@ -158,7 +157,7 @@ def _rows(path: str) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def _box(path: str, line: int, row: dict[str, str], last: int) -> tuple[Box, ...]:
-  texts = [(row.get(edge) or '').strip() for edge in _EDGES]
+  texts = [(row.get(edge) or '').strip() for edge in EDGES]
   if not any(texts):
     return ()
   if (box := box_of(texts, last=last)) is None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from rest_jax.data.box_files import VOC_FIRST
+from rest_jax.data.box_files import EDGES, VOC_FIRST
 from rest_jax.data.images import check_size, read_image
 from rest_jax.data.objects import check_box, check_names, clipped, learnt
 from rest_jax.data.picture_files import SUFFIXES
@@ -200,7 +200,7 @@ def _mark(node: ElementTree.Element, where: str) -> bool:
 
 def _box(node: ElementTree.Element, size: tuple[int, int], where: str) -> np.ndarray:
   """Corners from 0, the ends exclusive."""
-  texts = [node.findtext(f'bndbox/{edge}') for edge in ('xmin', 'ymin', 'xmax', 'ymax')]
+  texts = [node.findtext(f'bndbox/{edge}') for edge in EDGES]
   try:
     left, top, right, bottom = (float(text or '') for text in texts)
   except ValueError as error:

@@ -94,5 +94,5 @@ def test_boxes_outside_of_their_picture_are_refused(box, size, fits):
   if fits:
     assert len(boxes.fractions(8, 6)) == 1
   else:
-    with pytest.raises(UserError, match=r'a/cat.xml: the box .* lies outside of the picture of'):
+    with pytest.raises(UserError, match=r'a/cat.xml: the box .* lies outside of the image of'):
       boxes.fractions(8, 6)
