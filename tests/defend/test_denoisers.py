@@ -183,3 +183,11 @@ def test_bad_input(images):
     with pytest.raises(UserError, match=message) as error:
       call()
     assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_shows_itself_in_one_line(name):
+  """Without its weights, which would fill pages."""
+  line = repr(denoiser(name, 0.5))
+  assert line.startswith(f'Denoiser(name={name!r}, strength=') and len(line) < 120
+  assert '\n' not in line

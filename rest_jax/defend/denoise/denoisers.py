@@ -71,10 +71,10 @@ class Denoiser:
 
   name: str
   strength: jax.Array
-  forward: Partial
-  compress: Partial
-  inverse: Partial
-  surrogate: Partial | None = None
+  forward: Partial = dataclasses.field(repr=False)
+  compress: Partial = dataclasses.field(repr=False)
+  inverse: Partial = dataclasses.field(repr=False)
+  surrogate: Partial | None = dataclasses.field(default=None, repr=False)
   random: bool = False
   differentiable: bool = True
 
