@@ -185,7 +185,7 @@ def test_bad_input(images):
     assert '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', [*NAMES, 'autoencoder'])
 def test_shows_itself_in_one_line(name):
   """Without its weights, which would fill pages."""
   line = repr(denoiser(name, 0.5))
