@@ -59,7 +59,8 @@ def test_rule_wherever_the_relu_stands(name, weights):
   np.testing.assert_allclose(got, by_hand(weights, x), rtol=1e-5, atol=1e-5)
   plain = jax.grad(lambda x: network(x).sum())(x)
   assert np.abs(got - plain).max() > 0.1
-  np.testing.assert_array_equal(guided(network)(x), network(x))
+  # One program and several: their sums are rounded differently, on some processors.
+  np.testing.assert_allclose(guided(network)(x), network(x), rtol=1e-6, atol=1e-6)
 
 
 def test_relu6_is_guided_below_its_ceiling():
