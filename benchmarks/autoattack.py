@@ -24,6 +24,8 @@ from pathlib import Path
 import numpy as np
 from autoattack_models import load_split, trained
 
+from rest_jax import allocator
+
 HERE = Path(__file__).parent
 RESULTS = HERE / 'results'
 ATTACKS = ('apgd_ce', 'apgd_t', 'fab_t', 'square')
@@ -74,7 +76,8 @@ class Worker:
     command = [python, str(HERE / f'autoattack_{library}.py'), '--images', str(images)]
     command += ['--threads', str(threads)]
     command += ['--official', str(args.official)] if library == 'official' else []
-    env = {**os.environ, 'OMP_NUM_THREADS': str(threads)}
+    # Both keep the pages that they free, as our commands do.
+    env = {**os.environ, **allocator.variables(), 'OMP_NUM_THREADS': str(threads)}
     self.process = subprocess.Popen(
       command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.worker import MARK
+from rest_jax import allocator
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -21,9 +22,13 @@ class SideError(Exception):
 
 
 def environment(side: str, device: str) -> dict[str, str]:
-  """Of a side's process: our code found, the device chosen, no memory taken in advance."""
+  """Of a side's process: our code found, the device chosen, no memory taken in advance.
+
+  Both sides keep the pages that they free, as our commands do.
+  """
   paths = [str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])]
   found = {**os.environ, 'PYTHONPATH': os.pathsep.join(paths), 'PYTHONWARNINGS': 'ignore'}
+  found |= allocator.variables()
   if side == 'ours':
     found['JAX_PLATFORMS'] = 'cpu' if device == 'cpu' else 'cuda,cpu'
     # No memory is taken in advance, since the other side needs some too, and none is out of reach.

@@ -4,6 +4,7 @@ Nothing of the user's is read or written: data sets stand in a folder of this ru
 workers share and which goes when it ends.
 """
 
+import functools
 import gc
 import importlib.metadata
 import os
@@ -45,6 +46,7 @@ if 'PYTEST_XDIST_WORKER' not in os.environ:
 import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
+from jax._src.interpreters import mlir  # noqa: E402
 from jax._src.lax import lax as jax_lax  # noqa: E402
 from seen_devices import devices  # noqa: E402
 
@@ -61,6 +63,11 @@ def put(value):
 # have many. Where it is done otherwise there is nothing to be changed.
 if (stage := getattr(jax_lax, 'stage_p', None)) is not None:
   stage.def_impl(put)
+
+# One MLIR context for all programs of a process: to load the dialects anew takes a twelfth of the
+# suite's time. What is not there in another JAX stays as it is.
+if (make_context := getattr(mlir, 'make_ir_context', None)) is not None:
+  mlir.make_ir_context = functools.cache(make_context)
 
 hypothesis.settings.register_profile(
   'suite',

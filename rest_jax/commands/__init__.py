@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import rest_jax
-from rest_jax import program_cache
+from rest_jax import allocator, program_cache
 from rest_jax.command_line import wants_help
 from rest_jax.errors import UserError, did_you_mean, run_script
 
@@ -72,6 +72,7 @@ def _run(name: str, words: list[str], program: str) -> int | None:
   # Imports and traces make many small objects that stay: looking through them, as often as Python
   # would, is a tenth of a short run.
   gc.set_threshold(*map(max, gc.get_threshold(), (10_000, 20, 20)))
+  allocator.keep_pages()
   module = importlib.import_module(COMMANDS[name][0])
   if name not in _COMPILING:
     return module.main(words, program)
