@@ -17,7 +17,8 @@ import numpy as np
 from jax.tree_util import Partial
 
 from rest_jax.errors import UserError
-from rest_jax.recipes import Recipe, as_recipe, find_module, has_hash
+from rest_jax.hidden_modules import find_module
+from rest_jax.recipes import Recipe, as_recipe, has_hash, is_code
 
 
 def as_function(model: Any) -> Partial:
@@ -27,7 +28,9 @@ def as_function(model: Any) -> Partial:
   `Classifier`, an Equinox or NNX module, a `Partial`), of the pytree of a bound method, of the
   arguments of a `functools.partial`, and those that a Python function encloses, has as defaults
   or names as globals, or that an object holds as attributes. Everything else is code, compared by
-  value where it can be: two functions of equal code compile once.
+  value where it can be, numbers in attributes, lists and dictionaries too: two functions of equal
+  code compile once, and what was changed in place is another function. A list that the function
+  itself writes to is compared by identity.
 
   Args:
     model: a callable.
@@ -50,7 +53,7 @@ def as_function(model: Any) -> Partial:
   if _is_tree_of_arrays(model):
     return Partial(_call, model)
   recipe, leaves = as_recipe(model)
-  if recipe.constant and has_hash(model):
+  if is_code(recipe) and has_hash(model):
     return Partial(model)
   return Partial(_Made(recipe), *leaves)
 
@@ -82,7 +85,7 @@ def _partial(model: Partial) -> Partial:
   if isinstance(model.func, _Made):
     return model
   recipe, leaves = as_recipe(model.func)
-  if not leaves:
+  if is_code(recipe):
     return model
   return Partial(_Made(recipe), *leaves, *model.args, **model.keywords)
 

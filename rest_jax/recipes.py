@@ -10,6 +10,9 @@ from __future__ import annotations
 import dataclasses
 import dis
 import functools
+import hashlib
+import inspect
+import re
 import sys
 import types
 from collections.abc import Iterator
@@ -21,7 +24,13 @@ from jax.tree_util import Partial
 
 # Objects of other packages are not looked into: what they mean by their attributes is not known.
 _LIBRARIES = frozenset({'flax', 'jax', 'jaxlib', 'numpy', 'optax', 'orbax', 'torch', 'tensorflow'})
-_SMALL = 1 << 16  # bytes of an array that is compared by its values
+_SMALL = 1 << 16  # bytes of an array that is kept to be compared, and not its hash
+_MOST = 10_000  # values of a list or dictionary that are looked at
+# What a function calls to write to a list or dictionary. `add` and `set` are those of `x.at`, too.
+_WRITERS = {'append', 'appendleft', 'extend', 'insert', 'pop', 'popleft', 'remove', 'clear'}
+_WRITERS |= {'setdefault', 'update', 'discard'}
+_WRITTEN = 'written'  # stands for what a function itself writes to
+_OUTER = ('LOAD_GLOBAL', 'LOAD_NAME', 'LOAD_DEREF')
 _DUNDERS = ('__builtins__', '__name__', '__package__', '__spec__')
 
 
@@ -31,10 +40,12 @@ class Recipe:
   Attributes:
     count: how many arrays were taken out.
     constant: whether it is the value itself, which cannot change.
+    opaque: whether it is one that was not looked into.
   """
 
   count: int = 0
   constant: bool = False
+  opaque: bool = False
 
   def join(self, leaves: list[Any]) -> Any:
     """The value, with other arrays."""
@@ -57,32 +68,33 @@ class _Leaf(Recipe):
 
 
 class _Constant(Recipe):
-  """What is code: compared by value where it has a hash, by identity where it has none."""
+  """What is code: compared by what it is made of, else by its hash, else by identity."""
 
   constant = True
 
   def __init__(self, value: Any, key: Any = None):
-    self.value, self._key = value, _key_of(value) if key is None else key
+    self.value, self.key = value, _key_of(value) if key is None else key
+    self.opaque = key is None
 
   def join(self, leaves: list[Any]) -> Any:
     return self.value
 
   def __eq__(self, other: object) -> bool:
-    return isinstance(other, _Constant) and self._key == other._key
+    return isinstance(other, _Constant) and self.key == other.key
 
   def __hash__(self) -> int:
-    return hash(self._key)
+    return hash(self.key)
 
 
 def _key_of(value: Any) -> Any:
-  if isinstance(value, np.ndarray) and value.nbytes <= _SMALL and value.dtype != object:
-    return 'array', value.shape, str(value.dtype), value.tobytes()
-  try:
-    hash(value)
-  except TypeError:
+  if isinstance(value, np.ndarray) and value.dtype != object:
+    held = value.tobytes() if value.nbytes <= _SMALL else hashlib.sha256(value.tobytes()).digest()
+    return 'array', value.shape, str(value.dtype), held
+  if not has_hash(value):
     return 'object', id(value)
-  # 1, 1.0 and True are equal.
-  return type(value), value
+  # 1, 1.0 and True are equal, and so are 0.0 and -0.0; nan is not even nan.
+  number = isinstance(value, float | complex | np.inexact)
+  return type(value), repr(value) if number else value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,11 +230,48 @@ def _recipe(value: Any, within: tuple[int, ...]) -> tuple[Recipe, list[Any]]:
     recipe, found = _recipe(part, (*within, id(value)))
     recipes.append(recipe)
     leaves += found
+  if isinstance(glue, _Object) and not leaves and _is_ours(glue.kind):
+    return _Constant(value), []  # frozen, and compared as it says
+  if isinstance(glue, _Function | _Object):
+    recipes = _without_written(value, glue, parts, recipes)
   if not leaves and not (isinstance(glue, _Function) and _varies(glue, recipes)):
-    # A list may be there to be written to; a function without variables is its code.
-    key = (glue, tuple(recipes)) if isinstance(glue, _Function) else None
-    return _Constant(value, key), []
+    return _Constant(value, (glue, tuple(recipes))), []
   return _Parts(tuple(recipes), glue), leaves
+
+
+def is_code(recipe: Recipe) -> bool:
+  """Whether a value is code alone: nothing that it holds can become another thing."""
+  if not isinstance(recipe, _Constant) or recipe.opaque:
+    return recipe.constant
+  glue, parts = recipe.key
+  return isinstance(glue, _Function) and all(map(is_code, parts))
+
+
+def _without_written(
+  value: Any, glue: _Function | _Object, parts: list[Any], recipes: list[Recipe]
+) -> list[Recipe]:
+  """What a function itself writes to, such as a list of its calls, counts by identity; in an object
+  by that of the object.
+  """
+  found = list(recipes)
+  for at in _written_parts(glue):
+    if recipes[at].count == 0:
+      owner = value if isinstance(glue, _Object) else parts[at]
+      found[at] = _Constant(parts[at], (_WRITTEN, id(owner)))
+  return found
+
+
+def _written_parts(glue: Any) -> list[int]:
+  """Which parts are written to by what they are the parts of."""
+  if isinstance(glue, _Object):
+    written, names = _written_to_itself(glue.kind), glue.names
+  elif isinstance(glue, _Function):
+    written = _written_by(glue.code)
+    unnamed = glue.defaults + len(glue.keywords)
+    names = (*glue.code.co_freevars, *[''] * unnamed, *glue.names)
+  else:
+    return []
+  return [at for at, name in enumerate(names) if name in written]
 
 
 def _varies(glue: _Function, recipes: list[Recipe]) -> bool:
@@ -246,12 +295,12 @@ def _split(value: Any) -> tuple[Any, list[Any]] | None:
     return _Call(kind, names), [value.func, *value.args, *value.keywords.values()]
   leaves, structure = jax.tree.flatten(value)
   if not any(leaf is value for leaf in leaves):
-    return (_Tree(structure), leaves) if leaves and has_hash(structure) else None
+    return (_Tree(structure), leaves) if len(leaves) <= _MOST and has_hash(structure) else None
   return _split_object(value)
 
 
 def _split_function(function: types.FunctionType) -> tuple[Any, list[Any]] | None:
-  read, writes = _names_of(function.__code__)
+  read, writes = names_of(function.__code__)
   home = function.__globals__
   try:
     cells = [cell.cell_contents for cell in function.__closure__ or ()]
@@ -276,7 +325,7 @@ def _global(value: Any, home: dict[str, Any]) -> Any:
 
 
 @functools.lru_cache(maxsize=512)
-def _names_of(code: types.CodeType) -> tuple[tuple[str, ...], bool]:
+def names_of(code: types.CodeType) -> tuple[tuple[str, ...], bool]:
   """Globals that a code reads, functions within it too, and whether it writes any, or a cell."""
   names: dict[str, None] = {}
   writes = False
@@ -287,6 +336,33 @@ def _names_of(code: types.CodeType) -> tuple[tuple[str, ...], bool]:
       outer = step.opname == 'STORE_DEREF' and step.argval in code.co_freevars
       writes |= outer or step.opname in ('STORE_GLOBAL', 'DELETE_GLOBAL')
   return tuple(names), writes
+
+
+@functools.lru_cache(maxsize=512)
+def _written_by(code: types.CodeType) -> frozenset[str]:
+  """Names of outer values, and of attributes, whose items a code sets or whose writers it calls."""
+  found = set()
+  for part in _codes(code):
+    steps = [step for step in dis.get_instructions(part) if step.opname != 'PUSH_NULL']
+    for step, after, third in zip(steps, steps[1:], steps[2:], strict=False):
+      calls = after.opname in ('LOAD_ATTR', 'LOAD_METHOD') and after.argval in _WRITERS
+      sets = third.opname in ('STORE_SUBSCR', 'DELETE_SUBSCR', 'COPY')
+      if step.opname in (*_OUTER, 'LOAD_ATTR') and (calls or sets or after.opname == 'STORE_ATTR'):
+        found.add(step.argval)
+  return frozenset(found)
+
+
+def _written_to_itself(kind: type) -> frozenset[str]:
+  """Names of what objects of a class change when they are called, as one that counts its calls."""
+  code = getattr(inspect.getattr_static(kind, '__call__', None), '__code__', None)
+  if code is None:
+    return frozenset()
+  steps = dis.get_instructions(code)
+  return _written_by(code) | {step.argval for step in steps if step.opname == 'STORE_ATTR'}
+
+
+def _is_ours(kind: type) -> bool:
+  return kind.__module__.partition('.')[0] == 'rest_jax'
 
 
 def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
@@ -318,50 +394,97 @@ def has_hash(value: Any) -> bool:
   return True
 
 
-def find_module(value: Any, within: tuple[int, ...] = ()) -> str | None:
-  """The name under which a function holds an NNX module, which can be changed later; None for none.
+def digest(value: Any, arrays: bool = False) -> str:
+  """What a value is made of as a hash that other processes find too.
+
+  Functions count by their bytecode, with what they enclose, and so does what is wrapped around one
+  and leaves its values as they are, such as another gradient. This library's functions and those
+  of other packages count by their names, what a function itself writes to does not count.
 
   Args:
-    value: a callable; what it takes as arguments (a `Partial`'s, a bound method's) is none of it.
-    within: the functions that this one was found in.
+    value: as `as_recipe` takes it.
+    arrays: whether its arrays count.
   """
-  value = getattr(value, '__wrapped__', value)  # what is jitted
-  if isinstance(value, functools.partial):
-    return find_module(value.func, within)
-  nnx = sys.modules.get('flax.nnx')
-  if nnx is None or not isinstance(value, types.FunctionType) or id(value) in within:
-    return None
-  for name, held in _held(value):
-    if any(isinstance(one, nnx.Module) for one in _items(held)):
-      return name
-    if isinstance(held, types.FunctionType) or hasattr(held, '__wrapped__'):
-      found = find_module(held, (*within, id(value)))
-      if found is not None:
-        return found
-  return None
+  recipe, leaves = as_recipe(value)
+  texts = _texts(recipe, iter(leaves if arrays else [None] * len(leaves)))
+  return hashlib.sha256('\n'.join(texts).encode()).hexdigest()[:32]
 
 
-def _held(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
-  """Names and values of what a function encloses, has as defaults or reads of its globals."""
-  code = function.__code__
-  for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
-    try:
-      yield name, cell.cell_contents
-    except ValueError:
-      continue
-  defaults = function.__defaults__ or ()
-  arguments = code.co_varnames[: code.co_argcount]
-  yield from zip(arguments[len(arguments) - len(defaults) :], defaults, strict=True)
-  yield from (function.__kwdefaults__ or {}).items()
-  home = function.__globals__
-  for name in _names_of(code)[0]:
-    held = home.get(name)
-    if not isinstance(held, types.FunctionType) or held.__globals__ is home:
-      yield name, held
+def _texts(recipe: Recipe, leaves: Iterator[Any]) -> Iterator[str]:
+  if isinstance(recipe, _Parts):
+    yield from _texts_of_parts(recipe.glue, recipe.parts, leaves)
+  elif not isinstance(recipe, _Constant):
+    leaf = next(leaves, None)  # those of a recipe by itself stand elsewhere
+    yield 'array' if leaf is None else next(_texts_of_value(np.asarray(leaf)))
+  elif recipe.opaque:
+    yield from _texts_of_value(recipe.value)
+  else:
+    yield from _texts_of_parts(*recipe.key, leaves)
 
 
-def _items(value: Any) -> list[Any]:
-  """A value, or what stands in a list, tuple or dictionary."""
-  if isinstance(value, dict):
-    return list(value.values())
-  return list(value) if isinstance(value, list | tuple) else [value]
+def _texts_of_parts(glue: Any, parts: tuple[Recipe, ...], leaves: Iterator[Any]) -> Iterator[str]:
+  left_out = set(_written_parts(glue))
+  if isinstance(glue, _Function):
+    yield _text_of_code(glue.code, str(glue.home.names.get('__name__', '')))
+    yield ' '.join((*glue.keywords, *glue.names))
+    left_out.add(len(parts) - 1)  # the function's own attributes
+  elif isinstance(glue, _Object):
+    yield f'{_name_of(glue.kind)} {" ".join(glue.names)} {_text_of_call(glue.kind)}'
+  else:
+    text = str(glue)  # packages' own nodes tell addresses and what else changes
+    yield re.sub(r'0x[0-9a-f]+', '', text) if 'CustomNode' not in text else 'tree'
+  for at, part in enumerate(parts):
+    found = list(_texts(part, leaves)) if at not in left_out else _skip(part, leaves)
+    yield from found
+
+
+def _skip(recipe: Recipe, leaves: Iterator[Any]) -> list[str]:
+  for _ in range(recipe.count):
+    next(leaves, None)
+  return []
+
+
+def _texts_of_value(value: Any) -> Iterator[str]:
+  if value is None or isinstance(value, bool | int | float | complex | str | bytes | np.generic):
+    yield repr(value)
+  elif isinstance(value, np.ndarray) and value.dtype != object:
+    yield f'{value.dtype} {value.shape} {hashlib.sha256(value.tobytes()).hexdigest()}'
+  elif isinstance(value, types.FunctionType):
+    yield _text_of_code(value.__code__, value.__module__)
+  else:
+    kind = value if isinstance(value, type) else type(value)
+    yield from (_name_of(kind), _text_of_call(kind))
+    if _is_ours(kind) and (split := _split_object(value)) is not None:
+      for part in split[1]:
+        yield digest(part)
+    # What is jitted, and gradients that are written by hand.
+    for name in ('__wrapped__', 'fwd', 'bwd', 'jvp'):
+      inner = getattr(value, name, None)
+      if isinstance(inner, types.FunctionType):
+        yield digest(inner)
+
+
+def _text_of_call(kind: type) -> str:
+  call = inspect.getattr_static(kind, '__call__', None)
+  return _text_of_code(call.__code__, call.__module__) if hasattr(call, '__code__') else ''
+
+
+def _text_of_code(code: types.CodeType, module: str) -> str:
+  root = (module or '').partition('.')[0]
+  if root == 'rest_jax' or root in _LIBRARIES or root in sys.stdlib_module_names:
+    return f'{module}.{code.co_qualname}'
+  found = hashlib.sha256()
+  for part in _codes(code):
+    plain = [one for one in part.co_consts if not isinstance(one, types.CodeType)]
+    held = (part.co_names, part.co_freevars, [_text_of_constant(one) for one in plain])
+    found.update(part.co_code + repr(held).encode(errors='surrogatepass'))
+  return found.hexdigest()
+
+
+def _text_of_constant(value: Any) -> str:
+  # The order of a set of texts is another one in each process.
+  return str(sorted(map(repr, value))) if isinstance(value, frozenset) else repr(value)
+
+
+def _name_of(kind: type) -> str:
+  return f'{kind.__module__}.{kind.__qualname__}'

@@ -3,6 +3,9 @@
 import dataclasses
 import functools
 import gc
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +14,10 @@ import pytest
 from flax import nnx
 from jax.tree_util import Partial, register_dataclass
 
+from rest_jax import attacks
 from rest_jax.callables import as_function
 from rest_jax.errors import UserError
+from rest_jax.recipes import digest
 
 
 @register_dataclass
@@ -60,9 +65,8 @@ def test_same_function_compiles_once():
 
 def test_object_without_hash():
   run, traces = counted()
-  first, second = Unhashable(1.0), Unhashable(1.0)
-  for model in (first, first, second):
-    assert run(as_function(model), jnp.zeros(2)).tolist() == [1.0, 1.0]
+  for offset in (1.0, 1.0, 2.0):
+    assert run(as_function(Unhashable(offset)), jnp.zeros(2)).tolist() == [offset] * 2
   assert len(traces) == 2
 
 
@@ -164,6 +168,97 @@ def test_what_is_changed_later_is_seen(monkeypatch):
     assert run(as_function(function), jnp.ones(2)).tolist() == [4, 4]
 
 
+class Holder:
+  """Holds a number in one of several ways."""
+
+  def __init__(self, held):
+    self.held = held
+
+  def __call__(self, x):
+    held = self.held
+    while not isinstance(held, float | np.number):
+      held = held['key'] if isinstance(held, dict) else held[0]
+    return x * float(held)
+
+  def again(self, x):
+    return self(x)
+
+
+HELD = {
+  'number': float,
+  'NumPy scalar': np.float32,
+  'list': lambda value: [value],
+  'dict': lambda value: {'key': value},
+  'nested': lambda value: {'key': [{'key': value}]},
+  'integers': lambda value: np.array([int(value)]),
+  'many integers': lambda value: np.full(20_000, int(value)),
+}
+SETTINGS = {'scale': 1.0}
+MODELS = {
+  'object': lambda holder: holder,
+  'bound method': lambda holder: holder.again,
+  'closure': lambda holder: lambda x: holder(x),
+  'closure of a closure': lambda holder: (lambda inner: lambda x: inner(x))(lambda x: holder(x)),
+  'default': lambda holder: lambda x, holder=holder: holder(x),
+  'partial': lambda holder: functools.partial(lambda holder, x: holder(x), holder),
+  'Partial': lambda holder: Partial(lambda x: holder(x)),
+}
+
+
+@pytest.mark.parametrize('held', HELD)
+@pytest.mark.parametrize('form', MODELS)
+def test_what_is_changed_in_place_is_another_function(form, held):
+  run, traces = counted()
+  holder = Holder(HELD[held](1.0))
+  model = MODELS[form](holder)
+  for value in (1.0, 1.0, -3.0, 0.0, -0.0):  # 0.0 == -0.0
+    holder.held = HELD[held](value)
+    found = run(as_function(model), jnp.ones(2))
+    np.testing.assert_array_equal(found, [value, value])
+    if 'integers' not in held:
+      assert bool(jnp.signbit(found[0])) == bool(np.signbit(value))
+  assert len(traces) <= 4  # the same value twice compiles once
+
+
+def test_items_of_a_container_that_are_set_are_seen():
+  run, _ = counted()
+  scales = [1.0]
+  for model, place, key in (
+    (lambda x: x * SETTINGS['scale'], SETTINGS, 'scale'),
+    (lambda x: x * scales[0], scales, 0),
+  ):
+    for value in (1.0, 2.0, 1.0):
+      place[key] = value
+      assert run(as_function(model), jnp.ones(2)).tolist() == [value, value]
+
+
+def test_what_a_function_writes_itself_compiles_it_no_second_time():
+  run, traces = counted()
+  seen, counts = [], {'calls': 0}
+
+  class Counting:
+    def __init__(self):
+      self.calls = 0
+
+    def __call__(self, x):
+      self.calls += 1
+      return x
+
+  def appends(x):
+    seen.append(x.shape)
+    return x
+
+  def counts_up(x):
+    counts['calls'] += 1
+    return x
+
+  for model in (Counting(), appends, counts_up):
+    traces.clear()
+    for _ in range(3):
+      run(as_function(model), jnp.ones(2))
+    assert len(traces) == 1
+
+
 @pytest.mark.parametrize(
   'hide',
   [
@@ -214,3 +309,99 @@ def test_functions_of_equal_code_and_values_compile_once():
       run(as_function((lambda f: lambda x: x * f)(factor)), jnp.ones(2)).tolist() == [factor] * 2
     )
   assert len(traces) == 2
+
+
+STEP = 2.0
+DIGESTS = """
+import functools, types
+from jax.tree_util import Partial
+from rest_jax import attacks
+from rest_jax.recipes import digest
+
+STEP = 2.0
+
+
+class Mine:
+  def __init__(self, rate, seen):
+    self.rate, self.seen = rate, seen
+
+  def __call__(self, x):
+    return x * self.rate if 'a' in {'a', 'b', 'c', 'd'} else x
+
+
+def steps(count):
+  return lambda x: x * count * STEP
+
+
+print(digest(Mine(0.1, {'one': 1, 'two': [2]})))
+print(digest(steps(3)))
+print(digest(functools.partial(steps, count=3)))
+print(digest(attacks.bpda(steps(3), steps(4))))
+"""
+
+
+def test_a_digest_is_the_same_in_other_processes():
+  outs = [
+    subprocess.run(
+      [sys.executable, '-c', DIGESTS],
+      env=os.environ | {'PYTHONHASHSEED': seed},
+      capture_output=True,
+      text=True,
+      check=True,
+    ).stdout
+    for seed in ('1', '2')
+  ]
+  assert outs[0] == outs[1] and len(set(outs[0].split())) == 4
+
+
+@jax.custom_vjp
+def straight(x):
+  return jnp.round(x)
+
+
+straight.defvjp(lambda x: (jnp.round(x), None), lambda _, g: (g,))
+
+
+@jax.custom_vjp
+def twice_as_steep(x):
+  return jnp.round(x)
+
+
+twice_as_steep.defvjp(lambda x: (jnp.round(x), None), lambda _, g: (2 * g,))
+
+
+def test_a_digest_tells_functions_apart_that_differ_in_anything_but_arrays(monkeypatch):
+  def power(x, order=2):
+    return x**order
+
+  quantise = lambda x: jnp.round(x)  # noqa: E731
+  functions = {
+    'object': Holder(1.0),
+    'attribute': Holder(2.0),
+    'nested attribute': Holder([{'key': 2.0}]),
+    'method': Holder(1.0).again,
+    'partial': functools.partial(power, order=3),
+    'other argument': functools.partial(power, order=4),
+    'default': lambda x, order=2: x**order,
+    'other default': lambda x, order=3: x**order,
+    'enclosed': (lambda order: lambda x: x**order)(2),
+    'other enclosed': (lambda order: lambda x: x**order)(3),
+    'global': lambda x: x * STEP,
+    'rounds': quantise,
+    'bpda': attacks.bpda(quantise),
+    'bpda, other surrogate': attacks.bpda(quantise, power),
+    'gradient by hand': straight,
+    'other gradient by hand': twice_as_steep,
+    'jitted': jax.jit(lambda x: x + 1),
+    'jitted, other': jax.jit(lambda x: x + 2),
+  }
+  found = {name: digest(function) for name, function in functions.items()}
+  assert len(set(found.values())) == len(found), found
+  assert found == {name: digest(function) for name, function in functions.items()}
+  assert digest(as_function(functions['bpda'])) == digest(as_function(attacks.bpda(quantise)))
+  monkeypatch.setitem(globals(), 'STEP', 3.0)
+  assert digest(functions['global']) != found['global']
+
+
+def test_a_digest_is_not_one_of_arrays():
+  assert digest(Plain(jnp.ones(2))) == digest(Plain(jnp.zeros(2)))

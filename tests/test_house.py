@@ -27,6 +27,7 @@ GROUND = {
     'errors',
     'files',
     'foreign_layers',
+    'hidden_modules',
     'hub',
     'inputs',
     'layers',

@@ -28,6 +28,7 @@ from rest_jax.evaluation.batches import Batch, Chunk, Images, batch_rows, keys_o
 from rest_jax.evaluation.fingerprint import weights_hash
 from rest_jax.evaluation.records import RESULTS, Records
 from rest_jax.inputs import Norm
+from rest_jax.recipes import digest
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -479,7 +480,8 @@ class Evaluating:
   def _pinned(self, shape: tuple[int, ...]) -> dict[str, Any]:
     settings, other = self._settings, {}
     if self._made_on is not None:
-      other = {'made_on': settings.model_id or weights_hash(self._made_on)}
+      made_on = f'{weights_hash(self._made_on)} {digest(self._made_on)}'
+      other = {'made_on': settings.model_id or made_on}
     return {
       'image_shape': shape,
       **other,

@@ -17,6 +17,7 @@ from rest_jax.docstrings import composed
 from rest_jax.errors import UserError, did_you_mean
 from rest_jax.evaluation.fingerprint import weights_hash
 from rest_jax.inputs import NORMS, Norm
+from rest_jax.recipes import digest
 
 _OF_THREAT = ('norm', 'eps', 'targets')
 C = TypeVar('C', bound=type)
@@ -162,7 +163,11 @@ class Attack:
   def describe(self) -> dict[str, Any]:
     """JSON values that pin the attack in the header of its results."""
     name = getattr(self.function, '__qualname__', type(self.function).__name__)
-    return {'function': name, 'options': json.loads(json.dumps(dict(self.options), default=_pin))}
+    options = json.loads(json.dumps(dict(self.options), default=_pin))
+    if getattr(self.function, '__module__', '').partition('.')[0] == 'rest_jax':
+      return {'function': name, 'options': options}
+    # One of the user's may be another in what it encloses, has as attributes or as arguments.
+    return {'function': name, 'options': options, 'code': digest(self.function, arrays=True)}
 
   @property
   def _is_value(self) -> bool:

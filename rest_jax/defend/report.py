@@ -273,18 +273,24 @@ def _command_line(found: Found) -> str:
   """The command with all that the figures depend on."""
   command = found.command
   args = ['python', 'defend.py', '--attack', *command.attack, '--norm', command.norm]
-  args += ['--eps', *(radius_text(eps) for eps in command.eps)]
+  args += ['--eps', *(_exact(radius_text(eps), eps) for eps in command.eps)]
   args += ['--model', command.model, '--data', command.data, '--limit', str(command.limit)]
   args += ['--defense', *(command.defense or ('none',))]
   if command.defense:
-    args += ['--strength', *(f'{strength:g}' for strength in command.strength)]
+    args += ['--strength', *(_exact(f'{value:g}', value) for value in command.strength)]
   draws = command.draws if has_random(command.defense) else None
-  optional = {'split': command.split, 'steps': command.steps, 'study': command.study}
-  optional['draws'] = draws
-  for name, value in optional.items():
+  optional = {'architecture': command.architecture, 'data_dir': command.data_dir}
+  optional |= {'split': command.split, 'steps': command.steps, 'study': command.study}
+  for name, value in (optional | {'draws': draws}).items():
     args += [] if value is None else [f'--{name}', str(value)]
-  args += ['--seed', str(command.seed)]
+  args += [*(['--ema'] * command.ema), '--seed', str(command.seed)]
   return shlex.join(args if command.adaptive else [*args, '--no-adaptive'])
+
+
+def _exact(short: str, value: float) -> str:
+  """A number as people write it, where that is this number."""
+  above, _, below = short.partition('/')
+  return short if float(above) / float(below or 1) == value else repr(value)
 
 
 def _results(found: Found) -> dict[str, Any]:

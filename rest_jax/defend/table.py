@@ -69,6 +69,7 @@ class DefenceRow:
       (one-sided exact McNemar test, p under 0.05), or one of `GRADIENT_CHECKS` is raised.
     reasons: why, in words; empty where it is not.
     raised: names of all health checks that are raised for the defended model.
+    withstood: the images that `worst` counts.
   """
 
   defence: str
@@ -86,10 +87,12 @@ class DefenceRow:
   masked_gradients: bool
   reasons: tuple[str, ...]
   raised: tuple[str, ...]
+  withstood: frozenset[int] = dataclasses.field(default=frozenset(), compare=False, repr=False)
 
   def to_json(self) -> dict[str, Any]:
     """JSON values; a share is an object of value, low and high."""
     values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+    del values['withstood']
     return {k: v._asdict() if isinstance(v, Interval) else v for k, v in values.items()}
 
 
@@ -153,6 +156,36 @@ def make_row(
     masked_gradients=bool(reasons),
     reasons=reasons,
     raised=tuple(check.name for check in health if check.raised),
+    withstood=frozenset(i for i, kept in worst.items() if kept),
+  )
+
+
+def of_all_attacks(rows: Sequence[DefenceRow]) -> list[DefenceRow]:
+  """A row for each defence and radius: an attacker has all the attacks, image by image.
+
+  Args:
+    rows: of an evaluation.
+  """
+  found: dict[tuple[str, str, float], list[DefenceRow]] = {}
+  for row in rows:
+    found.setdefault((row.defence, row.norm, row.eps), []).append(row)
+  return [_joined(several, found[UNDEFENDED, *key[1:]]) for key, several in found.items()]
+
+
+def _joined(rows: Sequence[DefenceRow], undefended: Sequence[DefenceRow]) -> DefenceRow:
+  if len(rows) == 1:
+    return rows[0]
+  kept, base = (
+    frozenset.intersection(*(row.withstood for row in some)) for some in (rows, undefended)
+  )
+  return dataclasses.replace(
+    rows[0],
+    attack=f'all {len(rows)} attacks',
+    worst=accuracy_interval(len(kept), rows[0].images),
+    gain=(len(kept) - len(base)) / max(rows[0].images, 1),
+    gain_p=mcnemar(len(kept - base), len(base - kept), two_sided=True),
+    masked_gradients=any(row.masked_gradients for row in rows),
+    withstood=kept,
   )
 
 
@@ -298,6 +331,7 @@ def verdict(rows: Sequence[DefenceRow]) -> str:
       'The attacks did not know of the defences, so these figures say little: an attacker who '
       'knows a defence can do better. Run it again with `--adaptive`.'
     )
+  defended = [row for row in of_all_attacks(rows) if row.defence != UNDEFENDED]
   trusted = [row for row in defended if not row.masked_gradients]
   helped = [row for row in trusted if row.gain > 0 and (row.gain_p or 0.0) < LEVEL]
   if not helped:

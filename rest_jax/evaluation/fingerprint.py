@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rest_jax.recipes import digest
+
 _PROBE_RTOL = 1e-3  # logits of the same weights on another device differ by less
 
 
@@ -26,13 +28,14 @@ def pin(
 
   Returns:
     'weights': a hash, or None of a model without arrays, or `model_id`; 'probe': the logits, None
-    where not finite.
+    where not finite; 'code': a hash of the user's functions in it, for two may have the same values
+    and other gradients.
   """
   if model_id is not None:
-    return {'weights': f'id {model_id}', 'probe': []}
+    return {'weights': f'id {model_id}', 'probe': [], 'code': None}
   values = np.asarray(probe, np.float64).ravel().tolist()
   finite = [value if np.isfinite(value) else None for value in values]
-  return {'weights': weights_hash(model, *facts), 'probe': finite}
+  return {'weights': weights_hash(model, *facts), 'probe': finite, 'code': digest(model)}
 
 
 def weights_hash(model: Any, *facts: str) -> str | None:
@@ -59,7 +62,8 @@ def weights_hash(model: Any, *facts: str) -> str | None:
 def same_model(found: Any, wanted: Mapping[str, Any] | None) -> bool:
   """Whether two pins are of one model.
 
-  Both the weights and what the model answers: the same weights may stand in another function.
+  The weights, what the model answers and its code: the same weights may stand in another function,
+  and a function with the same answers may have another gradient, as behind `attacks.bpda`.
 
   Args:
     found: as it stands on disk.
@@ -68,6 +72,8 @@ def same_model(found: Any, wanted: Mapping[str, Any] | None) -> bool:
   if wanted is None or not isinstance(found, dict):
     return found is None and wanted is None
   if found.get('weights') != wanted['weights']:
+    return False
+  if found.get('code', wanted['code']) != wanted['code']:  # older results say nothing of it
     return False
   old, new = found.get('probe') or [], wanted['probe']
   scale = max((abs(value) for value in new if value is not None), default=0.0)

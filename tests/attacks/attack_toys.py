@@ -72,14 +72,15 @@ class Calls:
 
   def __init__(self, weights, fail_at=None):
     self.weights = np.asarray(weights)
-    self.fail_at = fail_at
+    self.left = fail_at  # batches before it fails
     self.batches = []
 
   def __call__(self, model, images, labels, *, key, norm, eps):
     assert norm == 'linf'
     assert key.shape == labels.shape
-    if self.fail_at == len(self.batches):
+    if self.left == 0:
       raise KeyboardInterrupt
+    self.left = None if self.left is None else self.left - 1
     logits = images.reshape(len(images), -1) @ self.weights
     attacked = logits.argmax(axis=1) == labels
     self.batches.append((np.asarray(images), attacked, eps))

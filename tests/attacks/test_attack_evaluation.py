@@ -1,5 +1,6 @@
 """The evaluation: grids of radii, resuming, files, bad input."""
 
+import functools
 import json
 import tempfile
 
@@ -178,6 +179,45 @@ def test_a_resumed_run_refuses_other_images_and_models(model, tmp_path):
     run(linear_model(1), images, labels, **options)
   with pytest.raises(UserError, match='other settings: seed'):
     run(model, images, labels, key=jax.random.key(4), **options)
+
+
+def test_a_resumed_run_refuses_the_same_values_with_another_gradient(model, tmp_path):
+  images, labels = data(model, 6)
+  quantise = lambda x: jnp.round(x * 16) / 16  # noqa: E731
+  options = dict(attacks=['fgsm'], radii=[0.05], output_dir=tmp_path)
+  first = run(lambda x: model(quantise(x)), images, labels, **options)
+  assert run(lambda x: model(quantise(x)), images, labels, **options).rows == first.rows
+  straight = attacks.bpda(quantise)
+  with pytest.raises(UserError, match='another model'):
+    run(lambda x: model(straight(x)), images, labels, **options)
+
+
+def test_a_resumed_run_refuses_an_attack_that_encloses_something_else(model, tmp_path):
+  def shift(logits_fn, images, labels, *, eps, share=1.0):
+    return np.clip(images + share * eps, 0, 1)
+
+  class Shift:
+    def __init__(self, share):
+      self.share = share
+
+    def __call__(self, logits_fn, images, labels, *, eps):
+      return np.clip(images + self.share * eps, 0, 1)
+
+  images, labels = data(model, 6)
+  for number, make in enumerate(
+    (
+      lambda share: functools.partial(shift, share=share),
+      lambda share: lambda *args, eps: shift(*args, eps=eps, share=share),
+      Shift,
+      lambda share: functools.partial(lambda w, *args, eps: args[1] + w * eps, np.float32(share)),
+    )
+  ):
+    options = dict(radii=[0.05], output_dir=tmp_path / str(number))
+    made = lambda share: [attacks.Attack('mine', make(share))]  # noqa: B023, E731
+    first = run(model, images, labels, attacks=made(1.0), **options)
+    assert run(model, images, labels, attacks=made(1.0), **options).rows == first.rows
+    with pytest.raises(UserError, match='other settings: attacks'):
+      run(model, images, labels, attacks=made(-1.0), **options)
 
 
 def test_no_place_to_write(model, tmp_path):

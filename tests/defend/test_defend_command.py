@@ -1,11 +1,17 @@
 """The command line of defend.py."""
 
+import dataclasses
+import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
+import hypothesis
+import hypothesis.strategies as st
 import pytest
 
 from rest_jax.attacks import list_attacks
 from rest_jax.defend import command, list_denoisers
+from rest_jax.defend.report import _command_line
 from rest_jax.errors import UserError
 
 
@@ -81,3 +87,31 @@ def test_bad_command_lines(args, message):
   with pytest.raises(UserError, match=message) as caught:
     parse(*args)
   assert '\n' not in str(caught.value)
+
+
+NUMBERS = st.one_of(
+  st.floats(1e-4, 0.9), st.integers(1, 200).map(lambda n: n / 255), st.just(0.01234567)
+)
+
+
+@hypothesis.given(
+  eps=st.lists(NUMBERS, min_size=1, max_size=3, unique=True),
+  strength=st.lists(st.floats(0.01, 1), min_size=1, max_size=3, unique=True),
+  ema=st.booleans(),
+  architecture=st.sampled_from([None, 'rest_small']),
+  data_dir=st.sampled_from([None, '/data sets/tfds']),
+  adaptive=st.booleans(),
+)
+def test_the_command_in_the_report_is_the_one_that_was_run(eps, strength, adaptive, **fields):
+  words = ['--attack', 'pgd', 'fgsm', '--norm', 'l2', '--model', 'one.pth', '--limit', '7']
+  words += ['--eps', *map(repr, eps), '--strength', *map(repr, strength), '--seed', '3']
+  words += ['--defense', 'gaussian', 'jpeg', '--data', 'some where', '--steps', '9']
+  words += ['--ema'] * fields.pop('ema') + ['--no-adaptive'] * (not adaptive)
+  for name, value in fields.items():
+    words += [] if value is None else [f'--{name}', value]
+  asked = parse(*words)
+  printed = shlex.split(_command_line(SimpleNamespace(command=asked)))
+  assert printed[:2] == ['python', 'defend.py']
+  # What the figures do not depend on stands elsewhere.
+  again = dataclasses.replace(parse(*printed[2:]), output=asked.output, batch_size=asked.batch_size)
+  assert again == asked

@@ -9,7 +9,14 @@ import pytest
 from PIL import Image
 
 from rest_jax.defend.figures import draw_bars, draw_radii
-from rest_jax.defend.table import UNDEFENDED, DefenceRow, findings, percent, verdict
+from rest_jax.defend.table import (
+  UNDEFENDED,
+  DefenceRow,
+  findings,
+  of_all_attacks,
+  percent,
+  verdict,
+)
 from rest_jax.evaluation.document import (
   Bullets,
   Cell,
@@ -21,7 +28,7 @@ from rest_jax.evaluation.document import (
   to_markdown,
 )
 from rest_jax.evaluation.figures import Strip, draw_strips
-from rest_jax.evaluation.intervals import accuracy_interval
+from rest_jax.evaluation.intervals import accuracy_interval, mcnemar
 
 
 def share(count):
@@ -66,6 +73,32 @@ def test_the_verdict_follows_the_figures():
   unaware = [dataclasses.replace(r, adaptive=None) for r in ROWS]
   assert 'an attacker who knows a defence can do better' in verdict(unaware)
   assert verdict(ROWS[:1]).startswith('No defence was evaluated')
+
+
+def test_the_verdict_is_of_an_attacker_with_all_the_attacks():
+  """Each attack alone leaves 60 and 55 images of 100 behind the defence, both together 20."""
+  first, second = frozenset(range(60)), frozenset(range(40, 95))
+  near = dict(eps=2 / 255, clean=95)
+  rows = [
+    row(UNDEFENDED, **near, non_adaptive=40, adaptive=None, withstood=frozenset(range(40))),
+    row('own', **near, non_adaptive=60, adaptive=60, p=1e-4, withstood=first),
+    row(
+      UNDEFENDED, **near, non_adaptive=30, adaptive=None, attack='square',
+      withstood=frozenset(range(30)),
+    ),
+    row('own', **near, non_adaptive=55, adaptive=55, p=1e-5, attack='square', withstood=second),
+  ]  # fmt: skip
+  assert verdict(rows[:2]).startswith('1 of 1 defences') and '60 % withstand' in verdict(rows[:2])
+  assert verdict(rows).startswith('No defence makes')
+  undefended, own = of_all_attacks(rows)
+  assert undefended.worst.value == 0.3 and own.worst.value == 0.2
+  assert own.gain == -0.1 and own.attack == 'all 2 attacks'
+  assert own.gain_p == mcnemar(20, 30, two_sided=True)
+  better = [dataclasses.replace(r, withstood=r.withstood | set(range(40, 100))) for r in rows]
+  rows = [
+    one if one.defence == UNDEFENDED else other for one, other in zip(rows, better, strict=True)
+  ]
+  assert '60 % withstand' in verdict(rows) and 'all 2 attacks within 2/255' in verdict(rows)
 
 
 def test_the_findings_name_radius_defence_and_price():

@@ -32,11 +32,12 @@ class Counting:
   """FGSM that notes how often it was called, and stops where it is told to."""
 
   def __init__(self, stop_at=None):
-    self.calls, self.stop_at = 0, stop_at
+    self.calls, self.left = 0, stop_at
 
   def __call__(self, model, images, labels, *, norm, eps, key):
-    if self.calls == self.stop_at:
+    if self.left == 0:
       raise KeyboardInterrupt
+    self.left = None if self.left is None else self.left - 1
     self.calls += 1
     return attacks.fgsm(model, images, labels, norm=norm, eps=eps, key=key)
 
@@ -150,6 +151,13 @@ def test_results_of_another_model_or_key_are_not_mixed(tmp_path):
     evaluate({}, output_dir=tmp_path, attack=counting(), key=jax.random.key(1))
 
 
+def test_a_defence_of_the_same_values_with_another_gradient_is_not_resumed(tmp_path):
+  quantise = lambda x: jnp.round(x * 8) / 8  # noqa: E731
+  evaluate({'own': quantise}, output_dir=tmp_path, attack=counting())
+  with pytest.raises(UserError, match=r'another model|made_on'):
+    evaluate({'own': attacks.bpda(quantise)}, output_dir=tmp_path, attack=counting())
+
+
 def test_batches_do_not_matter_and_chance_is_the_keys(tmp_path):
   defences = {'noise': noise(1.0), 'both': (fading(0.2), noise(1.0))}
   options = dict(attack=counting(), threats=GRID[1], draws=2)
@@ -253,7 +261,8 @@ def test_a_row_is_data():
   row = make_row('d', 'pgd', 'linf', 0.1, cell([1], [1]), cell([1], [1]), (), 0.95)
   values = row.to_json()
   assert json.loads(json.dumps(values))['worst'] == {'value': 0.0, 'low': 0.0, 'high': 0.975}
-  assert set(values) == {field.name for field in dataclasses.fields(row)}
+  # Which images withstood stands in their own records.
+  assert set(values) | {'withstood'} == {field.name for field in dataclasses.fields(row)}
 
 
 def test_a_minimum_norm_attack_runs_once_for_all_radii(tmp_path):

@@ -87,7 +87,8 @@ class Denoiser:
         `fold_in(key, i)`. Others ignore it.
 
     Returns:
-      As `images`.
+      As `images`. Where a filter rings (bands, wavelets), values leave [0, 1] a little: the model
+      gets them as they are, `jnp.clip` comes before whatever takes images alone.
 
     Raises:
       UserError: no images (B, H, W, C) in [0, 1], or no key for a random denoiser.
