@@ -91,6 +91,16 @@ def normalize(x: jax.Array, norm: Norm) -> jax.Array:
   return unit / per_image(jnp.maximum(norm_of(unit, norm), 1.0), unit)
 
 
+def widest(norm: Norm, shape: tuple[int, ...]) -> float:
+  """The longest way within [0, 1]^d, d values an image of that shape: 1, sqrt(d) or d.
+
+  A ball of any larger radius, infinity too, holds the same images. Attacks whose steps are in units
+  of the radius take this one in its place, for 0 times infinity is not a number.
+  """
+  count = math.prod(shape)
+  return {'linf': 1.0, 'l2': math.sqrt(count), 'l1': float(count)}[norm]
+
+
 def project(delta: jax.Array, images: jax.Array, norm: Norm, eps: jax.Array | float) -> jax.Array:
   """The nearest point (Euclidean) to `delta` in the ball, such that images + it is in [0, 1].
 
@@ -266,13 +276,13 @@ def random_start(
     keys: (B,) PRNG keys, one an image.
     images: (B, ...) in [0, 1].
     norm: of the ball.
-    eps: its radius, a scalar or (B,).
+    eps: its radius, a scalar or (B,); where it reaches beyond [0, 1]^d, that of `widest`.
 
   Returns:
     (B, ...).
   """
   shape = images.shape[1:]
-  eps = per_image(eps, images)
+  eps = jnp.minimum(per_image(eps, images), widest(norm, shape))
   if norm == 'linf':
     draw = draw_uniform(keys, shape)
   else:

@@ -20,7 +20,14 @@ from jax.tree_util import Partial
 
 from rest_jax.attacks import losses
 from rest_jax.attacks.auto_pgd import APGD
-from rest_jax.attacks.driver import Outcome, Runs, Target, attack_images, make_target
+from rest_jax.attacks.driver import (
+  Outcome,
+  Runs,
+  Target,
+  attack_images,
+  make_target,
+  within_range,
+)
 from rest_jax.attacks.fast_adaptive_boundary import FAB
 from rest_jax.attacks.queries import is_random
 from rest_jax.attacks.registry import register
@@ -140,7 +147,7 @@ class AutoAttack:
     inputs = check_inputs(logits_fn, images, labels, norm=self.norm, eps=eps)
     if self.version == 'rand':
       inputs = inputs._replace(model=_with_draws(inputs.model))
-    target = make_target('auto_attack', inputs, key, self.query_batch)
+    target = make_target('auto_attack', within_range(inputs, self.norm), key, self.query_batch)
     names = tuple(VERSIONS[self.version] if self.attacks is None else self.attacks)
     return _cascade(target, names, self.norm, self.version, progress)
 
@@ -166,7 +173,8 @@ def auto_attack(
     labels: integers (N,).
     key: PRNG key; image i uses `fold_in(key, i)`.
     norm: 'linf', 'l2' or 'l1'.
-    eps: radius in units of [0, 1], a number or (N,); at 0 nothing is attacked.
+    eps: radius in units of [0, 1], a number or (N,); at 0 nothing is attacked, and infinity is no
+      limit but [0, 1].
     version: 'standard', 'plus' or, for random models, 'rand'; `auto_attack_report` says what they
       are.
     attacks: names of `MEMBERS` in place of the version's, with its settings.
@@ -215,7 +223,8 @@ def auto_attack_report(
     labels: integers (N,).
     key: PRNG key; image i uses `fold_in(key, i)`.
     norm: 'linf', 'l2' or 'l1'.
-    eps: radius in units of [0, 1], a number or (N,); at 0 nothing is attacked.
+    eps: radius in units of [0, 1], a number or (N,); at 0 nothing is attacked, and infinity is no
+      limit but [0, 1].
     version: 'standard': APGD on cross-entropy, APGD on targeted DLR, FAB-T and Square. 'plus':
       these, APGD on DLR and FAB, with 5 restarts. 'rand', for random models (`attacks.eot`): APGD
       on cross-entropy and DLR with 20 draws a gradient.

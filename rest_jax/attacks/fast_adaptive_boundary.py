@@ -184,7 +184,7 @@ class FABState(State):
 
 
 @register('fab', 'how far is the nearest adversarial image')
-@register('fab_t', 'the same, with one gradient a step', num_targets=9)
+@register('fab_t', 'the same, with one gradient a step', to_target=True)
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FAB(IterativeAttack):
   """The attack; as `fab`.
@@ -192,9 +192,11 @@ class FAB(IterativeAttack):
   Attributes:
     steps: iterations.
     restarts: runs; the first begins at the image, the others at random points.
-    num_targets: runs towards this many classes, in place of a gradient for each class.
-    to_target: steps lead to the boundary with the target class; to the nearest one otherwise, which
-      takes a gradient for each class. `run` chooses it.
+    num_targets: runs towards this many classes, in place of a gradient for each class; 0 for none.
+      9 by default with `to_target`, else none.
+    to_target: steps lead to the boundary with the target class, one that is given or each of
+      `num_targets`; to the nearest one otherwise, which takes a gradient for each class. Any
+      `num_targets` make it so.
     random_start: whether to begin at a random point, half the radius away. `run` chooses it.
     alpha_max: largest weight of the projection of the original image.
     eta: overshooting of the boundary.
@@ -217,6 +219,8 @@ class FAB(IterativeAttack):
     check_count('steps', self.steps)
     check_count('restarts', self.restarts)
     check_count('num_targets', self.num_targets or 0, 0)
+    if self.num_targets is not None:
+      object.__setattr__(self, 'to_target', self.num_targets > 0)
 
   def carry_out(self, given: Given, key: Any) -> Outcome:
     """From every image itself, then from random points; the nearest is kept."""
@@ -234,7 +238,8 @@ class FAB(IterativeAttack):
 
   def _runs(self, target: Target) -> tuple[Runs, ...]:
     """One from each image itself, the others from random points."""
-    count = 0 if target.targeted else min(self.num_targets or 0, target.num_classes - 1)
+    wanted = (9 if self.to_target else 0) if self.num_targets is None else self.num_targets
+    count = 0 if target.targeted else min(wanted, target.num_classes - 1)
     first = program_of(
       dataclasses.replace(
         self, targeted=target.targeted, to_target=target.targeted or count > 0, random_start=False

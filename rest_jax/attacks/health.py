@@ -243,7 +243,9 @@ BATCH_CHANGE = 1e-2  # leaves room for bfloat16 in another order of rows
 LOSS_RISE = 1e-3  # relative; less is no rise
 HELD_AT_GREY = 0.05  # robust accuracy at the radius where every image can become grey
 BLACK_BOX_GAIN = 0.002  # share of images, as in the authors' AutoAttack
-SOFTMAX_SLACK = 1e-5
+SOFTMAX_SLACK = 1e-5  # in float32; narrower types round more: `softmax_slack`
+PROBABLE_SPREAD = 0.5  # outputs of which some are this far apart, and all of them in [0, 1]
+FEW_OUTPUTS = 10  # so many may happen to lie in [0, 1]
 
 
 class Explanation(NamedTuple):
@@ -255,9 +257,18 @@ class Explanation(NamedTuple):
 
 CHECKS: dict[str, Explanation] = {
   'softmax_output': Explanation(
-    'every output is in [0, 1] and the outputs of each image sum to 1',
+    'every output is in [0, 1] and the outputs of each image sum to 1, to the rounding of float32, '
+    'or to that of bfloat16 if those of other images do so too',
     'return logits, the values before the softmax: after it gradients vanish in rounding and the '
     'DLR loss is not what it should be',
+  ),
+  'probability_output': Explanation(
+    'one output alone, or several that do not sum to 1, look like probabilities: on the images, '
+    'their negatives, black and white, grey and noise they are all in [0, 1], and some are '
+    f'{PROBABLE_SPREAD} apart or exactly 0 or 1',
+    'if a sigmoid is applied already, return what it is applied to, or wrap the model in '
+    'jax.scipy.special.logit: outputs are read as logits, and as such one probability is always '
+    'class 1; if these are logits, which the values alone cannot tell, leave them',
   ),
   'random_output': Explanation(
     f'the same images evaluated again give other logits (relative change over {RANDOM_CHANGE:g}), '
@@ -378,19 +389,13 @@ def _check_outputs(model: Partial, sample: Sample) -> list[HealthCheck]:
   first = np.asarray(logits_once(model, images, keys))
   again = np.asarray(logits_once(model, images, other))
   anew = np.asarray(logits_traced_anew(model, images, keys))
-  outputs = first[real]
-  sums = outputs.sum(axis=1)
-  softmax = (outputs.min() >= -SOFTMAX_SLACK and outputs.max() <= 1 + SOFTMAX_SLACK) and np.abs(
-    sums - 1
-  ).max() <= SOFTMAX_SLACK
-  spread = f'outputs from {outputs.min():.4g} to {outputs.max():.4g}, sums from {sums.min():.6g} '
   change = max(relative_change(first[real], x[real]) for x in (again, anew))
   company = change_with_company(model, images, keys, first, real)
   # Where the same batch does not give the same, another tells nothing.
   random = change > RANDOM_CHANGE
   takes = ' with another key' if is_random(model) else ''
   return [
-    _check('softmax_output', softmax, spread + f'to {sums.max():.6g}'),
+    *_check_probabilities(model, sample, first[real]),
     _check('random_output', random, f'relative change of logits{takes} {change:.3g}'),
     _check(
       'batch_dependence',
@@ -398,6 +403,57 @@ def _check_outputs(model: Partial, sample: Sample) -> list[HealthCheck]:
       'not to be told from chance' if random else f'relative change of logits {company:.3g}',
     ),
   ]
+
+
+def _check_probabilities(model: Partial, sample: Sample, outputs: np.ndarray) -> list[HealthCheck]:
+  """Outputs that a softmax or a sigmoid has been applied to; outputs (n, K) are the sample's."""
+  # Of one output the other class's logit is a 0, as `queries.as_classes` has it.
+  one = outputs.shape[1] == 2 and not outputs[:, 0].any()
+  varied, plain = _far_outputs(model, sample)
+  varied = np.concatenate([outputs, varied])[:, int(one) :]
+  found = np.concatenate([varied, plain[:, int(one) :]])
+  slack = softmax_slack(outputs.shape[1])
+  softmax = _sum_to_one(outputs, SOFTMAX_SLACK) or _sum_to_one(found, slack)
+  # A linear model may say exactly 0 of black, so what counts as saturated is not of plain images.
+  ends = int(((varied == 0) | (varied == 1)).sum())
+  told = len(found) >= FEW_OUTPUTS and (ends > 0 or np.ptp(found) >= PROBABLE_SPREAD)
+  probable = told and (one or not softmax) and _in_range(found, SOFTMAX_SLACK)
+  sums = outputs.sum(axis=1)
+  spread = f'outputs from {outputs.min():.4g} to {outputs.max():.4g}, sums from {sums.min():.6g} '
+  evidence = f'outputs from {found.min():.4g} to {found.max():.4g} of {plural(len(found), "image")}'
+  return [
+    _check('softmax_output', softmax and not one, spread + f'to {sums.max():.6g}'),
+    _check('probability_output', probable, f'{evidence}, {ends} exactly 0 or 1'),
+  ]
+
+
+def _in_range(outputs: np.ndarray, slack: float) -> bool:
+  return bool(outputs.min() >= -slack and outputs.max() <= 1 + slack)
+
+
+def _sum_to_one(outputs: np.ndarray, slack: float) -> bool:
+  return _in_range(outputs, slack) and bool(np.abs(outputs.sum(axis=1) - 1).max() <= slack)
+
+
+def _far_outputs(model: Partial, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+  """What a model says far from the images: of varied ones and of plain ones, (n, K) each."""
+  images = np.asarray(sample.images)
+  noise = np.random.default_rng(0).random(images.shape, np.float32)
+  varied = [1 - images, (images > 0.5).astype(np.float32), noise]
+  grey = np.asarray([0, 0.5, 1], np.float32)[np.arange(len(images)) % 3]
+  plain = np.broadcast_to(grey[:, None, None, None], images.shape)
+  found = [np.asarray(logits_once(model, x, sample.keys))[sample.real] for x in (*varied, plain)]
+  return np.concatenate(found[:-1]), found[-1]
+
+
+def softmax_slack(classes: int) -> float:
+  """How far from 1 the sum of a softmax over so many classes may be, computed in bfloat16.
+
+  Exponentials, their sum and the quotients are each rounded by half of eps, and the sum is of log2
+  K additions. The values do not tell the type: a model may give another one than it computed in,
+  and compilers leave roundings out. No logits of any type are so near a sum of 1 everywhere.
+  """
+  return float(jnp.finfo(jnp.bfloat16).eps) * (1.5 + 0.5 * float(np.log2(classes)))
 
 
 def _check_gradients(model: Partial, sample: Sample, threat: Threat) -> list[HealthCheck]:

@@ -32,7 +32,7 @@ class Threat:
   Attributes:
     norm: 'linf', 'l2' or 'l1', over all pixels and channels of an image.
     eps: radius, at least 0, in pixel values of [0, 1], a number or a text such as '8/255', which
-      becomes one; infinity for attacks of minimum norm.
+      becomes one; infinity for attacks of minimum norm, and for no limit but [0, 1].
     targeted: whether the attacker wants a given class; any wrong one otherwise.
 
   Raises:

@@ -159,3 +159,55 @@ def test_every_function_is_documented_by_itself():
     text = getattr(attacks, name).__doc__
     assert re.search(r'Args:.*Returns:.*Raises:', text, re.S), name
     assert not re.search(r'[Aa]s in `a?pgd', text), name
+
+
+QUICK = {'square': {'n_queries': 200}, 'cw': {'steps': 20, 'search_steps': 4}, 'fgsm': {}}
+
+
+@pytest.mark.parametrize('name', sorted(set(attacks.list_attacks()) - {'auto_attack'}))
+def test_every_named_attack_heads_for_the_targets_that_are_given(name):
+  """The classes that a name such as fab_t or apgd_t heads for by itself are left out then."""
+  model = linear_model()
+  images, labels = data(model, 8)
+  targets = ((labels + 1) % 4).astype(np.int32)
+  attack = attacks.named_attack(name, **QUICK.get(name, {'steps': 10}))
+  norm, eps = ('linf', 0.5) if 'linf' in attack.norms else ('l2', 5.0)
+  found = attacks.evaluate(
+    *(model, images, labels),
+    targets=targets,
+    threats=attacks.Threat(norm, eps, targeted=True),
+    key=KEY,
+    attacks=[attack],
+    check_health=False,
+  )
+  records = [record for run in found.records.values() for record in run.values()]
+  assert {r.attack for r in records} == {name} and all(
+    r.target == targets[r.index] for r in records
+  )
+  assert found.rows[0].robust_accuracy.value <= (0.5 if name in ('square', 'fgsm') else 0.1)
+
+
+@pytest.mark.parametrize('name', ['fab_t', 'apgd_t'])
+def test_a_number_of_targets_and_targets_are_too_much(name):
+  model = linear_model()
+  images, labels = data(model, 2)
+  with pytest.raises(UserError, match='num_targets'):
+    attacks.evaluate(
+      *(model, images, labels),
+      targets=(labels + 1) % 4,
+      threats=attacks.Threat('linf', 0.1, targeted=True),
+      key=KEY,
+      attacks=attacks.named_attack(name, num_targets=2),
+      check_health=False,
+    )
+
+
+def test_fab_t_is_fab_towards_nine_targets():
+  model = linear_model()
+  images, labels = data(model, 6)
+  nine = attacks.FAB(num_targets=9, steps=5).run(model, images, labels, key=KEY, eps=0.3)
+  named = registry.named_attack('fab_t', steps=5)
+  assert named.label == registry.as_attack(attacks.FAB(num_targets=9)).label
+  value = named.function(**named.options).run(model, images, labels, key=KEY, eps=0.3)
+  np.testing.assert_array_equal(value.images, nine.images)
+  np.testing.assert_array_equal(value.queries, nine.queries)
