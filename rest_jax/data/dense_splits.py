@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rest_jax.data.layout import ROLES, Role
+from rest_jax.data.split_lists import read_names
 from rest_jax.data.voc import SPLITS as VOC_LISTS
 from rest_jax.errors import UserError
 
@@ -61,8 +62,9 @@ def _listed(folder: Path, annotated: Callable[[str], bool]) -> list[str]:
   """Names of the lists of which the first picture has annotations."""
   found = []
   for path in folder.glob('*.txt'):
-    words = path.read_text(encoding='utf-8', errors='replace').split(maxsplit=1)
-    if words and annotated(words[0]):
+    text = path.read_text(encoding='utf-8-sig', errors='replace')
+    first = text.strip().partition('\n')[0]
+    if any(annotated(name) for name in read_names(first, annotated)):
       found.append(path.stem)
   return sorted(found)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from PIL import Image
 from rest_jax.data.images import ImageError, check_size, read_image
 from rest_jax.data.objects import check_names
 from rest_jax.data.picture_files import SUFFIXES, is_hidden
-from rest_jax.errors import UserError
+from rest_jax.data.split_lists import read_names
+from rest_jax.errors import UserError, did_you_mean
 
 IGNORE = 255
 # Layouts that are known: pictures, annotations, and the list of a split where one is kept.
@@ -164,20 +165,26 @@ def _pairs(root: Path, split: str) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
   raise UserError(f'{root} has no pictures of {split!r} with their annotations: {wanted} is needed')
 
 
+def _listed(listing: Path, known: Collection[str]) -> list[str]:
+  """The names of a split's list."""
+  try:
+    return read_names(listing.read_text(encoding='utf-8-sig'), known)
+  except (OSError, UnicodeDecodeError) as error:
+    lists = sorted(path.stem for path in listing.parent.glob('*.txt'))
+    none = f'there is no list in {listing.parent}'
+    hint = did_you_mean(listing.stem, lists) if lists else none
+    raise UserError(f'cannot read the split {listing}: {hint}') from error
+
+
 def _match(pictures: Path, numbers: Path, listing: Path | None):
   """Each picture with the PNG of its name."""
   files = [p for p in sorted(pictures.iterdir()) if p.suffix.lower() in SUFFIXES]
   files = [p for p in files if not is_hidden(p.name) and p.is_file()]
   found = {p.stem: p for p in files}
-  names = sorted(found)
-  if listing is not None:
-    try:
-      lines = listing.read_text(encoding='utf-8-sig').splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-      raise UserError(f'cannot read the split {listing}: {error}') from error
-    names = [line.strip() for line in lines if line.strip()]
+  known = {*found, *(p.stem for p in numbers.glob('*.png'))}
+  names = sorted(found) if listing is None else _listed(listing, known)
   if not names:
-    raise UserError(f'{pictures} has no pictures')
+    raise UserError(f'{pictures if listing is None else listing} has no pictures')
   stems = names if listing is not None else [p.stem for p in files]
   if len(set(stems)) < len(stems):
     twice = next(stem for stem in stems if stems.count(stem) > 1)
@@ -185,7 +192,7 @@ def _match(pictures: Path, numbers: Path, listing: Path | None):
   for name in names:
     if name not in found:
       raise UserError(
-        f'{listing}: the picture {pictures / name} is missing; add it or the line goes'
+        f'{listing}: the picture {pictures / name} is missing; add it or remove the line'
       )
     if not (numbers / f'{name}.png').is_file():
       raise UserError(f'{found[name]} has no annotation {numbers / name}.png; add or remove it')
