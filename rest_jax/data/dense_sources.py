@@ -10,20 +10,28 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from rest_jax.data.coco import CocoSource, load_coco
-from rest_jax.data.dense_splits import Splits, coco_splits, find_splits, pixel_splits, voc_splits
+from rest_jax.data.dense_splits import (
+  Splits,
+  coco_splits,
+  find_splits,
+  passed_over,
+  pixel_splits,
+  voc_splits,
+)
 from rest_jax.data.digit_mosaics import PIXEL_CLASSES, SIDE, MosaicSource, load_digit_mosaics
 from rest_jax.data.images import picture_size
 from rest_jax.data.objects import specks_note
 from rest_jax.data.picture_files import transparency_note
 from rest_jax.data.semantic_folder import SemanticSource, load_semantic
 from rest_jax.data.sources import DataSources
+from rest_jax.data.voc import SPLITS as VOC_LISTS
 from rest_jax.data.voc import VocSource, load_voc
 from rest_jax.errors import UserError
 
@@ -115,6 +123,8 @@ def load_dense(
     root = _folder(name)
     opened, known = _opener(root, kind)
     splits = find_splits(known, name, train=train_split, val=val_split, test=test_split)
+    note = '; '.join(filter(None, (splits.note, '' if kind == 'pixels' else passed_over(root))))
+    splits = dataclasses.replace(splits, note=note)
   wanted = dict.fromkeys(filter(None, (splits.train, splits.test, splits.val)))
   found = {split: dataclasses.replace(opened(split), kind=kind) for split in wanted}
   names = found[splits.train].class_names
@@ -197,13 +207,24 @@ def _coco(root: Path, split: str, masks: bool) -> DenseSource:
   if not any(folder.is_dir() for folder in folders[:-1]):
     raise UserError(f'the pictures of {file} are missing: {folders[0]} or {folders[1]} is needed')
   source = load_coco(file, [f for f in folders if f.is_dir()], masks=masks)
+  _check_objects(file, (o.crowd for found in source.objects for o in found))
   files = [source.folder / name for _, name, _, _ in source.images]
   note = _note(files, specks_note(source.specks))
   return DenseSource(source, source.class_names, _digest(file.read_bytes()), note=note)
 
 
+def _check_objects(file: Path, ignored: Iterable[bool]) -> None:
+  """Refuses a split of which no object is to be found: nothing is learnt, and its AP no number."""
+  if all(ignored):
+    raise UserError(
+      f'{file} has no objects to learn or to judge by: annotate it, or name another split '
+      '(--config.data.test_split, --split in evaluations); rest-jax predict takes pictures alone'
+    )
+
+
 def _voc(root: Path, split: str) -> DenseSource:
   source = load_voc(root, split)
+  _check_objects(root / VOC_LISTS / f'{split}.txt', np.concatenate(source.difficult))
   arrays = [*source.boxes, *source.labels, *source.difficult]
   parts = [','.join(source.names).encode(), *(np.ascontiguousarray(a).tobytes() for a in arrays)]
   note = _note(source.files, specks_note(source.specks))

@@ -36,14 +36,23 @@ class Kind(NamedTuple):
   curves: Panel
 
 
+def figure(value: float, style: str = '.1%') -> str:
+  """A number as it is shown; '-' for what is none, such as a mean over nothing."""
+  return '-' if math.isnan(value) else format(value, style)
+
+
 def _accuracy(result: Result) -> str:
   robust = f' (robust {result["robust_top1"]:.2%})' if 'robust_top1' in result else ''
   return f'top-1 {result["top1"]:.2%}{robust}'
 
 
 def _precision(result: Result) -> str:
-  masks = f', mask AP {result["mask_AP"]:.1%}' if 'mask_AP' in result else ''
-  return f'box AP {result["AP"]:.1%} (AP50 {result["AP50"]:.1%}){masks}'
+  masks = f', mask AP {figure(result["mask_AP"])}' if 'mask_AP' in result else ''
+  return f'box AP {figure(result["AP"])} (AP50 {figure(result["AP50"])}){masks}'
+
+
+def _pixels(result: Result) -> str:
+  return f'mIoU {figure(result["miou"])}, pixels {figure(result["accuracy"])}'
 
 
 def _panel(title: str, names: dict[str, str]) -> Panel:
@@ -112,7 +121,7 @@ KINDS = (
   Kind(
     'miou',
     lambda result: finite_or(result['miou']),
-    lambda result: f'mIoU {result["miou"]:.1%}, pixels {result["accuracy"]:.1%}',
+    _pixels,
     {'mIoU': 'miou:.1%', 'right pixels': 'accuracy:.1%', 'mean over classes': 'mean_accuracy:.1%'},
     ('miou', 'accuracy', 'mean_accuracy'),
     _PIXELS,

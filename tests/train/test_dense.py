@@ -1,6 +1,7 @@
 """Detectors and segmenters through the loop that trains classifiers."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -13,12 +14,13 @@ from rest_jax.errors import UserError
 from rest_jax.metrics import AveragePrecision
 from rest_jax.models.classifier import Classifier
 from rest_jax.models.dense_model import Detector, Segmenter
-from rest_jax.train import dense, dense_evaluate, loop
+from rest_jax.train import dense, dense_evaluate, loop, measured, release
 from rest_jax.train.config import check_config, default_config, without_effect
 from rest_jax.train.loop import train
 from rest_jax.train.optim import warmup_linear
 from rest_jax.train.parallel import make_mesh
 from rest_jax.train.pipeline import check_start, make_plan
+from rest_jax.train.run import Run
 from rest_jax.train.task import build_task
 
 SIDE = 32
@@ -263,3 +265,43 @@ def test_every_key_of_the_group_does_something_or_is_said_to_do_nothing(
 def test_a_line_down_is_mmsegmentations_poly_of_power_one():
   rate = warmup_linear(1.0, total=10, warmup=2, start=0.1, floor=0.0)
   np.testing.assert_allclose([rate(s) for s in (0, 1, 2, 6, 9)], [0.1, 0.55, 1.0, 0.5, 0.125])
+
+
+@pytest.mark.parametrize(
+  ('measures', 'kept', 'since'),
+  [
+    ([np.nan, np.nan, np.nan], 2, 2),
+    ([np.nan, 0.1, np.nan], 1, 1),
+    ([0.2, 0.1, 0.3], 2, 0),
+    ([0.2, np.nan, 0.1], 0, 2),
+  ],
+)
+def test_where_no_measure_is_a_number_the_latest_weights_are_kept(measures, kept, since):
+  """And patience counts on: it was no better."""
+  seen: list[int] = []
+  run = object.__new__(Run)
+  run._best, run._meta = None, {}
+  run._sources = SimpleNamespace(validation=None)
+  run.recorder = SimpleNamespace(evaluation=lambda *_: None, restart_clock=lambda _: None)
+  run._checkpoints = SimpleNamespace(save_best=lambda *_: seen.append(run.step))
+  run._release = lambda _: None
+  run.state = None
+  run._plan, run._config = (
+    SimpleNamespace(total=9),
+    SimpleNamespace(train=SimpleNamespace(patience=0)),
+  )
+  for step, value in enumerate(measures):
+    run.step = step
+    run._measure_both = lambda value=value: ({'AP': value, 'AP50': value}, None)
+    run.evaluate()
+  assert seen[-1] == kept and run._best['step'] == kept and run._meta['since_best'] == since
+
+
+def test_no_card_and_no_line_says_nan():
+  nothing = dict.fromkeys(('AP', 'AP50', 'AP75', 'mask_AP', 'mask_AP50'), float('nan'))
+  pixels = dict.fromkeys(('miou', 'accuracy', 'mean_accuracy'), float('nan'))
+  for result in (nothing, pixels):
+    own = result | {'count': 2, 'step': 1, 'epoch': 1.0}
+    table = release._table(release.Results(own, own, 1.0, True, 'data', classes=2))
+    shown = [*table, measured.short(own), measured.line(own, own), measured.values(own, 2)]
+    assert not any('nan' in line for line in shown) and '| - |' in table[2]
