@@ -6,6 +6,7 @@ another stands here, as `purpose.Purpose` asks for it.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -226,7 +227,7 @@ def measuring(
 
   def measure(variables: Any, source: Any) -> dict[str, Any]:
     weights = dense_evaluate.replicated(variables, own)
-    batches = test_batches(config, source)
+    batches = dataclasses.replace(test_batches(config, source), multiple=own.size)
     if kind == 'detector':
       return dense_evaluate.judge_detector(step, weights, batches, class_names, masks)
     options: Any = {'scales': config.dense.test_scales, 'mirrored': config.dense.test_flip}

@@ -26,6 +26,7 @@ from rest_jax.train.processes import is_main
 from rest_jax.train.workdir import write_json, write_text, writing
 
 PICTURES = 8  # that are drawn
+BATCH = 8  # pictures at a time unless told: they are large, and few fit into memory
 # Flags that are about the images of classifiers.
 _NOT_DENSE = ('architecture', 'ema', 'image_size', 'resize', 'crop_pct', 'interpolation')
 
@@ -49,7 +50,9 @@ def judge(options: dict[str, Any]) -> str:
     )
   found, output = load_dense_model(options['model']), options['output']
   mesh = make_mesh()
-  check_batch(options['batch_size'], 1, mesh)
+  # By default no more than training's evaluations take, rounded up to what the devices share.
+  batch_size = options['batch_size'] or -(-BATCH // mesh.size) * mesh.size
+  check_batch(batch_size, 1, mesh)
   own = dense_evaluate.local_mesh(mesh)
   source, where = _source(found, options)
   if source.note and is_main():
@@ -58,7 +61,7 @@ def judge(options: dict[str, Any]) -> str:
   gallery = _Gallery(output / 'pictures', found.class_names) if is_main() else None
   began = time.monotonic()
   with memory_advice():
-    result = _result(found, source, options['batch_size'], own, gallery)
+    result = _result(found, source, batch_size, own, gallery)
   result['seconds'] = time.monotonic() - began
   if is_main():
     _write(output, found, options['model'], where, result, gallery, source.note)
@@ -119,7 +122,7 @@ def _result(found: Any, source: DenseSource, batch_size: int, mesh: Any, watch: 
   config = found.config
   step = dense_evaluate.make_step(found.module, config.kind, config.mean, config.std, mesh)
   view = View(config.short, config.long, config.canvases)
-  batches = DenseEvalBatches(source, batch_size, view)
+  batches = DenseEvalBatches(source, batch_size, view, mesh.size)
   variables = dense_evaluate.replicated(found.variables, mesh)
   if config.kind == 'segmenter':
     return dense_evaluate.judge_segmenter(step, variables, batches, found.class_names, watch=watch)
