@@ -17,6 +17,7 @@ from rest_jax.evaluation.document import Block, Figure, Heading, Text, plain_tab
 from rest_jax.evaluation.environment import command_line, describe_devices, environment
 from rest_jax.evaluation.progress import clock
 from rest_jax.files import make_folder
+from rest_jax.models.dense_config import check_scales, view_text
 from rest_jax.models.dense_drawing import beside, draw_objects, draw_segmentation
 from rest_jax.models.dense_model import Objects, load_dense_model
 from rest_jax.text import legible, markdown, markdown_code, plural
@@ -35,7 +36,8 @@ def judge(options: dict[str, Any]) -> str:
   """Judges a model on a split and writes report.md, results.json and pictures/.
 
   Args:
-    options: of the command line: model, data, data_dir, split, limit, seed, batch_size, output.
+    options: of the command line: model, data, data_dir, split, limit, seed, batch_size, scales,
+      mirrored, output.
 
   Returns:
     One line for the terminal.
@@ -48,7 +50,7 @@ def judge(options: dict[str, Any]) -> str:
     raise UserError(
       f'{" and ".join(given)}: for classifiers; sizes are those of {options["model"]}'
     )
-  found, output = load_dense_model(options['model']), options['output']
+  found, output = _looking(load_dense_model(options['model']), options), options['output']
   mesh = make_mesh()
   # By default no more than training's evaluations take, rounded up to what the devices share.
   batch_size = options['batch_size'] or -(-BATCH // mesh.size) * mesh.size
@@ -66,6 +68,28 @@ def judge(options: dict[str, Any]) -> str:
   if is_main():
     _write(output, found, options['model'], where, result, gallery, source.note)
   return _line(options['model'], where, result, output)
+
+
+def _looking(found: Any, options: dict[str, Any]) -> Any:
+  """The model with the views that it is judged by: its own unless flags say others."""
+  given = {
+    'scales': None if options['scales'] is None else _scales(options['scales']),
+    'mirrored': options['mirrored'],
+  }
+  given = {name: value for name, value in given.items() if value is not None}
+  if given and found.config.kind != 'segmenter':
+    raise UserError(f'{" and ".join(f"--{name}" for name in given)}: for segmenters; leave it out')
+  return dataclasses.replace(found, config=dataclasses.replace(found.config, **given))
+
+
+def _scales(texts: list[str]) -> tuple[float, ...]:
+  """The factors of --scales."""
+  try:
+    scales = tuple(float(text) for text in texts)
+    check_scales(scales)
+  except (ValueError, UserError) as error:
+    raise UserError(f'--scales {",".join(texts)}: {error}; it takes such as 0.5,1,1.5') from error
+  return scales
 
 
 def _source(found: Any, options: dict[str, Any]) -> tuple[DenseSource, str]:
@@ -125,7 +149,10 @@ def _result(found: Any, source: DenseSource, batch_size: int, mesh: Any, watch: 
   batches = DenseEvalBatches(source, batch_size, view, mesh.size)
   variables = dense_evaluate.replicated(found.variables, mesh)
   if config.kind == 'segmenter':
-    return dense_evaluate.judge_segmenter(step, variables, batches, found.class_names, watch=watch)
+    views: Any = {'scales': config.scales, 'mirrored': config.mirrored}
+    return dense_evaluate.judge_segmenter(
+      step, variables, batches, found.class_names, watch=watch, **views
+    )
   masks = source.kind == 'masks'
   return dense_evaluate.judge_detector(
     step, variables, batches, found.class_names, masks, watch=watch
@@ -174,6 +201,7 @@ def _write(
     {
       'model': model,
       'data': where,
+      'view': view_text(found.config),
       'config': json.loads(found.config.to_json()),
       **result,
       'environment': environment(),
@@ -196,7 +224,7 @@ def _blocks(found: Any, result: dict[str, Any], gallery: Any, note: str) -> list
   left = 'Left: what is true. Right: what was found (from a score of 0.3).'
   return [
     Text(
-      f'{plural(result["count"], "picture")}{noted}; {where}. '
+      f'{plural(result["count"], "picture")}{noted}; {view_text(found.config)}; {where}. '
       f'Command: {markdown_code(command_line())}'
     ),
     plain_table(['figure', ''], [[n, _percent(v)] for n, v in _figures(result).items()]),

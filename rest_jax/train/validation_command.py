@@ -105,6 +105,9 @@ def _judge(options: dict[str, Any]) -> None:
     if is_main():
       print(line)
     return
+  given = [f'--{name}' for name in ('scales', 'mirrored') if options[name] is not None]
+  if given:
+    raise UserError(f'{" and ".join(given)}: for segmenters, and {model} is a classifier')
   classifier = open_classifier(model, options['architecture'], options['ema'])
   mesh = make_mesh()
   options = options | {'batch_size': options['batch_size'] or BATCH}
@@ -264,6 +267,10 @@ def _define() -> flags.FlagValues:
   flags.DEFINE_enum('resize', None, ['squash', 'resize_crop'], "the model's own", **use)
   flags.DEFINE_float('crop_pct', None, "for resize_crop; the model's own", 0.01, 1.0, **use)
   flags.DEFINE_enum('interpolation', None, ['bilinear', 'bicubic'], "the model's own", **use)
+  flags.DEFINE_list(
+    'scales', None, "of a segmenter: sizes that it looks at; the model's own", **use
+  )
+  flags.DEFINE_bool('mirrored', None, "and mirror images too; the model's own", **use)
   flags.DEFINE_integer(
     'batch_size', None, f'images at a time, over all devices; {BATCH}, of dense models 8', 1, **use
   )

@@ -14,7 +14,7 @@ from rest_jax.errors import UserError
 from rest_jax.metrics import AveragePrecision
 from rest_jax.models.classifier import Classifier
 from rest_jax.models.dense_model import Detector, Segmenter
-from rest_jax.train import dense, dense_evaluate, loop, measured, release
+from rest_jax.train import dense, dense_evaluate, dense_validation, loop, measured, release
 from rest_jax.train.config import check_config, default_config, without_effect
 from rest_jax.train.loop import train
 from rest_jax.train.optim import warmup_linear
@@ -160,10 +160,51 @@ def test_a_segmenter_leaves_a_model_of_what_was_measured(squares, tmp_path):
   assert best['count'] == 4 and set(best['classes']) == {'ground', 'red', 'green'}
   assert 0 <= best['miou'] <= best['mean_accuracy'] <= 1
   segmenter = Segmenter.load(tmp_path)
+  assert (segmenter.config.scales, segmenter.config.mirrored) == ((1.0, 1.5), True)
+  for given in (
+    {},
+    {'scales': ['1', '1.5'], 'mirrored': True},
+    {'scales': ['1'], 'mirrored': False},
+  ):
+    judged = evaluated(tmp_path, squares, **given)
+    same = [judged[name] == best[name] for name in ('miou', 'accuracy', 'mean_accuracy')]
+    assert all(same) == (given.get('mirrored', True))
+    text = 'at 1, 1.5 times that, mirror images too'
+    assert (text in judged['view']) == given.get('mirrored', True)
+    assert judged['view'] in (tmp_path / 'judged/report.md').read_text()
   classes = segmenter.predict(squares / 'test' / '0.png')
   assert classes.shape == (SIDE, SIDE) and set(np.unique(classes)) <= {0, 1, 2}
   with pytest.raises(UserError, match='describes a segmenter, not a detector'):
     Detector.load(tmp_path)
+
+
+def evaluated(model, data, **options):
+  """What `--mode evaluate` measures."""
+  names = ('data_dir', 'split', 'limit', 'batch_size', 'scales', 'mirrored', 'architecture', 'ema')
+  given = dict.fromkeys((*names, 'image_size', 'resize', 'crop_pct', 'interpolation'))
+  given |= {'model': str(model), 'data': str(data), 'seed': 0, 'output': model / 'judged'}
+  dense_validation.judge(given | options)
+  return json.loads((model / 'judged/results.json').read_text())
+
+
+@pytest.mark.parametrize(
+  ('given', 'words'),
+  [
+    ({'scales': ['1']}, '--scales: for segmenters'),
+    ({'mirrored': False}, '--mirrored: for segmenters'),
+    ({'batch_size': 3}, 'batch_size 3 does not divide'),
+  ],
+)
+def test_views_that_a_detector_has_not_are_refused(trained, squares, given, words):
+  with pytest.raises(UserError, match=words):
+    evaluated(trained[0], squares, **given)
+
+
+@pytest.mark.parametrize('scales', [[], ['0'], ['x'], ['nan'], ['-1', '1']])
+def test_scales_that_are_none_are_one_line(scales):
+  with pytest.raises(UserError, match=r'--scales .*it takes such as') as error:
+    dense_validation._scales(scales)
+  assert '\n' not in str(error.value)
 
 
 def test_a_model_of_another_kind_is_told_apart(trained):
