@@ -18,12 +18,14 @@ import numpy as np
 from PIL import Image
 
 from rest_jax.data.images import ImageError, check_size, read_image
-from rest_jax.data.objects import check_names
+from rest_jax.data.objects import absent_note, check_names
 from rest_jax.data.picture_files import SUFFIXES, is_hidden
 from rest_jax.data.split_lists import read_names
 from rest_jax.errors import UserError, did_you_mean
+from rest_jax.text import plural
 
 IGNORE = 255
+_MOST_MASKS = 50  # of a split that are looked at before any work: a second, of large ones a few
 # Layouts that are known: pictures, annotations, and the list of a split where one is kept.
 _LAYOUTS = (
   ('images/{split}', 'annotations/{split}', None),  # ADE20K
@@ -56,13 +58,12 @@ class SemanticSource:
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     image, path = read_image(self.images[index]), self.annotations[index]
-    labels = self._labels(path)
+    labels = self.classes(read_indices(path), path)
     check_size(image.shape[:2], labels.shape, f'{path} has', self.images[index])
     return {'image': image, 'segmentation': labels, 'image_id': self.images[index].stem}
 
-  def _labels(self, path: Path) -> np.ndarray:
-    """Class numbers from 0, 255 where nobody judges."""
-    numbers = read_indices(path)
+  def classes(self, numbers: np.ndarray, path: Path) -> np.ndarray:
+    """Class numbers from 0 of the numbers in a file, 255 where nobody judges."""
     judged = numbers != self.ignore
     if self.zero_is_ignored:
       judged &= numbers != 0
@@ -76,6 +77,47 @@ class SemanticSource:
         'ignore; mend it or name more classes'
       )
     return np.where(judged, numbers, IGNORE).astype(np.uint8)
+
+
+def check_marks(source: SemanticSource) -> str:
+  """Looks at some masks of a split before any work: are there pixels of the classes at all?
+
+  Args:
+    source: the split.
+
+  Returns:
+    Which classes have no pixel in the masks looked at; '' where all have.
+
+  Raises:
+    UserError: a mask that cannot be read or has numbers of no class; or whatever is marked is
+      marked as ignored, so that no object would be learnt or judged.
+  """
+  chosen = np.random.default_rng(0).permutation(len(source))[:_MOST_MASKS]
+  seen, marked = set(), set()
+  for index in sorted(chosen.tolist()):
+    numbers = read_indices(source.annotations[index])
+    seen |= set(np.unique(source.classes(numbers, source.annotations[index])).tolist())
+    marked |= set(np.unique(numbers).tolist()) - {0}
+  absent = [label for label in range(len(source.class_names)) if label not in seen]
+  single = len(source.class_names) == 1 and not source.zero_is_ignored
+  if marked == {source.ignore} and (absent or single):
+    raise UserError(
+      f'{source.annotations[0].parent}: masks mark objects with {source.ignore}, which means '
+      f'ignored, and with nothing else ({plural(len(chosen), "mask")} looked at): '
+      + _how_to_mark(source, absent)
+    )
+  some = '' if len(chosen) == len(source) else f' in {len(chosen)} of {len(source)} masks'
+  note = absent_note('pixel', [source.class_names[label] for label in absent])
+  return note and note + some
+
+
+def _how_to_mark(source: SemanticSource, absent: Sequence[int]) -> str:
+  """Which number stands for the first class that has no pixel."""
+  if not absent:
+    only = source.class_names[0]
+    return f'write 1 for {only}, and name what is around it before {only} among the classes'
+  label = next((label for label in absent if label), absent[0])
+  return f'write {label + source.zero_is_ignored} for {source.class_names[label]}'
 
 
 def read_indices(path: str | os.PathLike) -> np.ndarray:

@@ -22,6 +22,7 @@ from rest_jax.models.dense_drawing import beside, draw_objects, draw_segmentatio
 from rest_jax.models.dense_model import Objects, load_dense_model
 from rest_jax.text import legible, markdown, markdown_code, plural
 from rest_jax.train import dense_evaluate
+from rest_jax.train.measured import over
 from rest_jax.train.parallel import check_batch, make_mesh, memory_advice
 from rest_jax.train.processes import is_main
 from rest_jax.train.workdir import write_json, write_text, writing
@@ -224,7 +225,8 @@ def _blocks(found: Any, result: dict[str, Any], gallery: Any, note: str) -> list
   left = 'Left: what is true. Right: what was found (from a score of 0.3).'
   return [
     Text(
-      f'{plural(result["count"], "picture")}{noted}; {view_text(found.config)}; {where}. '
+      f'{plural(result["count"], "picture")}{noted}; means{over(result)}; '
+      f'{view_text(found.config)}; {where}. '
       f'Command: {markdown_code(command_line())}'
     ),
     plain_table(['figure', ''], [[n, _percent(v)] for n, v in _figures(result).items()]),
@@ -237,7 +239,7 @@ def _blocks(found: Any, result: dict[str, Any], gallery: Any, note: str) -> list
 
 
 def _figures(result: dict[str, Any]) -> dict[str, float]:
-  return {n: v for n, v in result.items() if n not in ('classes', 'count', 'seconds')}
+  return {n: v for n, v in result.items() if n not in ('classes', 'judged', 'count', 'seconds')}
 
 
 def _percent(value: float) -> str:
@@ -246,4 +248,5 @@ def _percent(value: float) -> str:
 
 def _line(model: str, where: str, result: dict[str, Any], output: Path) -> str:
   shown = ', '.join(f'{name} {_percent(value)}' for name, value in _figures(result).items())
-  return f'{model} on {plural(result["count"], "picture")} of {where}: {shown}; report in {output}'
+  pictures = plural(result['count'], 'picture')
+  return f'{model} on {pictures} of {where}: {shown}; means{over(result)}; report in {output}'

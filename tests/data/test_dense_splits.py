@@ -101,6 +101,19 @@ def test_a_split_of_no_object_is_refused_where_it_is_needed(tmp_path, splits, as
   assert '\n' not in str(error.value)
 
 
+def test_classes_without_an_object_are_said(tmp_path):
+  two = [BOX, BOX | {'id': 2, 'iscrowd': 1, 'category_id': 2}]
+  root = coco(tmp_path, train=two, test=[BOX])
+  for split in ('train', 'test'):
+    file = root / f'annotations/instances_{split}.json'
+    content = json.loads(file.read_text())
+    content['categories'] += [{'id': 2 + i, 'name': name} for i, name in enumerate('abcd')]
+    file.write_text(json.dumps(content))
+  found = load_dense(str(root), 'boxes')
+  assert found.train.note == 'no object of a, b, c and 1 more class'
+  assert 'train, test: no object of a' in found.line
+
+
 def test_a_voc_split_of_no_object_is_refused(tmp_path):
   for part in ('Annotations', 'JPEGImages', 'ImageSets/Main'):
     (tmp_path / part).mkdir(parents=True)

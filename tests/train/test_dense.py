@@ -116,7 +116,7 @@ def test_a_detector_leaves_a_model_that_finds_what_was_measured(trained, squares
     if name != 'classes':
       np.testing.assert_allclose(results['best'][name], value, atol=1e-6)
   card = (workdir / 'model' / 'README.md').read_text()
-  assert 'box AP' in card and f'{SIDE}x{SIDE} px' in card
+  assert 'box AP' in card and 'classes judged' in card and f'{SIDE}x{SIDE} px' in card
   lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
   assert any('train/box_loss' in line for line in lines) and any(
     'test/AP' in line for line in lines
@@ -171,6 +171,7 @@ def test_a_segmenter_leaves_a_model_of_what_was_measured(squares, tmp_path):
     assert all(same) == (given.get('mirrored', True))
     text = 'at 1, 1.5 times that, mirror images too'
     assert (text in judged['view']) == given.get('mirrored', True)
+    assert judged['judged'] == best['judged'] == 3
     assert judged['view'] in (tmp_path / 'judged/report.md').read_text()
   classes = segmenter.predict(squares / 'test' / '0.png')
   assert classes.shape == (SIDE, SIDE) and set(np.unique(classes)) <= {0, 1, 2}
@@ -345,4 +346,5 @@ def test_no_card_and_no_line_says_nan():
     own = result | {'count': 2, 'step': 1, 'epoch': 1.0}
     table = release._table(release.Results(own, own, 1.0, True, 'data', classes=2))
     shown = [*table, measured.short(own), measured.line(own, own), measured.values(own, 2)]
+    assert 'over 1 of 2 classes' in measured.short(own | {'judged': 1, 'classes': {'a': 1, 'b': 2}})
     assert not any('nan' in line for line in shown) and '| - |' in table[2]
