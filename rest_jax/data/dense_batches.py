@@ -173,13 +173,15 @@ class DenseEvalBatches:
 
   Attributes:
     source: the pictures.
-    batch_size: pictures of a batch; the last one of a canvas is filled up.
+    batch_size: most pictures of a batch; the last one of a canvas is filled up.
     view: how they are looked at.
+    multiple: of rows, for devices to share; a canvas of few pictures has no more than they need.
   """
 
   source: DenseSource
   batch_size: int
   view: View
+  multiple: int = 1
 
   def __len__(self) -> int:
     return len(self._plan)
@@ -191,27 +193,30 @@ class DenseEvalBatches:
       'image' (B, H, W, 3) uint8, 'size' (B, 2) int32, 'mask' (B,) bool, False for filler; and
       'examples', a list of the originals, without filler.
     """
-    canvas, members = self._plan[number]
+    canvas, members, rows = self._plan[number]
     try:
       originals = [self.source[i] for i in members]
       pictures = [self.view({'image': e['image']}) for e in originals]
     except UserError as error:
       return {ERROR: str(error)}
-    filler = self.batch_size - len(pictures)
+    filler = rows - len(pictures)
     batch = arrays(collate(pictures + pictures[:1] * filler, canvas))
-    mask = np.arange(self.batch_size) < len(pictures)
+    mask = np.arange(rows) < len(pictures)
     return {**batch, 'mask': mask, 'examples': originals}
 
   @functools.cached_property
-  def _plan(self) -> list[tuple[Canvas, list[int]]]:
-    """Canvases with the pictures on them."""
+  def _plan(self) -> list[tuple[Canvas, list[int], int]]:
+    """Canvases with the pictures on them, and rows, of which a canvas has one number."""
     groups: dict[Canvas, list[int]] = {}
     for i in range(len(self.source)):
       canvas = smallest_canvas(self.view.size(self.source.size(i)), self.view.canvases)
       groups.setdefault(canvas, []).append(i)
     size = self.batch_size
+    rows = {
+      c: -(-min(len(own), size) // self.multiple) * self.multiple for c, own in groups.items()
+    }
     return [
-      (canvas, members[first : first + size])
+      (canvas, members[first : first + size], rows[canvas])
       for canvas, members in sorted(groups.items())
       for first in range(0, len(members), size)
     ]

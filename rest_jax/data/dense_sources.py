@@ -10,20 +10,28 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from rest_jax.data.coco import CocoSource, load_coco
-from rest_jax.data.dense_splits import Splits, coco_splits, find_splits, pixel_splits, voc_splits
+from rest_jax.data.dense_splits import (
+  Splits,
+  coco_splits,
+  find_splits,
+  passed_over,
+  pixel_splits,
+  voc_splits,
+)
 from rest_jax.data.digit_mosaics import PIXEL_CLASSES, SIDE, MosaicSource, load_digit_mosaics
 from rest_jax.data.images import picture_size
-from rest_jax.data.objects import specks_note
+from rest_jax.data.objects import absent_note, specks_note
 from rest_jax.data.picture_files import transparency_note
-from rest_jax.data.semantic_folder import SemanticSource, load_semantic
+from rest_jax.data.semantic_folder import SemanticSource, check_marks, load_semantic
 from rest_jax.data.sources import DataSources
+from rest_jax.data.voc import SPLITS as VOC_LISTS
 from rest_jax.data.voc import VocSource, load_voc
 from rest_jax.errors import UserError
 
@@ -115,6 +123,8 @@ def load_dense(
     root = _folder(name)
     opened, known = _opener(root, kind)
     splits = find_splits(known, name, train=train_split, val=val_split, test=test_split)
+    note = '; '.join(filter(None, (splits.note, '' if kind == 'pixels' else passed_over(root))))
+    splits = dataclasses.replace(splits, note=note)
   wanted = dict.fromkeys(filter(None, (splits.train, splits.test, splits.val)))
   found = {split: dataclasses.replace(opened(split), kind=kind) for split in wanted}
   names = found[splits.train].class_names
@@ -197,16 +207,31 @@ def _coco(root: Path, split: str, masks: bool) -> DenseSource:
   if not any(folder.is_dir() for folder in folders[:-1]):
     raise UserError(f'the pictures of {file} are missing: {folders[0]} or {folders[1]} is needed')
   source = load_coco(file, [f for f in folders if f.is_dir()], masks=masks)
+  own = [o for found in source.objects for o in found if not o.crowd]
+  absent = _check_objects(file, source.class_names, (o.label for o in own))
   files = [source.folder / name for _, name, _, _ in source.images]
-  note = _note(files, specks_note(source.specks))
+  note = _note(files, specks_note(source.specks), absent)
   return DenseSource(source, source.class_names, _digest(file.read_bytes()), note=note)
+
+
+def _check_objects(file: Path, names: Sequence[str], labels: Iterable[int]) -> str:
+  """Says which classes have no object; refuses a split without any, whose AP is no number."""
+  there = set(labels)
+  if not there:
+    raise UserError(
+      f'{file} has no objects to learn or to judge by: annotate it, or name another split '
+      '(--config.data.test_split, --split in evaluations); rest-jax predict takes pictures alone'
+    )
+  return absent_note('object', [name for label, name in enumerate(names) if label not in there])
 
 
 def _voc(root: Path, split: str) -> DenseSource:
   source = load_voc(root, split)
+  labels = np.concatenate(source.labels)[~np.concatenate(source.difficult)]
+  absent = _check_objects(root / VOC_LISTS / f'{split}.txt', source.class_names, labels)
   arrays = [*source.boxes, *source.labels, *source.difficult]
   parts = [','.join(source.names).encode(), *(np.ascontiguousarray(a).tobytes() for a in arrays)]
-  note = _note(source.files, specks_note(source.specks))
+  note = _note(source.files, specks_note(source.specks), absent)
   return DenseSource(source, source.class_names, _digest(*parts), note=note)
 
 
@@ -223,7 +248,8 @@ def _semantic(root: Path, split: str) -> DenseSource:
   source = load_semantic(root, split, names, zero_is_ignored=ade)
   parts = [str(p.relative_to(root)).encode() + b'%d' % p.stat().st_size for p in source.annotations]
   counted = f"class 0 of its PNGs is nobody's, as in ADE20K: 1 is {names[0]}" if ade else ''
-  return DenseSource(source, tuple(names), _digest(*parts), note=_note(source.images, counted))
+  note = _note(source.images, counted, check_marks(source))
+  return DenseSource(source, tuple(names), _digest(*parts), note=note)
 
 
 def _note(files: Sequence[Path], *more: str) -> str:

@@ -8,11 +8,14 @@ as COCO has them ('train2017'), are understood.
 from __future__ import annotations
 
 import dataclasses
+import functools
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 from rest_jax.data.layout import ROLES, Role
+from rest_jax.data.split_lists import read_names
 from rest_jax.data.voc import SPLITS as VOC_LISTS
 from rest_jax.errors import UserError
 
@@ -37,9 +40,40 @@ class Splits:
 
 
 def coco_splits(root: Path) -> list[str]:
-  """Splits of a folder in COCO's layout, sorted."""
-  files = (root / 'annotations').glob('instances_*.json')
+  """Splits of a folder in COCO's layout whose file has annotations, sorted."""
+  files = [path for path in _coco_files(root) if _is_annotated(path)]
   return sorted(path.stem.removeprefix('instances_') for path in files)
+
+
+def passed_over(root: Path) -> str:
+  """What there is to say of files in COCO's layout without annotations; '' where there are none."""
+  names = sorted(path.name for path in _coco_files(root) if not _is_annotated(path))
+  return ' and '.join(f'annotations/{n} has no annotations and is passed over' for n in names)
+
+
+def _coco_files(root: Path) -> list[Path]:
+  return list((root / 'annotations').glob('instances_*.json'))
+
+
+@functools.lru_cache(maxsize=64)
+def _annotated(path: Path, changed: tuple[int, int]) -> bool:
+  """Whether a file has annotations; what is damaged counts, for whoever opens it says so."""
+  del changed  # of a file that was written anew
+  try:
+    content = path.read_bytes()
+    # Large ones are those with annotations, and parsing them takes long.
+    if re.search(rb'"annotations"\s*:\s*\[\s*[^\]\s]', content):
+      return True
+    parts = json.loads(content.decode('utf-8-sig'))
+  except (OSError, ValueError, RecursionError):
+    return True
+  whole = isinstance(parts, dict) and isinstance(parts.get('images'), list)
+  return not whole or bool(parts.get('annotations'))
+
+
+def _is_annotated(path: Path) -> bool:
+  found = path.stat()
+  return _annotated(path, (found.st_mtime_ns, found.st_size))
 
 
 def voc_splits(root: Path) -> list[str]:
@@ -61,8 +95,9 @@ def _listed(folder: Path, annotated: Callable[[str], bool]) -> list[str]:
   """Names of the lists of which the first picture has annotations."""
   found = []
   for path in folder.glob('*.txt'):
-    words = path.read_text(encoding='utf-8', errors='replace').split(maxsplit=1)
-    if words and annotated(words[0]):
+    text = path.read_text(encoding='utf-8-sig', errors='replace')
+    first = text.strip().partition('\n')[0]
+    if any(annotated(name) for name in read_names(first, annotated)):
       found.append(path.stem)
   return sorted(found)
 

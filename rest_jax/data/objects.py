@@ -149,6 +149,12 @@ def specks_note(count: int) -> str:
   return f'{what} of {LEAST_SIDE:g} px or less a side only judged' if count else ''
 
 
+def absent_note(what: str, names: Sequence[str]) -> str:
+  """What is said of classes without a single pixel or object; '' where there are none."""
+  more = f' and {plural(len(names) - 3, "more class", "more classes")}' if len(names) > 3 else ''
+  return f'no {what} of {", ".join(names[:3])}{more}' if names else ''
+
+
 def _words(box: Any) -> str:
   """A box as it is written in a message."""
   if not isinstance(box, np.ndarray):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,14 @@ import numpy as np
 from PIL import Image
 
 from rest_jax.data.images import ImageError, check_size, read_image
-from rest_jax.data.objects import check_names
+from rest_jax.data.objects import absent_note, check_names
 from rest_jax.data.picture_files import SUFFIXES, is_hidden
-from rest_jax.errors import UserError
+from rest_jax.data.split_lists import read_names
+from rest_jax.errors import UserError, did_you_mean
+from rest_jax.text import plural
 
 IGNORE = 255
+_MOST_MASKS = 50  # of a split that are looked at before any work: a second, of large ones a few
 # Layouts that are known: pictures, annotations, and the list of a split where one is kept.
 _LAYOUTS = (
   ('images/{split}', 'annotations/{split}', None),  # ADE20K
@@ -55,13 +58,12 @@ class SemanticSource:
 
   def __getitem__(self, index: int) -> dict[str, Any]:
     image, path = read_image(self.images[index]), self.annotations[index]
-    labels = self._labels(path)
+    labels = self.classes(read_indices(path), path)
     check_size(image.shape[:2], labels.shape, f'{path} has', self.images[index])
     return {'image': image, 'segmentation': labels, 'image_id': self.images[index].stem}
 
-  def _labels(self, path: Path) -> np.ndarray:
-    """Class numbers from 0, 255 where nobody judges."""
-    numbers = read_indices(path)
+  def classes(self, numbers: np.ndarray, path: Path) -> np.ndarray:
+    """Class numbers from 0 of the numbers in a file, 255 where nobody judges."""
     judged = numbers != self.ignore
     if self.zero_is_ignored:
       judged &= numbers != 0
@@ -75,6 +77,47 @@ class SemanticSource:
         'ignore; mend it or name more classes'
       )
     return np.where(judged, numbers, IGNORE).astype(np.uint8)
+
+
+def check_marks(source: SemanticSource) -> str:
+  """Looks at some masks of a split before any work: are there pixels of the classes at all?
+
+  Args:
+    source: the split.
+
+  Returns:
+    Which classes have no pixel in the masks looked at; '' where all have.
+
+  Raises:
+    UserError: a mask that cannot be read or has numbers of no class; or whatever is marked is
+      marked as ignored, so that no object would be learnt or judged.
+  """
+  chosen = np.random.default_rng(0).permutation(len(source))[:_MOST_MASKS]
+  seen, marked = set(), set()
+  for index in sorted(chosen.tolist()):
+    numbers = read_indices(source.annotations[index])
+    seen |= set(np.unique(source.classes(numbers, source.annotations[index])).tolist())
+    marked |= set(np.unique(numbers).tolist()) - {0}
+  absent = [label for label in range(len(source.class_names)) if label not in seen]
+  single = len(source.class_names) == 1 and not source.zero_is_ignored
+  if marked == {source.ignore} and (absent or single):
+    raise UserError(
+      f'{source.annotations[0].parent}: masks mark objects with {source.ignore}, which means '
+      f'ignored, and with nothing else ({plural(len(chosen), "mask")} looked at): '
+      + _how_to_mark(source, absent)
+    )
+  some = '' if len(chosen) == len(source) else f' in {len(chosen)} of {len(source)} masks'
+  note = absent_note('pixel', [source.class_names[label] for label in absent])
+  return note and note + some
+
+
+def _how_to_mark(source: SemanticSource, absent: Sequence[int]) -> str:
+  """Which number stands for the first class that has no pixel."""
+  if not absent:
+    only = source.class_names[0]
+    return f'write 1 for {only}, and name what is around it before {only} among the classes'
+  label = next((label for label in absent if label), absent[0])
+  return f'write {label + source.zero_is_ignored} for {source.class_names[label]}'
 
 
 def read_indices(path: str | os.PathLike) -> np.ndarray:
@@ -164,20 +207,26 @@ def _pairs(root: Path, split: str) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
   raise UserError(f'{root} has no pictures of {split!r} with their annotations: {wanted} is needed')
 
 
+def _listed(listing: Path, known: Collection[str]) -> list[str]:
+  """The names of a split's list."""
+  try:
+    return read_names(listing.read_text(encoding='utf-8-sig'), known)
+  except (OSError, UnicodeDecodeError) as error:
+    lists = sorted(path.stem for path in listing.parent.glob('*.txt'))
+    none = f'there is no list in {listing.parent}'
+    hint = did_you_mean(listing.stem, lists) if lists else none
+    raise UserError(f'cannot read the split {listing}: {hint}') from error
+
+
 def _match(pictures: Path, numbers: Path, listing: Path | None):
   """Each picture with the PNG of its name."""
   files = [p for p in sorted(pictures.iterdir()) if p.suffix.lower() in SUFFIXES]
   files = [p for p in files if not is_hidden(p.name) and p.is_file()]
   found = {p.stem: p for p in files}
-  names = sorted(found)
-  if listing is not None:
-    try:
-      lines = listing.read_text(encoding='utf-8-sig').splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-      raise UserError(f'cannot read the split {listing}: {error}') from error
-    names = [line.strip() for line in lines if line.strip()]
+  known = {*found, *(p.stem for p in numbers.glob('*.png'))}
+  names = sorted(found) if listing is None else _listed(listing, known)
   if not names:
-    raise UserError(f'{pictures} has no pictures')
+    raise UserError(f'{pictures if listing is None else listing} has no pictures')
   stems = names if listing is not None else [p.stem for p in files]
   if len(set(stems)) < len(stems):
     twice = next(stem for stem in stems if stems.count(stem) > 1)
@@ -185,7 +234,7 @@ def _match(pictures: Path, numbers: Path, listing: Path | None):
   for name in names:
     if name not in found:
       raise UserError(
-        f'{listing}: the picture {pictures / name} is missing; add it or the line goes'
+        f'{listing}: the picture {pictures / name} is missing; add it or remove the line'
       )
     if not (numbers / f'{name}.png').is_file():
       raise UserError(f'{found[name]} has no annotation {numbers / name}.png; add or remove it')

@@ -21,6 +21,7 @@ from rest_jax.data.box_files import EDGES, VOC_FIRST
 from rest_jax.data.images import check_size, read_image
 from rest_jax.data.objects import check_box, check_names, clipped, learnt
 from rest_jax.data.picture_files import SUFFIXES
+from rest_jax.data.split_lists import read_names
 from rest_jax.errors import UserError, did_you_mean
 
 SPLITS = 'ImageSets/Main'
@@ -105,18 +106,25 @@ def _names(root: Path, split: str) -> tuple[str, ...]:
   """Names of the pictures of a split."""
   listing = root / SPLITS / f'{split}.txt'
   try:
-    lines = listing.read_text(encoding='utf-8-sig').splitlines()
+    text = listing.read_text(encoding='utf-8-sig')
   except (OSError, UnicodeDecodeError) as error:
     known = sorted(path.stem for path in (root / SPLITS).glob('*.txt'))
     hint = did_you_mean(split, known) if known else f'there is no list in {root / SPLITS}'
     raise UserError(f'cannot read the split {listing}: {hint}') from error
-  names = tuple(line.split()[0] for line in lines if line.strip())
+  names = tuple(read_names(text, _known(root)))
   if not names:
     raise UserError(f'the split {listing} names no picture')
   if len(set(names)) < len(names):
     twice = next(name for name in names if names.count(name) > 1)
     raise UserError(f'the split {listing} names {twice} twice; remove one')
   return names
+
+
+def _known(root: Path) -> frozenset[str]:
+  """Names of which there is a picture or an XML file: one may be missing, which is said later."""
+  folders = [f for f in (root / 'JPEGImages', root / 'Annotations') if f.is_dir()]
+  files = (path for folder in folders for path in folder.iterdir())
+  return frozenset(p.stem for p in files if p.suffix.lower() in SUFFIXES | {'.xml'})
 
 
 def _xml(root: Path, name: str) -> Path:

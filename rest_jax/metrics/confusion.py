@@ -18,12 +18,14 @@ class SegmentationFigures:
     accuracy: share of the pixels that are right.
     mean_accuracy: mean over the classes that occur in labels of the share of theirs that is right.
     iou: (K,), of each class; NaN for one that occurs nowhere.
+    judged: of how many classes `miou` is the mean.
   """
 
   miou: float
   accuracy: float
   mean_accuracy: float
   iou: np.ndarray
+  judged: int = 0
 
 
 class Confusion:
@@ -76,4 +78,5 @@ class Confusion:
     means = [
       float(np.mean(v[~np.isnan(v)])) if (~np.isnan(v)).any() else np.nan for v in (iou, recall)
     ]
-    return SegmentationFigures(means[0], accuracy, means[1], iou)
+    judged = int(np.count_nonzero(~np.isnan(iou)))
+    return SegmentationFigures(means[0], accuracy, means[1], iou, judged)

@@ -28,6 +28,9 @@ class DenseConfig:
     short: shorter side at which a picture is looked at, in pixels; 0 leaves its size.
     long: most of its longer side; 0 for any.
     canvases: (H, W) of those that a picture is laid on, the smallest that holds it.
+    scales: of a segmenter: factors of the size at which it is judged, probabilities averaged;
+      `predict` looks once, at 1.
+    mirrored: whether it is judged with the mirror images too.
 
   Raises:
     UserError: a value is not one of those.
@@ -43,6 +46,8 @@ class DenseConfig:
   short: int = 800
   long: int = 1333
   canvases: tuple[tuple[int, int], ...] = ((800, 1344), (1344, 800), (1344, 1344))
+  scales: tuple[float, ...] = (1.0,)
+  mirrored: bool = False
 
   def __post_init__(self):
     if self.kind not in KINDS or not isinstance(self.model, str):
@@ -53,6 +58,9 @@ class DenseConfig:
         f'{self.num_classes!r}, {self.short!r}, {self.long!r}'
       )
     check_canvases(self.canvases)
+    check_scales(self.scales)
+    if not isinstance(self.mirrored, bool):
+      raise UserError(f'mirrored is true or false, not {self.mirrored!r}')
     numbers = (*self.mean, *self.std)
     if not self.mean or len(self.mean) != len(self.std) or not all(map(_finite, numbers)):
       raise UserError(f'mean and std are a pair of numbers a channel, not {self.mean}, {self.std}')
@@ -100,6 +108,29 @@ def check_canvases(canvases: Any) -> None:
       raise UserError(
         f'canvases are one or more (height, width) in pixels, ((800, 1344),), not {canvases!r}'
       )
+
+
+def check_scales(scales: Any) -> None:
+  """Refuses what are no factors of a size.
+
+  Raises:
+    UserError: not one or more numbers above 0.
+  """
+  found = scales if isinstance(scales, tuple) and scales else (None,)
+  if not all(_finite(scale) and scale > 0 for scale in found):
+    raise UserError(f'scales are one or more factors above 0, such as (1.0,), not {scales!r}')
+
+
+def view_text(config: DenseConfig) -> str:
+  """How pictures are looked at where a model is judged, in words."""
+  short = f'shorter side {config.short} px' if config.short else 'their own size'
+  parts = [short, f'longer side at most {config.long} px' if config.short and config.long else '']
+  if config.kind == 'segmenter':
+    several = config.scales != (1.0,)
+    parts += [f'at {", ".join(f"{scale:g}" for scale in config.scales)} times that' * several]
+    parts += ['mirror images too' if config.mirrored else '']
+  canvases = ', '.join(f'{height}x{width}' for height, width in config.canvases)
+  return '; '.join((', '.join(filter(None, parts)), f'canvases {canvases}'))
 
 
 def _whole(value: Any, least: int) -> bool:

@@ -6,6 +6,7 @@ another stands here, as `purpose.Purpose` asks for it.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,14 @@ def test_batches(config: Config, source: Any) -> DenseEvalBatches:
   return DenseEvalBatches(source, size, view)
 
 
+def test_view(config: Config) -> dict[str, Any]:
+  """How often a segmenter looks at a test picture, as its model directory keeps it too."""
+  return {
+    'scales': tuple(float(scale) for scale in config.dense.test_scales),
+    'mirrored': bool(config.dense.test_flip),
+  }
+
+
 def inputs(
   config: Config,
   num_classes: int,
@@ -226,11 +235,11 @@ def measuring(
 
   def measure(variables: Any, source: Any) -> dict[str, Any]:
     weights = dense_evaluate.replicated(variables, own)
-    batches = test_batches(config, source)
+    batches = dataclasses.replace(test_batches(config, source), multiple=own.size)
     if kind == 'detector':
       return dense_evaluate.judge_detector(step, weights, batches, class_names, masks)
-    options: Any = {'scales': config.dense.test_scales, 'mirrored': config.dense.test_flip}
-    return dense_evaluate.judge_segmenter(step, weights, batches, class_names, **options)
+    view = test_view(config)
+    return dense_evaluate.judge_segmenter(step, weights, batches, class_names, **view)
 
   return step, measure
 
@@ -270,7 +279,8 @@ def release(
   config: Config, variables: Any, class_names: tuple[str, ...], directory: Path, card: str
 ) -> None:
   """Writes the model directory, which `Detector.load` or `Segmenter.load` reads."""
-  cls = Detector if kind_of(config) == 'detector' else Segmenter
+  is_detector = kind_of(config) == 'detector'
+  cls, judged = (Detector, {}) if is_detector else (Segmenter, test_view(config))
   found = cls.create(
     config.model.name,
     jax.device_get(variables),
@@ -282,6 +292,7 @@ def release(
     short=config.dense.test_short,
     long=config.dense.test_long,
     canvases=canvases_of(config),
+    **judged,
   )
   found.save(directory, card=card, overwrite=True)
 

@@ -81,7 +81,8 @@ def judge_detector(
 
   Returns:
     AP, AP50, AP75, AP_small, AP_medium, AP_large as shares, 'mask_AP' and so on with masks,
-    'classes' with the AP of each, and 'count' of the pictures.
+    'classes' with the AP of each, 'judged' of how many of them AP is the mean, and 'count' of the
+    pictures.
 
   Raises:
     NotFiniteError: scores that are no numbers.
@@ -102,7 +103,8 @@ def judge_detector(
   if masks:
     result |= {f'mask_{n}': value for n, value in figures['mask'].items() if n != 'classes'}
   classes = {kind: part['classes'] for kind, part in figures.items()}
-  return {**result, 'classes': classes, 'count': len(batches.source)}
+  judged = int(np.count_nonzero(~np.isnan(list(classes['box'].values()))))
+  return {**result, 'classes': classes, 'judged': judged, 'count': len(batches.source)}
 
 
 def _as_found(own: Objects, masks: bool) -> dict[str, Any]:
@@ -142,8 +144,8 @@ def judge_segmenter(
     watch: called with each picture's truth and its classes (H, W).
 
   Returns:
-    miou, accuracy and mean_accuracy as shares, 'classes' with the IoU of each, and 'count' of the
-    pictures.
+    miou, accuracy and mean_accuracy as shares, 'classes' with the IoU of each, 'judged' of how many
+    of them miou is the mean, and 'count' of the pictures.
 
   Raises:
     NotFiniteError: logits that are no numbers.
@@ -162,6 +164,7 @@ def judge_segmenter(
     'accuracy': found.accuracy,
     'mean_accuracy': found.mean_accuracy,
     'classes': dict(zip(class_names, found.iou.tolist(), strict=True)),
+    'judged': found.judged,
     'count': len(batches.source),
   }
 

@@ -17,15 +17,18 @@ from rest_jax.evaluation.document import Block, Figure, Heading, Text, plain_tab
 from rest_jax.evaluation.environment import command_line, describe_devices, environment
 from rest_jax.evaluation.progress import clock
 from rest_jax.files import make_folder
+from rest_jax.models.dense_config import check_scales, view_text
 from rest_jax.models.dense_drawing import beside, draw_objects, draw_segmentation
 from rest_jax.models.dense_model import Objects, load_dense_model
 from rest_jax.text import legible, markdown, markdown_code, plural
 from rest_jax.train import dense_evaluate
+from rest_jax.train.measured import over
 from rest_jax.train.parallel import check_batch, make_mesh, memory_advice
 from rest_jax.train.processes import is_main
 from rest_jax.train.workdir import write_json, write_text, writing
 
 PICTURES = 8  # that are drawn
+BATCH = 8  # pictures at a time unless told: they are large, and few fit into memory
 # Flags that are about the images of classifiers.
 _NOT_DENSE = ('architecture', 'ema', 'image_size', 'resize', 'crop_pct', 'interpolation')
 
@@ -34,7 +37,8 @@ def judge(options: dict[str, Any]) -> str:
   """Judges a model on a split and writes report.md, results.json and pictures/.
 
   Args:
-    options: of the command line: model, data, data_dir, split, limit, seed, batch_size, output.
+    options: of the command line: model, data, data_dir, split, limit, seed, batch_size, scales,
+      mirrored, output.
 
   Returns:
     One line for the terminal.
@@ -47,9 +51,11 @@ def judge(options: dict[str, Any]) -> str:
     raise UserError(
       f'{" and ".join(given)}: for classifiers; sizes are those of {options["model"]}'
     )
-  found, output = load_dense_model(options['model']), options['output']
+  found, output = _looking(load_dense_model(options['model']), options), options['output']
   mesh = make_mesh()
-  check_batch(options['batch_size'], 1, mesh)
+  # By default no more than training's evaluations take, rounded up to what the devices share.
+  batch_size = options['batch_size'] or -(-BATCH // mesh.size) * mesh.size
+  check_batch(batch_size, 1, mesh)
   own = dense_evaluate.local_mesh(mesh)
   source, where = _source(found, options)
   if source.note and is_main():
@@ -58,11 +64,33 @@ def judge(options: dict[str, Any]) -> str:
   gallery = _Gallery(output / 'pictures', found.class_names) if is_main() else None
   began = time.monotonic()
   with memory_advice():
-    result = _result(found, source, options['batch_size'], own, gallery)
+    result = _result(found, source, batch_size, own, gallery)
   result['seconds'] = time.monotonic() - began
   if is_main():
     _write(output, found, options['model'], where, result, gallery, source.note)
   return _line(options['model'], where, result, output)
+
+
+def _looking(found: Any, options: dict[str, Any]) -> Any:
+  """The model with the views that it is judged by: its own unless flags say others."""
+  given = {
+    'scales': None if options['scales'] is None else _scales(options['scales']),
+    'mirrored': options['mirrored'],
+  }
+  given = {name: value for name, value in given.items() if value is not None}
+  if given and found.config.kind != 'segmenter':
+    raise UserError(f'{" and ".join(f"--{name}" for name in given)}: for segmenters; leave it out')
+  return dataclasses.replace(found, config=dataclasses.replace(found.config, **given))
+
+
+def _scales(texts: list[str]) -> tuple[float, ...]:
+  """The factors of --scales."""
+  try:
+    scales = tuple(float(text) for text in texts)
+    check_scales(scales)
+  except (ValueError, UserError) as error:
+    raise UserError(f'--scales {",".join(texts)}: {error}; it takes such as 0.5,1,1.5') from error
+  return scales
 
 
 def _source(found: Any, options: dict[str, Any]) -> tuple[DenseSource, str]:
@@ -119,10 +147,13 @@ def _result(found: Any, source: DenseSource, batch_size: int, mesh: Any, watch: 
   config = found.config
   step = dense_evaluate.make_step(found.module, config.kind, config.mean, config.std, mesh)
   view = View(config.short, config.long, config.canvases)
-  batches = DenseEvalBatches(source, batch_size, view)
+  batches = DenseEvalBatches(source, batch_size, view, mesh.size)
   variables = dense_evaluate.replicated(found.variables, mesh)
   if config.kind == 'segmenter':
-    return dense_evaluate.judge_segmenter(step, variables, batches, found.class_names, watch=watch)
+    views: Any = {'scales': config.scales, 'mirrored': config.mirrored}
+    return dense_evaluate.judge_segmenter(
+      step, variables, batches, found.class_names, watch=watch, **views
+    )
   masks = source.kind == 'masks'
   return dense_evaluate.judge_detector(
     step, variables, batches, found.class_names, masks, watch=watch
@@ -171,6 +202,7 @@ def _write(
     {
       'model': model,
       'data': where,
+      'view': view_text(found.config),
       'config': json.loads(found.config.to_json()),
       **result,
       'environment': environment(),
@@ -193,7 +225,8 @@ def _blocks(found: Any, result: dict[str, Any], gallery: Any, note: str) -> list
   left = 'Left: what is true. Right: what was found (from a score of 0.3).'
   return [
     Text(
-      f'{plural(result["count"], "picture")}{noted}; {where}. '
+      f'{plural(result["count"], "picture")}{noted}; means{over(result)}; '
+      f'{view_text(found.config)}; {where}. '
       f'Command: {markdown_code(command_line())}'
     ),
     plain_table(['figure', ''], [[n, _percent(v)] for n, v in _figures(result).items()]),
@@ -206,7 +239,7 @@ def _blocks(found: Any, result: dict[str, Any], gallery: Any, note: str) -> list
 
 
 def _figures(result: dict[str, Any]) -> dict[str, float]:
-  return {n: v for n, v in result.items() if n not in ('classes', 'count', 'seconds')}
+  return {n: v for n, v in result.items() if n not in ('classes', 'judged', 'count', 'seconds')}
 
 
 def _percent(value: float) -> str:
@@ -215,4 +248,5 @@ def _percent(value: float) -> str:
 
 def _line(model: str, where: str, result: dict[str, Any], output: Path) -> str:
   shown = ', '.join(f'{name} {_percent(value)}' for name, value in _figures(result).items())
-  return f'{model} on {plural(result["count"], "picture")} of {where}: {shown}; report in {output}'
+  pictures = plural(result['count'], 'picture')
+  return f'{model} on {pictures} of {where}: {shown}; means{over(result)}; report in {output}'

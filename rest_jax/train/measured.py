@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+from rest_jax.text import plural
 from rest_jax.train.totals import finite_or
 
 Result = dict[str, Any]
@@ -36,14 +37,31 @@ class Kind(NamedTuple):
   curves: Panel
 
 
+def figure(value: float, style: str = '.1%') -> str:
+  """A number as it is shown; '-' for what is none, such as a mean over nothing."""
+  return '-' if math.isnan(value) else format(value, style)
+
+
+def over(result: Result) -> str:
+  """' over 3 of 4 classes', which a mean over classes is of; '' of runs from before it was kept."""
+  if 'judged' not in result or 'classes' not in result:
+    return ''
+  classes = result['classes'].get('box', result['classes']) if 'AP' in result else result['classes']
+  return f' over {result["judged"]} of {plural(len(classes), "class")}'
+
+
 def _accuracy(result: Result) -> str:
   robust = f' (robust {result["robust_top1"]:.2%})' if 'robust_top1' in result else ''
   return f'top-1 {result["top1"]:.2%}{robust}'
 
 
 def _precision(result: Result) -> str:
-  masks = f', mask AP {result["mask_AP"]:.1%}' if 'mask_AP' in result else ''
-  return f'box AP {result["AP"]:.1%} (AP50 {result["AP50"]:.1%}){masks}'
+  masks = f', mask AP {figure(result["mask_AP"])}' if 'mask_AP' in result else ''
+  return f'box AP {figure(result["AP"])} (AP50 {figure(result["AP50"])}){masks}{over(result)}'
+
+
+def _pixels(result: Result) -> str:
+  return f'mIoU {figure(result["miou"])}{over(result)}, pixels {figure(result["accuracy"])}'
 
 
 def _panel(title: str, names: dict[str, str]) -> Panel:
@@ -78,7 +96,8 @@ _NOISE: Panel = (
 )
 _PRECISION = _panel('average precision', {'AP': 'box AP', 'AP50': 'AP50', 'mask_AP': 'mask AP'})
 _PIXELS = _panel('pixels', {'miou': 'mIoU', 'accuracy': 'right pixels'})
-_BOXES = {'box AP': 'AP:.1%', 'AP50': 'AP50:.1%', 'AP75': 'AP75:.1%'}
+_JUDGED = {'classes judged': 'judged:d'}
+_BOXES = {'box AP': 'AP:.1%', 'AP50': 'AP50:.1%', 'AP75': 'AP75:.1%', **_JUDGED}
 _MASKS = {'mask AP': 'mask_AP:.1%', 'mask AP50': 'mask_AP50:.1%'}
 KINDS = (
   Kind(
@@ -112,8 +131,13 @@ KINDS = (
   Kind(
     'miou',
     lambda result: finite_or(result['miou']),
-    lambda result: f'mIoU {result["miou"]:.1%}, pixels {result["accuracy"]:.1%}',
-    {'mIoU': 'miou:.1%', 'right pixels': 'accuracy:.1%', 'mean over classes': 'mean_accuracy:.1%'},
+    _pixels,
+    {
+      'mIoU': 'miou:.1%',
+      'right pixels': 'accuracy:.1%',
+      'mean over classes': 'mean_accuracy:.1%',
+      **_JUDGED,
+    },
     ('miou', 'accuracy', 'mean_accuracy'),
     _PIXELS,
   ),

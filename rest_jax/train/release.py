@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def _table(results: Results) -> list[str]:
   lines = [head, ['---'] * len(head)]
   for title, result in (('best (these weights)', results.best), ('last', results.last)):
     pairs = (column.split(':') for column in columns.values())
-    values = [format(result[name], style) for name, style in pairs]
+    values = [measured.figure(result.get(name, math.nan), style) for name, style in pairs]
     lines.append([title, *values, f'{result["epoch"]:.1f}'])
   return [f'| {" | ".join(line)} |' for line in lines]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 import time
 from pathlib import Path
@@ -115,8 +116,11 @@ class Run:
     self._meta |= {'evaluated': self.step, 'last': result}
     self.recorder.evaluation(plain, averaged, self._chooser)
     self._meta['since_best'] = self._meta.get('since_best', 0) + 1
-    if self._best is None or measured.merit(result) > measured.merit(self._best['result']):
+    before = None if self._best is None else measured.merit(self._best['result'])
+    if before is None or measured.merit(result) > before:
       self._meta['since_best'] = 0
+    # Where no measure is a number the latest weights are kept: the first are the least trained.
+    if before is None or measured.merit(result) > before or before == -math.inf:
       self._best = {'step': self.step, 'result': result}
       self._checkpoints.save_best(self.state, self._best)
       self._release(self.state)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
   from rest_jax.opening import Judged
   from rest_jax.train.validation import Validation
 
+BATCH = 128  # images of classifiers at a time unless told
 USAGE = """Judges a trained model on a data set.
 
   python train.py --mode evaluate --model work/digit_scenes/model
@@ -104,8 +105,12 @@ def _judge(options: dict[str, Any]) -> None:
     if is_main():
       print(line)
     return
+  given = [f'--{name}' for name in ('scales', 'mirrored') if options[name] is not None]
+  if given:
+    raise UserError(f'{" and ".join(given)}: for segmenters, and {model} is a classifier')
   classifier = open_classifier(model, options['architecture'], options['ema'])
   mesh = make_mesh()
+  options = options | {'batch_size': options['batch_size'] or BATCH}
   check_batch(options['batch_size'], 1, mesh)
   view = test_view(classifier, options)
   check_data(options['data'], classifier, model, output if is_main() else None)
@@ -262,7 +267,13 @@ def _define() -> flags.FlagValues:
   flags.DEFINE_enum('resize', None, ['squash', 'resize_crop'], "the model's own", **use)
   flags.DEFINE_float('crop_pct', None, "for resize_crop; the model's own", 0.01, 1.0, **use)
   flags.DEFINE_enum('interpolation', None, ['bilinear', 'bicubic'], "the model's own", **use)
-  flags.DEFINE_integer('batch_size', 128, 'images at a time, over all devices', 1, **use)
+  flags.DEFINE_list(
+    'scales', None, "of a segmenter: sizes that it looks at; the model's own", **use
+  )
+  flags.DEFINE_bool('mirrored', None, "and mirror images too; the model's own", **use)
+  flags.DEFINE_integer(
+    'batch_size', None, f'images at a time, over all devices; {BATCH}, of dense models 8', 1, **use
+  )
   flags.DEFINE_string('output', None, 'directory of the report; work/evaluate_MODEL_DATA', **use)
   define_processes(values, 'judge')
   return values

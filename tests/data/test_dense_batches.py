@@ -118,6 +118,19 @@ def test_every_test_picture_comes_once_on_the_smallest_canvas():
   assert sorted(seen) == list(range(7))
 
 
+@pytest.mark.parametrize('multiple', [1, 2, 4])
+@pytest.mark.parametrize('batch_size', [4, 8, 128])
+def test_a_canvas_has_no_more_rows_than_its_pictures_need(batch_size, multiple):
+  found = DenseEvalBatches(SOURCE, batch_size, View(0, 0, CANVASES), multiple)
+  own = [found[number] for number in range(len(found))]
+  for canvas in CANVASES:
+    sizes = [b['image'].shape[0] for b in own if b['image'].shape[1:3] == canvas]
+    count = sum(b['mask'].sum() for b in own if b['image'].shape[1:3] == canvas)
+    assert len(set(sizes)) == 1 and sizes[0] % multiple == 0  # a canvas compiles once
+    assert sizes[0] < min(count, batch_size) + multiple and sizes[0] <= batch_size
+  assert sorted(e['image_id'] for b in own for e in b['examples']) == list(range(7))
+
+
 @pytest.mark.parametrize(
   'size, canvases, wanted',
   [

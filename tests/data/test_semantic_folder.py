@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rest_jax.data import semantic_folder
 from rest_jax.data.dense_sources import load_dense
-from rest_jax.data.semantic_folder import load_semantic, read_indices
+from rest_jax.data.semantic_folder import check_marks, load_semantic, read_indices
 from rest_jax.errors import UserError
 
 NAMES = ('sky', 'road', 'car')
@@ -125,6 +126,78 @@ def test_a_picture_that_lies_on_its_side(tmp_path):
   write(tmp_path / 'testannot/x.png', LABELS.T.copy())
   with pytest.raises(UserError, match=r'testannot/x.png has 2x4 px, .*x.jpg has 4x2; its EXIF'):
     source[0]
+
+
+def masks(root, split, values, ade=False):
+  """A split of a mask for each row of numbers."""
+  folders = (f'images/{split}', f'annotations/{split}') if ade else (split, f'{split}annot')
+  for number, row in enumerate(values):
+    picture(root / folders[0] / f'{number}.png', (len(row), 1))
+    write(root / folders[1] / f'{number}.png', np.array([row], np.uint8))
+
+
+@pytest.mark.parametrize('split', ['train', 'test'])
+@pytest.mark.parametrize(
+  ('classes', 'values', 'words'),
+  [
+    ('ground thing', [[0, 255], [0, 0]], 'masks mark objects with 255.*write 1 for thing$'),
+    ('ground thing', [[255, 255]], 'write 1 for thing$'),
+    ('ground cat dog', [[0, 255]], 'write 1 for cat$'),
+    ('thing', [[0, 255]], 'write 1 for thing, and name what is around it before thing'),
+  ],
+)
+def test_masks_whose_every_mark_is_ignored_are_refused(tmp_path, split, classes, values, words):
+  """In whichever split: what is not learnt is as bad as what is not judged."""
+  good = [[label for label, _ in enumerate(classes.split())] * 2]
+  masks(tmp_path, split, values)
+  masks(tmp_path, 'test' if split == 'train' else 'train', good)
+  (tmp_path / 'classes.txt').write_text(classes.replace(' ', '\n'))
+  with pytest.raises(UserError, match=words) as error:
+    load_dense(str(tmp_path), 'pixels')
+  assert f'{split}annot' in str(error.value) and '\n' not in str(error.value)
+
+
+def test_of_ade20k_too_whose_zero_is_nobodys(tmp_path):
+  masks(tmp_path, 'training', [[0, 255]], ade=True)
+  masks(tmp_path, 'validation', [[0, 1]], ade=True)
+  (tmp_path / 'classes.txt').write_text('wall')
+  with pytest.raises(UserError, match=r'annotations/training.* write 1 for wall'):
+    load_dense(str(tmp_path), 'pixels')
+
+
+@pytest.mark.parametrize(
+  ('values', 'note'),
+  [
+    ([[0, 1, 2, 255]], ''),
+    ([[0, 1], [1, 255]], 'no pixel of car'),
+    ([[0, 0]], 'no pixel of road, car'),
+    ([[0, 1]] * 51, 'no pixel of car in 50 of 51 masks'),
+    ([[0, 2, 255]] * 2, 'no pixel of road'),
+  ],
+)
+def test_classes_without_a_pixel_are_said(tmp_path, values, note):
+  masks(tmp_path, 'train', values)
+  masks(tmp_path, 'test', [[0, 1, 2]])
+  (tmp_path / 'classes.txt').write_text('\n'.join(NAMES))
+  found = load_dense(str(tmp_path), 'pixels')
+  assert found.train.note == note and found.test.note == ''
+  assert not note or f'train: {note}' in found.line
+
+
+def test_a_big_set_is_not_read_whole(tmp_path, monkeypatch):
+  masks(tmp_path, 'train', [[0, 1, 2]] * 120)
+  source, seen, real = load_semantic(tmp_path, 'train', NAMES), [], semantic_folder.read_indices
+  monkeypatch.setattr(semantic_folder, 'read_indices', lambda p: seen.append(p) or real(p))
+  assert check_marks(source) == check_marks(source) == ''
+  assert len(seen) == 100 and seen[:50] == seen[50:] and len(set(seen)) == 50
+
+
+def test_a_number_of_no_class_is_said_before_any_work(tmp_path):
+  masks(tmp_path, 'train', [[0, 128, 255]])
+  masks(tmp_path, 'test', [[0, 1]])
+  (tmp_path / 'classes.txt').write_text('ground\nthing')
+  with pytest.raises(UserError, match=r'0.png has pixels of class 128'):
+    load_dense(str(tmp_path), 'pixels')
 
 
 def test_two_pictures_of_one_name_and_names_with_spaces(tmp_path):

@@ -17,11 +17,12 @@ def test_by_hand():
   found = table.figures()
   np.testing.assert_allclose(found.iou[:2], [2 / 3, 2 / 3])
   assert np.isnan(found.iou[2:]).all()  # pixels to ignore make no class present
+  assert found.judged == 2
   np.testing.assert_allclose([found.miou, found.accuracy], [2 / 3, 4 / 5])
   np.testing.assert_allclose(found.mean_accuracy, (2 / 3 + 1) / 2)
   # A class that is only predicted counts, with an IoU of 0.
   table.add(np.array([0]), np.array([3]))
-  assert table.figures().iou[3] == 0
+  assert table.figures().iou[3] == 0 and table.figures().judged == 3
   np.testing.assert_allclose(table.figures().miou, (2 / 4 + 2 / 3 + 0) / 3)
 
 
@@ -47,6 +48,7 @@ def test_as_scikit_learn(labels, predictions):
 def test_nothing_and_what_is_wrong():
   table = Confusion(2)
   table.add(np.full(3, 255), np.zeros(3, int))
+  assert table.figures().judged == 0
   assert np.isnan(table.figures().miou) and np.isnan(table.figures().accuracy)
   with pytest.raises(UserError, match=r'labels are \(3,\), predictions \(2,\)'):
     table.add(np.zeros(3, int), np.zeros(2, int))

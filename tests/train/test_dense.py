@@ -1,6 +1,7 @@
 """Detectors and segmenters through the loop that trains classifiers."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -13,12 +14,13 @@ from rest_jax.errors import UserError
 from rest_jax.metrics import AveragePrecision
 from rest_jax.models.classifier import Classifier
 from rest_jax.models.dense_model import Detector, Segmenter
-from rest_jax.train import dense, dense_evaluate, loop
+from rest_jax.train import dense, dense_evaluate, dense_validation, loop, measured, release
 from rest_jax.train.config import check_config, default_config, without_effect
 from rest_jax.train.loop import train
 from rest_jax.train.optim import warmup_linear
 from rest_jax.train.parallel import make_mesh
 from rest_jax.train.pipeline import check_start, make_plan
+from rest_jax.train.run import Run
 from rest_jax.train.task import build_task
 
 SIDE = 32
@@ -114,7 +116,7 @@ def test_a_detector_leaves_a_model_that_finds_what_was_measured(trained, squares
     if name != 'classes':
       np.testing.assert_allclose(results['best'][name], value, atol=1e-6)
   card = (workdir / 'model' / 'README.md').read_text()
-  assert 'box AP' in card and f'{SIDE}x{SIDE} px' in card
+  assert 'box AP' in card and 'classes judged' in card and f'{SIDE}x{SIDE} px' in card
   lines = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
   assert any('train/box_loss' in line for line in lines) and any(
     'test/AP' in line for line in lines
@@ -158,10 +160,52 @@ def test_a_segmenter_leaves_a_model_of_what_was_measured(squares, tmp_path):
   assert best['count'] == 4 and set(best['classes']) == {'ground', 'red', 'green'}
   assert 0 <= best['miou'] <= best['mean_accuracy'] <= 1
   segmenter = Segmenter.load(tmp_path)
+  assert (segmenter.config.scales, segmenter.config.mirrored) == ((1.0, 1.5), True)
+  for given in (
+    {},
+    {'scales': ['1', '1.5'], 'mirrored': True},
+    {'scales': ['1'], 'mirrored': False},
+  ):
+    judged = evaluated(tmp_path, squares, **given)
+    same = [judged[name] == best[name] for name in ('miou', 'accuracy', 'mean_accuracy')]
+    assert all(same) == (given.get('mirrored', True))
+    text = 'at 1, 1.5 times that, mirror images too'
+    assert (text in judged['view']) == given.get('mirrored', True)
+    assert judged['judged'] == best['judged'] == 3
+    assert judged['view'] in (tmp_path / 'judged/report.md').read_text()
   classes = segmenter.predict(squares / 'test' / '0.png')
   assert classes.shape == (SIDE, SIDE) and set(np.unique(classes)) <= {0, 1, 2}
   with pytest.raises(UserError, match='describes a segmenter, not a detector'):
     Detector.load(tmp_path)
+
+
+def evaluated(model, data, **options):
+  """What `--mode evaluate` measures."""
+  names = ('data_dir', 'split', 'limit', 'batch_size', 'scales', 'mirrored', 'architecture', 'ema')
+  given = dict.fromkeys((*names, 'image_size', 'resize', 'crop_pct', 'interpolation'))
+  given |= {'model': str(model), 'data': str(data), 'seed': 0, 'output': model / 'judged'}
+  dense_validation.judge(given | options)
+  return json.loads((model / 'judged/results.json').read_text())
+
+
+@pytest.mark.parametrize(
+  ('given', 'words'),
+  [
+    ({'scales': ['1']}, '--scales: for segmenters'),
+    ({'mirrored': False}, '--mirrored: for segmenters'),
+    ({'batch_size': 3}, 'batch_size 3 does not divide'),
+  ],
+)
+def test_views_that_a_detector_has_not_are_refused(trained, squares, given, words):
+  with pytest.raises(UserError, match=words):
+    evaluated(trained[0], squares, **given)
+
+
+@pytest.mark.parametrize('scales', [[], ['0'], ['x'], ['nan'], ['-1', '1']])
+def test_scales_that_are_none_are_one_line(scales):
+  with pytest.raises(UserError, match=r'--scales .*it takes such as') as error:
+    dense_validation._scales(scales)
+  assert '\n' not in str(error.value)
 
 
 def test_a_model_of_another_kind_is_told_apart(trained):
@@ -263,3 +307,44 @@ def test_every_key_of_the_group_does_something_or_is_said_to_do_nothing(
 def test_a_line_down_is_mmsegmentations_poly_of_power_one():
   rate = warmup_linear(1.0, total=10, warmup=2, start=0.1, floor=0.0)
   np.testing.assert_allclose([rate(s) for s in (0, 1, 2, 6, 9)], [0.1, 0.55, 1.0, 0.5, 0.125])
+
+
+@pytest.mark.parametrize(
+  ('measures', 'kept', 'since'),
+  [
+    ([np.nan, np.nan, np.nan], 2, 2),
+    ([np.nan, 0.1, np.nan], 1, 1),
+    ([0.2, 0.1, 0.3], 2, 0),
+    ([0.2, np.nan, 0.1], 0, 2),
+  ],
+)
+def test_where_no_measure_is_a_number_the_latest_weights_are_kept(measures, kept, since):
+  """And patience counts on: it was no better."""
+  seen: list[int] = []
+  run = object.__new__(Run)
+  run._best, run._meta = None, {}
+  run._sources = SimpleNamespace(validation=None)
+  run.recorder = SimpleNamespace(evaluation=lambda *_: None, restart_clock=lambda _: None)
+  run._checkpoints = SimpleNamespace(save_best=lambda *_: seen.append(run.step))
+  run._release = lambda _: None
+  run.state = None
+  run._plan, run._config = (
+    SimpleNamespace(total=9),
+    SimpleNamespace(train=SimpleNamespace(patience=0)),
+  )
+  for step, value in enumerate(measures):
+    run.step = step
+    run._measure_both = lambda value=value: ({'AP': value, 'AP50': value}, None)
+    run.evaluate()
+  assert seen[-1] == kept and run._best['step'] == kept and run._meta['since_best'] == since
+
+
+def test_no_card_and_no_line_says_nan():
+  nothing = dict.fromkeys(('AP', 'AP50', 'AP75', 'mask_AP', 'mask_AP50'), float('nan'))
+  pixels = dict.fromkeys(('miou', 'accuracy', 'mean_accuracy'), float('nan'))
+  for result in (nothing, pixels):
+    own = result | {'count': 2, 'step': 1, 'epoch': 1.0}
+    table = release._table(release.Results(own, own, 1.0, True, 'data', classes=2))
+    shown = [*table, measured.short(own), measured.line(own, own), measured.values(own, 2)]
+    assert 'over 1 of 2 classes' in measured.short(own | {'judged': 1, 'classes': {'a': 1, 'b': 2}})
+    assert not any('nan' in line for line in shown) and '| - |' in table[2]

@@ -22,6 +22,7 @@ from rest_jax.data.dense_batches import DenseEvalBatches, View
 from rest_jax.data.dense_sources import load_dense
 from rest_jax.metrics.average_precision import NAMES
 from rest_jax.models.dense import Detections
+from rest_jax.train import measured
 from rest_jax.train.dense_evaluate import judge_detector
 
 ROOM = 12  # results of a picture
@@ -174,6 +175,7 @@ def test_the_same_as_pycocotools_on_the_file(tmp_path, view, masks):
     want = raw(str(file), results, coco_kind)
     np.testing.assert_allclose([figures[prefix + n] for n in NAMES], want, rtol=0, atol=1e-12)
     assert 0.05 < want[0] < 0.9 and np.isfinite(want).all()
+  assert figures['judged'] == 3 and measured.short(figures).endswith(' over 3 of 4 classes')
   classes = figures['classes']['box']
   assert np.isnan(classes['none of it']) and list(classes) == ['cat', 'bus', 'none of it', 'kite']
 
