@@ -5,9 +5,11 @@ ROOT/Annotations/**/NAME.xml for the picture ROOT/**/NAME.jpg, or NAME.xml besid
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
@@ -69,6 +71,38 @@ class XmlBoxes(Sequence[Boxes]):
       return [self[i] for i in range(*index.indices(len(self)))]
     path: str = self._paths[index]
     return read_boxes(path) if path else Boxes()
+
+  def contents(self) -> Iterator[bytes]:
+    """What each picture's file holds; nothing where there is none.
+
+    Raises:
+      UserError: one cannot be read.
+    """
+    for path in self._paths:
+      try:
+        yield Path(path).read_bytes() if path else b''
+      except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def boxes_digest(boxes: Sequence[Boxes]) -> str:
+  """Says whether the boxes of pictures are still the same, wherever their files stand.
+
+  Args:
+    boxes: of each picture, in the order of the pictures. Of XML files what they hold counts, byte
+      by byte: an image that nobody measures may have a damaged one.
+
+  Returns:
+    A digest of all of them.
+
+  Raises:
+    UserError: a file cannot be read.
+  """
+  digest = hashlib.sha256()
+  drawn = (repr((one.edges, one.size)).encode() for one in boxes)
+  for part in boxes.contents() if isinstance(boxes, XmlBoxes) else drawn:
+    digest.update(hashlib.sha256(part).digest())
+  return digest.hexdigest()
 
 
 def find_boxes(root: str, files: Sequence[str]) -> XmlBoxes | None:
@@ -146,7 +180,7 @@ def read_boxes(path: str) -> Boxes:
   try:
     root = ElementTree.parse(path).getroot()
   except (OSError, ElementTree.ParseError) as error:
-    raise UserError(f'cannot read the boxes {path}: {error}') from error
+    raise _unreadable(path, error) from error
   edges = []
   for box in root.iterfind('object/bndbox'):
     texts = [(box.findtext(edge) or '').strip() for edge in EDGES]
@@ -156,6 +190,10 @@ def read_boxes(path: str) -> Boxes:
     edges.append((max(left, 0.0), max(top, 0.0), right, bottom))
   width, height = (_whole(root.findtext(f'size/{side}')) for side in ('width', 'height'))
   return Boxes(tuple(edges), (width, height) if width and height else None, path)
+
+
+def _unreadable(path: str, error: Exception) -> UserError:
+  return UserError(f'cannot read the boxes {path}: {error}')
 
 
 def _whole(text: str | None) -> int:

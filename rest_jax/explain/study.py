@@ -136,6 +136,7 @@ def _settings(command: Command, data: JudgedData) -> dict[str, Any]:
     **{name: getattr(command, name) for name in names},
     'split': data.split,
     'files': data.digest,
+    'boxes': data.boxes_digest,
     'budgets': budgets,
   }
 

@@ -13,7 +13,7 @@ from PIL import Image
 from rest_jax.errors import UserError
 from rest_jax.evaluation.intervals import Interval
 from rest_jax.evaluation.records import RESULTS
-from rest_jax.explain import command, evaluate, table
+from rest_jax.explain import command, evaluate, study, table
 from rest_jax.explain.table import Row
 from rest_jax.models.classifier import Classifier
 from rest_jax.models.registry import create_model
@@ -200,6 +200,52 @@ def test_more_images_reuse_what_is_there(setting, finished, tmp_path, monkeypatc
 def test_what_cannot_be_evaluated(setting, finished, more, message):
   with pytest.raises(UserError, match=message) as caught:
     run(setting, finished, *more)
+  assert '\n' not in str(caught.value)
+
+
+def xml(*edges):
+  names = ('xmin', 'ymin', 'xmax', 'ymax')
+  box = ''.join(f'<{name}>{edge}</{name}>' for name, edge in zip(names, edges, strict=True))
+  return f'<annotation><object><bndbox>{box}</bndbox></object></annotation>'
+
+
+PLAIN = 'file,label\n0.png,even\n1.png,odd\n'
+BOXED = 'file,label,xmin,ymin,xmax,ymax\n0.png,even,2,2,9,9\n1.png,odd,,,,\n'
+
+
+@pytest.mark.parametrize(
+  ('before', 'after'),
+  [
+    ((BOXED, {}), (BOXED.replace('9,9', '9,8'), {})),
+    ((BOXED, {}), (BOXED + '0.png,even,12,12,20,20\n', {})),
+    ((BOXED, {}), (BOXED.replace('2,2,9,9', ',,,'), {})),
+    ((BOXED, {}), (BOXED.replace('odd,,,,', 'odd,1,1,8,8'), {})),
+    ((PLAIN, {}), (BOXED, {})),
+    ((PLAIN, {'0': xml(2, 2, 9, 9)}), (PLAIN, {'0': xml(2, 2, 9, 8)})),
+    ((PLAIN, {'0': xml(2, 2, 9, 9)}), (PLAIN, {'1': xml(2, 2, 9, 9)})),
+    ((PLAIN, {'0': xml(2, 2, 9, 9)}), (PLAIN, {'0': xml(2, 2, 9, 9), '1': xml(1, 1, 3, 3)})),
+    ((PLAIN, {'0': xml(2, 2, 9, 9)}), (PLAIN, {})),
+  ],
+)
+def test_results_are_not_gone_on_with_when_boxes_are_others(setting, tmp_path, before, after):
+  data = tmp_path / 'data'
+  data.mkdir()
+
+  def opened(text, drawn):
+    for number in range(2):
+      Image.new('RGB', (32, 32)).save(data / f'{number}.png')
+      (data / f'{number}.xml').unlink(missing_ok=True)
+      if str(number) in drawn:
+        (data / f'{number}.xml').write_text(drawn[str(number)])
+    (data / 'labels.csv').write_text(text)
+    words = ['--model', str(setting / 'model'), '--data', str(data / 'labels.csv')]
+    words += ['--method', 'gradient', '--output', str(tmp_path / 'out')]
+    return study.open_study(command.parse(['explain.py', '--evaluate', *words], ''))
+
+  opened(*before)
+  opened(*before)
+  with pytest.raises(UserError, match=r'other settings: boxes.*; give another --output') as caught:
+    opened(*after)
   assert '\n' not in str(caught.value)
 
 
