@@ -136,7 +136,7 @@ def measure(classifier: Classifier, batch: Batch, maps: np.ndarray) -> dict[str,
 
   Args:
     classifier: the model.
-    batch: 'images', 'labels', 'masks' and 'logits' of `Study.pieces`.
+    batch: 'images', 'labels', 'masks', 'marked' and 'logits' of `Study.pieces`.
     maps: (size, H, W) of the predicted classes.
 
   Returns:
@@ -155,6 +155,7 @@ def measure(classifier: Classifier, batch: Batch, maps: np.ndarray) -> dict[str,
     'correct': np.asarray(targets == batch['labels'], np.float32),
   }
   if masks is not None:
+    values['marked'] = np.asarray(batch['marked'], np.float32)
     there = np.asarray(masks.any((1, 2)))
     marked = masks | ~there[:, None, None]
     # Nobody can point at what is not there.

@@ -28,7 +28,7 @@ from rest_jax.files import write_array, write_json, write_text
 from rest_jax.text import legible, markdown
 
 EXAMPLES = 6  # scenes of examples.png
-_NOT_SHOWN = ('correct', 'seconds', 'queries')
+_NOT_SHOWN = ('correct', 'marked', 'seconds', 'queries')
 
 
 class Measure(NamedTuple):
