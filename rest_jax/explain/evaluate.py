@@ -165,7 +165,10 @@ def measure(classifier: Classifier, batch: Batch, maps: np.ndarray) -> dict[str,
 
 
 def sanity(study: Study, classifier: Classifier, batch: Batch, method: str) -> np.ndarray:
-  """Rank correlation of a method's maps with those of the same model with random weights."""
+  """Rank correlation of a method's maps with those of the same model with random weights.
+
+  Not a number, which is no record, of an image where either map is constant.
+  """
   key = jax.random.fold_in(jax.random.key(study.command.seed), 1)
   fresh = initial_variables(classifier, jnp.asarray(batch['images']), key)
   untrained = dataclasses.replace(classifier, variables=fresh)
