@@ -49,6 +49,27 @@ def test_markdown_csv_and_the_sentence_on_group_cam(tmp_path):
   )
 
 
+ALL, FEW = {'drop': 8, 'pointing': 8}, {'drop': 8, 'pointing': 3}
+
+
+@pytest.mark.parametrize(
+  ('counts', 'said'),
+  [
+    ([ALL, ALL], ''),
+    ([{}, ALL], ''),
+    ([FEW, FEW], 'pointing 3'),
+    ([FEW | {'energy': 3}, FEW], 'pointing 3; energy in mask 3'),
+    ([{'drop': 7}, ALL], 'average drop 8 (Grad-CAM 7)'),
+    ([{'sanity': 0}, {'sanity': 2}], 'rank corr. to random weights 2 (Grad-CAM 0)'),
+    ([{'sanity': 0}, ALL], 'rank corr. to random weights 0'),
+  ],
+)
+def test_columns_of_fewer_images_say_of_how_many(counts, said):
+  names = ('grad_cam', 'centre')
+  rows = [Row(name, {}, counts=some) for name, some in zip(names, counts, strict=True)]
+  assert table.fewer_images(rows, 8) == (said and f'Means of fewer than all 8 images: {said}')
+
+
 @pytest.fixture(scope='module')
 def setting(tmp_path_factory):
   """A tiny model directory and a folder of 2 classes with 6 test images of 32 px."""
@@ -172,6 +193,39 @@ def test_every_device_takes_batches_and_none_is_measured_twice(setting, tmp_path
   assert values_of(tmp_path)['centre']['insertion']['mean'] == 1.0
   setup = json.loads((tmp_path / 'table.json').read_text())['setup']
   assert setup['device'] == '4 x cpu' and setup['accuracy'] == 1.0
+
+
+def test_what_is_not_measured_on_every_image_is_said(setting, tmp_path, monkeypatch):
+  """Images without a box, a box between the pixels of the view, an empty map: none counts as 0."""
+  one_device(monkeypatch)
+  boxes = ['64,64,200,200', '0,0,2,2', '', '', '10,10,300,300', '']
+  lines = ['file,label,xmin,ymin,xmax,ymax']
+  for number, box in enumerate(boxes):
+    Image.new('RGB', (320, 320), (40 * number, 9, 9)).save(tmp_path / f'{number}.png')
+    lines.append(f'{number}.png,{("even", "odd")[number % 2]},{box or ",,,"}')
+  (tmp_path / 'labels.csv').write_text('\n'.join(lines))
+  maps = evaluate._explain
+
+  def emptied(study, classifier, batch, method):
+    found, first = maps(study, classifier, batch, method), np.arange(len(batch['images'])) == 0
+    return found._replace(maps=np.where(first[:, None, None], 0, found.maps))
+
+  monkeypatch.setattr(evaluate, '_explain', emptied)
+  where = {'--data': str(tmp_path / 'labels.csv'), '--method': 'gradient', '--batch_size': '6'}
+  words = [w for pair in where.items() for w in pair]
+  words += ['--model', str(setting / 'model'), '--output', str(tmp_path / 'out')]
+  evaluate.evaluate(command.parse(['explain.py', '--evaluate', *words], ''))
+  values = values_of(tmp_path / 'out')
+  counts = {name: {k: v['count'] for k, v in some.items() if 'count' in v}
+            for name, some in values.items()}  # fmt: skip
+  shared = dict.fromkeys(('insertion', 'deletion', 'drop', 'increase', 'road'), 6)
+  pointed = shared | {'pointing': 2, 'energy': 2}
+  assert counts == {'gradient': pointed | {'sanity': 5}, 'centre': pointed, 'random': pointed}
+  text = (tmp_path / 'out' / 'table.md').read_text()
+  assert (
+    'Means of fewer than all 6 images: pointing 2; energy in mask 2; rank corr. to random weights '
+    "5; 3 images with no object in the data and 1 image with none of it in the model's view."
+  ) in text
 
 
 def test_more_images_reuse_what_is_there(setting, finished, tmp_path, monkeypatch):
