@@ -127,6 +127,11 @@ def find_boxes(root: str, files: Sequence[str]) -> XmlBoxes | None:
   return XmlBoxes(paths) if any(paths) else None
 
 
+def has_drawn(root: str) -> bool:
+  """Whether there are XML files below an annotations folder of a data set."""
+  return bool(_drawn(root))
+
+
 def _drawn(root: str) -> dict[str, str]:
   """XML files below an annotations folder: by path in there, and by name where one has it."""
   by_path: dict[str, str] = {}
@@ -187,9 +192,17 @@ def read_boxes(path: str) -> Boxes:
     if (found := box_of(texts, first=VOC_FIRST)) is None:
       raise UserError(f'{path}: {", ".join(texts)} is no box; it is xmin, ymin, xmax, ymax')
     left, top, right, bottom = found
+    # The last pixel is 1 or more here, or 0 of a tool that counts from there.
+    if 0 < right < 1 or 0 < bottom < 1:
+      raise fractions_error(f'{path}: {", ".join(texts)} ends within the first pixel')
     edges.append((max(left, 0.0), max(top, 0.0), right, bottom))
   width, height = (_whole(root.findtext(f'size/{side}')) for side in ('width', 'height'))
   return Boxes(tuple(edges), (width, height) if width and height else None, path)
+
+
+def fractions_error(found: str) -> UserError:
+  """That boxes are no pixels, after what was found of them."""
+  return UserError(f'{found}: boxes look like fractions; give pixels')
 
 
 def _unreadable(path: str, error: Exception) -> UserError:

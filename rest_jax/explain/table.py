@@ -317,8 +317,8 @@ def _notes(study: Study, rows: Sequence[Row]) -> list[str]:
   notes.append(
     f'Times on {_devices(study)}: the quickest batch but the first, which compiles; one query is '
     'one forward pass, a backward pass counts as one. Random weights: one draw of all layers, the '
-    'first batch; a constant map has no rank correlation. Baselines in italics explain nothing: the '
-    'centre, and noise.'
+    'first batch; a constant map has no rank correlation. Baselines in italics explain nothing: '
+    'the centre, and noise.'
   )
   if fewer := fewer_images(rows, study.count):
     notes.append(f'{fewer}{_unseen(study, rows)}.')

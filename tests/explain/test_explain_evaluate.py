@@ -199,7 +199,7 @@ def test_what_is_not_measured_on_every_image_is_said(setting, tmp_path, monkeypa
   """Images without a box, a box between the pixels of the view, an empty map: none counts as 0."""
   one_device(monkeypatch)
   boxes = ['64,64,200,200', '0,0,2,2', '', '', '10,10,300,300', '']
-  lines = ['file,label,xmin,ymin,xmax,ymax']
+  lines = ['file,label,X_min,Y_min,X_max,Y_max']
   for number, box in enumerate(boxes):
     Image.new('RGB', (320, 320), (40 * number, 9, 9)).save(tmp_path / f'{number}.png')
     lines.append(f'{number}.png,{("even", "odd")[number % 2]},{box or ",,,"}')
