@@ -5,9 +5,11 @@ ROOT/Annotations/**/NAME.xml for the picture ROOT/**/NAME.jpg, or NAME.xml besid
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree
 
@@ -70,6 +72,38 @@ class XmlBoxes(Sequence[Boxes]):
     path: str = self._paths[index]
     return read_boxes(path) if path else Boxes()
 
+  def contents(self) -> Iterator[bytes]:
+    """What each picture's file holds; nothing where there is none.
+
+    Raises:
+      UserError: one cannot be read.
+    """
+    for path in self._paths:
+      try:
+        yield Path(path).read_bytes() if path else b''
+      except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def boxes_digest(boxes: Sequence[Boxes]) -> str:
+  """Says whether the boxes of pictures are still the same, wherever their files stand.
+
+  Args:
+    boxes: of each picture, in the order of the pictures. Of XML files what they hold counts, byte
+      by byte: an image that nobody measures may have a damaged one.
+
+  Returns:
+    A digest of all of them.
+
+  Raises:
+    UserError: a file cannot be read.
+  """
+  digest = hashlib.sha256()
+  drawn = (repr((one.edges, one.size)).encode() for one in boxes)
+  for part in boxes.contents() if isinstance(boxes, XmlBoxes) else drawn:
+    digest.update(hashlib.sha256(part).digest())
+  return digest.hexdigest()
+
 
 def find_boxes(root: str, files: Sequence[str]) -> XmlBoxes | None:
   """Looks for the XML files of pictures.
@@ -91,6 +125,11 @@ def find_boxes(root: str, files: Sequence[str]) -> XmlBoxes | None:
     there = next((drawn[tail] for tail in tails if tail in drawn), '')
     paths.append(there or (f'{name}.xml' if os.path.isfile(f'{name}.xml') else ''))
   return XmlBoxes(paths) if any(paths) else None
+
+
+def has_drawn(root: str) -> bool:
+  """Whether there are XML files below an annotations folder of a data set."""
+  return bool(_drawn(root))
 
 
 def _drawn(root: str) -> dict[str, str]:
@@ -146,16 +185,28 @@ def read_boxes(path: str) -> Boxes:
   try:
     root = ElementTree.parse(path).getroot()
   except (OSError, ElementTree.ParseError) as error:
-    raise UserError(f'cannot read the boxes {path}: {error}') from error
+    raise _unreadable(path, error) from error
   edges = []
   for box in root.iterfind('object/bndbox'):
     texts = [(box.findtext(edge) or '').strip() for edge in EDGES]
     if (found := box_of(texts, first=VOC_FIRST)) is None:
       raise UserError(f'{path}: {", ".join(texts)} is no box; it is xmin, ymin, xmax, ymax')
     left, top, right, bottom = found
+    # The last pixel is 1 or more here, or 0 of a tool that counts from there.
+    if 0 < right < 1 or 0 < bottom < 1:
+      raise fractions_error(f'{path}: {", ".join(texts)} ends within the first pixel')
     edges.append((max(left, 0.0), max(top, 0.0), right, bottom))
   width, height = (_whole(root.findtext(f'size/{side}')) for side in ('width', 'height'))
   return Boxes(tuple(edges), (width, height) if width and height else None, path)
+
+
+def fractions_error(found: str) -> UserError:
+  """That boxes are no pixels, after what was found of them."""
+  return UserError(f'{found}: boxes look like fractions; give pixels')
+
+
+def _unreadable(path: str, error: Exception) -> UserError:
+  return UserError(f'cannot read the boxes {path}: {error}')
 
 
 def _whole(text: str | None) -> int:

@@ -1,7 +1,8 @@
 """Lists of labels: a CSV beside a folder of pictures, and Tiny-ImageNet's annotations.
 
 A CSV has a header with the columns `file` and `label`, and optionally `xmin`, `ymin`, `xmax` and
-`ymax`, a box in pixels; further columns are passed over. `file` is a path from the CSV's folder,
+`ymax` (capitals and `x_min` too), a box in pixels; further columns are passed over, but none that
+looks like a part of a box. `file` is a path from the CSV's folder,
 from its `images` folder, or the name of a picture anywhere below it. `label` is a class name, or a
 number from 0 in the order of the model's classes. Several boxes of an image are several rows.
 """
@@ -11,14 +12,23 @@ from __future__ import annotations
 import csv
 import dataclasses
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rest_jax.data import picture_files
-from rest_jax.data.box_files import EDGES, Box, Boxes, box_of
+from rest_jax.data.box_files import EDGES, Box, Boxes, box_of, fractions_error
 from rest_jax.errors import UserError
+from rest_jax.text import legible
 
 _LIMIT = 2**24  # bytes of a field
+# What others call the edges of a box, its centre and its sides, without '_' and 'bbox'.
+_ACROSS = {'x', 'x0', 'x1', 'x2', 'left', 'right', 'minx', 'maxx', 'xtl', 'xbr', 'cx', 'xc'}
+_ACROSS |= {'xcenter', 'centerx', 'xcentre', 'centrex', 'xmin', 'xmax'}
+_DOWN = {'y', 'y0', 'y1', 'y2', 'top', 'bottom', 'miny', 'maxy', 'ytl', 'ybr', 'cy', 'yc'}
+_DOWN |= {'ycenter', 'centery', 'ycentre', 'centrey', 'ymin', 'ymax'}
+_WIDE, _HIGH = {'w', 'width'}, {'h', 'height'}  # of a box or of the picture
+_WHOLE = {'box', 'boxes', 'bbox', 'bboxes', 'bndbox', 'boundingbox', 'boundingboxes'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,13 +71,17 @@ def read_list(path: str) -> Labelled:
 
   Raises:
     UserError: it cannot be read, lacks a column or a label, names a picture that is not there, or
-      has a box that is none; with the line.
+      has a box that is none, under a pixel or under other names; with the line.
   """
   rows = list(_rows(path))
   if not rows:
     raise UserError(f'{path} has no rows: a row is a picture with its label')
   finder = _Finder(os.path.dirname(path) or '.')
-  return _collected(path, [(line, finder.path(path, line, row['file']), row) for line, row in rows])
+  found = _collected(path, [(at, finder.path(path, at, row['file']), row) for at, row in rows])
+  edges = [edge for boxes in found.boxes for box in boxes.edges for edge in box]
+  if edges and min(edges) >= 0 and max(edges) <= 1:
+    raise fractions_error(f'{path}: all edges are within 0 and 1')
+  return found
 
 
 def read_annotations(path: str) -> Labelled:
@@ -145,6 +159,7 @@ def _rows(path: str) -> Iterator[tuple[int, dict[str, str]]]:
         raise UserError(
           f'{path} has no column {" and no ".join(missing)}: it takes a header with file and label'
         )
+      header = _with_edges(path, header)
       reader = csv.reader(file)
       for values in reader:
         if values:
@@ -156,6 +171,31 @@ def _rows(path: str) -> Iterator[tuple[int, dict[str, str]]]:
     raise UserError(f'cannot read {path}: {getattr(error, "strerror", None) or error}') from error
 
 
+def _with_edges(path: str, header: Sequence[str]) -> list[str]:
+  """The header with the edges of a box under their own names.
+
+  Raises:
+    UserError: it has a box under names that leave open what they mean.
+  """
+  bare = [re.sub('[^a-z0-9]', '', name) for name in header]
+  bare = [re.sub('^(bbox|bndbox|box)(?=[a-z])', '', name) for name in bare]
+  if set(EDGES) <= set(header):
+    return list(header)
+  if all(bare.count(edge) == 1 for edge in EDGES):
+    return [edge if edge in EDGES else name for name, edge in zip(header, bare, strict=True)]
+  across, down, sides = _ACROSS & {*bare}, _DOWN & {*bare}, (_WIDE | _HIGH) & {*bare}
+  corners = len(across) + bool(_WIDE & sides) > 1 and len(down) + bool(_HIGH & sides) > 1
+  parts = (across | down | sides) if across and down and corners else {*EDGES} & {*bare}
+  parts |= _WHOLE & {*bare, *header}
+  named = [name for name, part in zip(header, bare, strict=True) if {name, part} & parts]
+  if named:
+    raise UserError(
+      f'{path} has a box in {legible(", ".join(named))}, and boxes are read from the four columns '
+      f'{", ".join(EDGES)}, edges in pixels: rename or compute them, or remove what is no box'
+    )
+  return list(header)
+
+
 def _box(path: str, line: int, row: dict[str, str], last: int) -> tuple[Box, ...]:
   texts = [(row.get(edge) or '').strip() for edge in EDGES]
   if not any(texts):
@@ -164,6 +204,8 @@ def _box(path: str, line: int, row: dict[str, str], last: int) -> tuple[Box, ...
     raise UserError(
       f'{path}, line {line}: {", ".join(texts)} is no box; it is xmin, ymin, xmax, ymax in pixels'
     )
+  if box[2] - box[0] < 1 or box[3] - box[1] < 1:
+    raise fractions_error(f'{path}, line {line}: {", ".join(texts)} is under a pixel')
   return (box,)
 
 

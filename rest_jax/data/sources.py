@@ -12,7 +12,7 @@ import re
 
 import numpy as np
 
-from rest_jax.data.box_files import find_boxes
+from rest_jax.data.box_files import boxes_digest, find_boxes, has_drawn
 from rest_jax.data.folder import FolderSource
 from rest_jax.data.images import ImageError
 from rest_jax.data.layout import ALL, Folder, Split, open_folder
@@ -134,6 +134,13 @@ class JudgedData:
     """Of class names, files and labels: another one is another data set."""
     parts = [*self.class_names, '', digest_of(self.images)]
     return hashlib.sha256('\0'.join(parts).encode(errors='surrogateescape')).hexdigest()
+
+  @property
+  def boxes_digest(self) -> str:
+    """Of the boxes of a folder's pictures; '' where it has none. TFDS pins objects by version."""
+    source = self.images
+    boxes = source.extras.get('boxes') if isinstance(source, FolderSource) else None
+    return '' if boxes is None else boxes_digest(boxes)
 
   def line(self, sample: Sample | None = None, class_names: tuple[str, ...] | None = None) -> str:
     """What is judged, in one line.
@@ -373,9 +380,11 @@ def _with_boxes(judged: JudgedData, root: str) -> JudgedData:
   source = judged.images
   if not isinstance(source, FolderSource) or 'boxes' in source.extras:
     return judged
-  boxes = find_boxes(root if os.path.isdir(root) else os.path.dirname(root) or '.', source.files)
+  root = root if os.path.isdir(root) else os.path.dirname(root) or '.'
+  boxes = find_boxes(root, source.files)
   if boxes is None:
-    return judged
+    unused = 'no picture has the name of one of the XML files with boxes' if has_drawn(root) else ''
+    return dataclasses.replace(judged, note='; '.join(filter(None, (judged.note, unused))))
   return dataclasses.replace(judged, images=dataclasses.replace(source, extras={'boxes': boxes}))
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from rest_jax.data.box_files import EDGES, VOC_FIRST
+from rest_jax.data.box_files import EDGES, VOC_FIRST, fractions_error
 from rest_jax.data.images import check_size, read_image
 from rest_jax.data.objects import check_box, check_names, clipped, learnt
 from rest_jax.data.picture_files import SUFFIXES
@@ -215,4 +215,6 @@ def _box(node: ElementTree.Element, size: tuple[int, int], where: str) -> np.nda
     raise UserError(f'{where}: the box {texts} is not four numbers; mend or remove it') from error
   # A start of 0 is that of a tool which counts from 0.
   box = (left - VOC_FIRST, top - VOC_FIRST, right, bottom)
+  if 0 < right < 1 or 0 < bottom < 1:
+    raise fractions_error(f'{where}: the box {texts} ends within the first pixel')
   return clipped(check_box(box, size, where), size)

@@ -136,7 +136,7 @@ def measure(classifier: Classifier, batch: Batch, maps: np.ndarray) -> dict[str,
 
   Args:
     classifier: the model.
-    batch: 'images', 'labels', 'masks' and 'logits' of `Study.pieces`.
+    batch: 'images', 'labels', 'masks', 'marked' and 'logits' of `Study.pieces`.
     maps: (size, H, W) of the predicted classes.
 
   Returns:
@@ -155,6 +155,7 @@ def measure(classifier: Classifier, batch: Batch, maps: np.ndarray) -> dict[str,
     'correct': np.asarray(targets == batch['labels'], np.float32),
   }
   if masks is not None:
+    values['marked'] = np.asarray(batch['marked'], np.float32)
     there = np.asarray(masks.any((1, 2)))
     marked = masks | ~there[:, None, None]
     # Nobody can point at what is not there.
@@ -164,7 +165,10 @@ def measure(classifier: Classifier, batch: Batch, maps: np.ndarray) -> dict[str,
 
 
 def sanity(study: Study, classifier: Classifier, batch: Batch, method: str) -> np.ndarray:
-  """Rank correlation of a method's maps with those of the same model with random weights."""
+  """Rank correlation of a method's maps with those of the same model with random weights.
+
+  Not a number, which is no record, of an image where either map is constant.
+  """
   key = jax.random.fold_in(jax.random.key(study.command.seed), 1)
   fresh = initial_variables(classifier, jnp.asarray(batch['images']), key)
   untrained = dataclasses.replace(classifier, variables=fresh)

@@ -208,7 +208,8 @@ def panels(check: SanityCheck, row: int = 0) -> Sequence[Panel]:
   made = [Panel(np.asarray(check.original[row]), 'trained')]
   for step in check.rows:
     likeness = f'ρ {step.rank_correlation[row]:.2f}, SSIM {step.ssim[row]:.2f}'
-    likeness = 'constant map' if step.constant[row] else likeness
+    if np.isnan(step.rank_correlation[row]):
+      likeness = 'constant map' if step.constant[row] else 'trained map constant'
     made.append(Panel(np.asarray(step.maps[row]), f'{literal(step.layer)}\n{likeness}'))
   return made
 

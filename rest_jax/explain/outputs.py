@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from rest_jax.errors import UserError
 from rest_jax.layers import describe, is_array
+from rest_jax.ops import logits as ops_logits
 
 OUTPUTS = ('softmax', 'sigmoid')
 
@@ -96,25 +97,9 @@ def probabilities(logits: jax.Array, output: str | None) -> jax.Array:
   Raises:
     UserError: the softmax of a single logit, which is 1 whatever the image.
   """
-  single = logits.shape[-1] == 1
-  if output == 'softmax' and single:
+  if output == 'softmax' and logits.shape[-1] == 1:
     raise UserError("the softmax of one logit is always 1; leave output out, or say 'sigmoid'")
-  if output == 'sigmoid' or single:
-    return jax.nn.sigmoid(logits)
-  return _softmax(logits)
-
-
-def _softmax(logits: jax.Array) -> jax.Array:
-  """Over the last axis, and finite for any finite logits.
-
-  A compiler may compute logits anew, and with another rounding, for their maximum and for the
-  difference to it: at 1e9 that difference is then in the hundreds, up or down. So none goes over
-  0, and that of the largest logit is 0.
-  """
-  is_top = jax.nn.one_hot(jnp.argmax(logits, -1), logits.shape[-1], dtype=bool)
-  below = jnp.minimum(logits - jnp.max(logits, -1, keepdims=True), 0)
-  shares = jnp.where(is_top, 1, jnp.exp(below))
-  return shares / jnp.sum(shares, -1, keepdims=True)
+  return jax.nn.sigmoid(logits) if output == 'sigmoid' else ops_logits.probabilities(logits)
 
 
 def check_output(output: Any, scored: bool) -> None:

@@ -23,7 +23,7 @@ from rest_jax.explain.queries import logits_once
 from rest_jax.explain.run import check_layer
 from rest_jax.files import make_folder
 from rest_jax.models.classifier import Classifier
-from rest_jax.models.predictions import placement
+from rest_jax.models.predictions import Placement, placement
 from rest_jax.opening import check_data, open_judged, read_examples
 from rest_jax.text import plural
 
@@ -136,6 +136,7 @@ def _settings(command: Command, data: JudgedData) -> dict[str, Any]:
     **{name: getattr(command, name) for name in names},
     'split': data.split,
     'files': data.digest,
+    'boxes': data.boxes_digest,
     'budgets': budgets,
   }
 
@@ -148,15 +149,22 @@ def _read(study: Study, indices: range) -> dict[str, np.ndarray | None]:
 
   Returns:
     'images' (N, H, W, 3) float32 in [0, 1]; 'labels' int (N,); 'masks' bool (N, H, W), empty where
-    an image has none or it is cropped away, None where the data set has none; 'logits' (N, K).
+    an image has none or it is cropped away, None where the data set has none; 'marked' bool (N,),
+    whether the data say where an object is, None likewise; 'logits' (N, K).
   """
   count, size = len(indices), study.command.batch_size
   images, labels, examples = read_examples(study.source, study.classifier, indices[0], count)
   padded = images[np.minimum(np.arange(size), count - 1)]
   logits = np.asarray(logits_once(study.classifier, padded))[:count]
   _check_finite(logits, indices[0] // size)
-  masks = _masks(study.classifier, examples)
-  return {'images': images, 'labels': labels, 'masks': masks, 'logits': logits}
+  masks, marked = _masks(study.classifier, examples)
+  return {
+    'images': images,
+    'labels': labels,
+    'masks': masks,
+    'marked': marked,
+    'logits': logits,
+  }
 
 
 def _check_finite(logits: np.ndarray, number: int) -> None:
@@ -170,22 +178,43 @@ def _check_finite(logits: np.ndarray, number: int) -> None:
     )
 
 
-def _masks(classifier: Classifier, examples: Sequence[Mapping[str, Any]]) -> np.ndarray | None:
-  """The pixels of the objects as the classifier sees them, from masks or boxes."""
+def _masks(
+  classifier: Classifier, examples: Sequence[Mapping[str, Any]]
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+  """The pixels of the objects as the classifier sees them, and which examples have an object."""
   if 'mask' in examples[0]:
-    return np.stack([example['mask'] for example in examples])
-  if 'boxes' not in examples[0]:
-    return None
-  return np.stack([_box_mask(classifier, example) for example in examples])
+    place, marked = _placed_mask, [bool(np.any(example['mask'])) for example in examples]
+  elif 'boxes' in examples[0]:
+    place, marked = _box_mask, [bool(example['boxes'].edges) for example in examples]
+  else:
+    return None, None
+  return np.stack([place(classifier, example) for example in examples]), np.array(marked)
+
+
+def _placement(classifier: Classifier, example: Mapping[str, Any]) -> Placement:
+  config, (height, width) = classifier.config, example['image'].shape[:2]
+  size, resize, crop_pct = config.input_size, config.resize, config.crop_pct
+  return placement((width, height), input_size=size, resize=resize, crop_pct=crop_pct)
+
+
+def _placed_mask(classifier: Classifier, example: Mapping[str, Any]) -> np.ndarray:
+  """bool (H, W): for each pixel of the model's input the nearest one of the picture's mask."""
+  mask, place = np.asarray(example['mask'], bool), _placement(classifier, example)
+  centres = (np.arange(classifier.config.input_size) + 0.5) / classifier.config.input_size
+  down = place.top + centres * (place.bottom - place.top)
+  across = place.left + centres * (place.right - place.left)
+  # A centre on the edge of two pixels is the second one's, whatever the rounding of its place.
+  rows, columns = (
+    np.clip(np.floor(at + 1e-6).astype(int), 0, side - 1)
+    for at, side in zip((down, across), mask.shape, strict=True)
+  )
+  return mask[np.ix_(rows, columns)]
 
 
 def _box_mask(classifier: Classifier, example: Mapping[str, Any]) -> np.ndarray:
   """bool (H, W): the pixels of the model's input whose centre lies in a box of the picture."""
-  config, (height, width) = classifier.config, example['image'].shape[:2]
-  size = config.input_size
-  place = placement(
-    (width, height), input_size=size, resize=config.resize, crop_pct=config.crop_pct
-  )
+  size, place = classifier.config.input_size, _placement(classifier, example)
+  height, width = example['image'].shape[:2]
   mask = np.zeros((size, size), bool)
   for left, top, right, bottom in example['boxes'].fractions(width, height):
     across = np.array([left, right]) * width - place.left

@@ -25,10 +25,10 @@ from rest_jax.explain import figures
 from rest_jax.explain.figures import title_of
 from rest_jax.explain.study import BASELINES, Study, sanity_of
 from rest_jax.files import write_array, write_json, write_text
-from rest_jax.text import legible, markdown
+from rest_jax.text import legible, markdown, plural
 
 EXAMPLES = 6  # scenes of examples.png
-_NOT_SHOWN = ('correct', 'seconds', 'queries')
+_NOT_SHOWN = ('correct', 'marked', 'seconds', 'queries')
 
 
 class Measure(NamedTuple):
@@ -70,12 +70,14 @@ class Row:
     values: estimate by key of `MEASURES`; a missing one is printed as a dash.
     baseline: whether it is a reference that explains nothing; never bold.
     options: what it was run with, such as its layer and its budget.
+    counts: of how many images each value is the mean, by key; none of what is no mean.
   """
 
   method: str
   values: Mapping[str, Interval]
   baseline: bool = False
   options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  counts: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def best_methods(rows: Sequence[Row], measure: str) -> list[str]:
@@ -135,13 +137,18 @@ def standing(rows: Sequence[Row], method: str) -> str:
     best = best_methods(rows, key)
     if not best:
       continue
-    name = re.sub(' [↑↓→].*', '', kind.title)
+    name = _name(kind)
     if method in best:
       first.append(name)
     else:
       others.append(f'{name} ({", ".join(title_of(b) for b in best)})')
   text = f'{title_of(method)} is the best in {", ".join(first) or "no column"}'
   return f'{text}; not in {", ".join(others)}.' if others else f'{text}.'
+
+
+def _name(kind: Measure) -> str:
+  """A column's title without its unit and arrow."""
+  return re.sub('( %)? [↑↓→].*', '', kind.title)
 
 
 def to_csv(rows: Sequence[Row]) -> str:
@@ -176,10 +183,12 @@ def write_report(
 
 
 def _plain(row: Row) -> dict[str, Any]:
-  values = {
+  values: dict[str, dict[str, float]] = {
     key: dict(zip(('mean', 'low', 'high'), map(float, interval), strict=True))
     for key, interval in row.values.items()
   }
+  for key, count in row.counts.items():
+    values[key]['count'] = count
   return {
     'method': row.method,
     'baseline': row.baseline,
@@ -230,17 +239,17 @@ def _row(study: Study, name: str, baseline: bool = False) -> Row:
   records, images, seed = study.records, range(study.count), study.command.seed
   measures = [key for key in records.rows(name)[0] if key not in _NOT_SHOWN]
   known = {key: _known(records.column(name, key, images)) for key in measures}
-  values = {key: _estimate(some, seed) for key, some in known.items() if some}
+  if not baseline:
+    first = range(min(study.count, study.command.batch_size))
+    known['sanity'] = _known(records.column(sanity_of(name), 'sanity', first))
+  values = {key: _estimate(some, seed) for key, some in known.items()}
+  counts = {key: len(some) for key, some in known.items()}
   if baseline:
-    return Row(name, values, baseline=True)
-  first = range(min(study.count, study.command.batch_size))
-  checked = _known(records.column(sanity_of(name), 'sanity', first))
-  if checked:
-    values['sanity'] = _estimate(checked, seed)
+    return Row(name, values, baseline=True, counts=counts)
   values['queries'] = Interval(records.rows(name)[0]['queries'])
   times = [seconds * 1000 for seconds in _known(records.column(name, 'seconds', images))]
   values['milliseconds'] = Interval(min(times, default=math.nan))
-  return Row(name, values, options=study.options[name])
+  return Row(name, values, options=study.options[name], counts=counts)
 
 
 def _known(values: Sequence[Any]) -> list[Any]:
@@ -249,6 +258,8 @@ def _known(values: Sequence[Any]) -> list[Any]:
 
 
 def _estimate(values: Sequence[float], seed: int) -> Interval:
+  if not values:
+    return Interval(math.nan)
   return Interval(*map(float, bootstrap(np.asarray(values), seed=seed)))
 
 
@@ -306,11 +317,43 @@ def _notes(study: Study, rows: Sequence[Row]) -> list[str]:
   notes.append(
     f'Times on {_devices(study)}: the quickest batch but the first, which compiles; one query is '
     'one forward pass, a backward pass counts as one. Random weights: one draw of all layers, the '
-    'first batch. Baselines in italics explain nothing: the centre, and noise.'
+    'first batch; a constant map has no rank correlation. Baselines in italics explain nothing: '
+    'the centre, and noise.'
   )
+  if fewer := fewer_images(rows, study.count):
+    notes.append(f'{fewer}{_unseen(study, rows)}.')
   if any(row.method == 'group_cam' for row in rows) and len(study.methods) > 1:
     notes.append(standing(rows, 'group_cam'))
   return notes
+
+
+def fewer_images(rows: Sequence[Row], total: int) -> str:
+  """Which columns are means of fewer images than the table's, and of how many; '' where none is.
+
+  Args:
+    rows: of the table.
+    total: images of the table.
+  """
+  parts = []
+  for key, kind in MEASURES.items():
+    counts = {row.method: row.counts[key] for row in rows if key in row.counts}
+    most = max(counts.values(), default=total)
+    others = [f'{title_of(name)} {count}' for name, count in counts.items() if count < most]
+    if most < total or others:
+      parts.append(f'{_name(kind)} {most}' + (f' ({", ".join(others)})' if others else ''))
+  return f'Means of fewer than all {plural(total, "image")}: {"; ".join(parts)}' if parts else ''
+
+
+def _unseen(study: Study, rows: Sequence[Row]) -> str:
+  """Why there is nothing to point at in some images; '' where there is in all, or in none."""
+  seen = next((row.counts['pointing'] for row in rows if 'pointing' in row.counts), study.count)
+  marked = _known(study.records.column(BASELINES[0], 'marked', range(study.count)))
+  reasons = {
+    'no object in the data': len(marked) - int(sum(marked)),
+    "none of it in the model's view": int(sum(marked)) - seen,
+  }
+  text = ' and '.join(f'{plural(n, "image")} with {why}' for why, n in reasons.items() if n)
+  return f'; {text}' if marked and text else ''
 
 
 def _draw_examples(study: Study, folder: Path) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from rest_jax.errors import UserError
+from rest_jax.ops.logits import probabilities
 from rest_jax.ops.platform import jit
 from rest_jax.paths import local
 from rest_jax.rgb import to_rgb as to_rgb
@@ -37,7 +38,7 @@ class Prediction:
   Attributes:
     file: the picture's path; '' of a picture that was no file.
     class_names: the most probable classes, the first one first.
-    probabilities: of these classes, floats in [0, 1].
+    probabilities: of these classes, floats in [0, 1]; of a model of one logit its sigmoid.
     classes: their numbers.
     seen: share of the picture that the classifier sees, its central square; in (0, 1].
   """
@@ -271,7 +272,7 @@ def _top_classes(
 @functools.partial(jit, static_argnums=2)
 def _best(classifier: Any, images: jax.Array, top: int) -> tuple[jax.Array, jax.Array]:
   """The largest probabilities (B, top) and their classes."""
-  return jax.lax.top_k(jax.nn.softmax(jnp.asarray(classifier(images)), axis=-1), top)
+  return jax.lax.top_k(probabilities(jnp.asarray(classifier(images))), top)
 
 
 def _prediction(

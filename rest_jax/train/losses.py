@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from rest_jax.ops.logits import log_probabilities
+
 
 def smooth_one_hot(
   labels: Int[Array, ' B'], num_classes: int, smoothing: float = 0.0
@@ -30,7 +32,9 @@ def smooth_one_hot(
 def soft_cross_entropy(
   logits: Float[Array, 'B K'], targets: Float[Array, 'B K']
 ) -> Float[Array, ' B']:
-  """Cross entropy of each example, -sum_k targets_k log softmax(logits)_k, in float32.
+  """Cross entropy of each example, -sum_k targets_k log p(logits)_k, in float32.
+
+  p is the softmax, and the sigmoid of a single logit.
 
   Args:
     logits: (B, K), any floating type.
@@ -39,7 +43,7 @@ def soft_cross_entropy(
   Returns:
     float32 (B,), in nats.
   """
-  log_probs = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+  log_probs = log_probabilities(logits.astype(jnp.float32))
   return -jnp.sum(_times(targets, log_probs), axis=-1)
 
 

@@ -18,6 +18,7 @@ from rest_jax.errors import UserError
 from rest_jax.evaluation.batches import Batch, Images
 from rest_jax.evaluation.records import Records
 from rest_jax.evaluation.runner import Replicas, Tick, run
+from rest_jax.ops.logits import probabilities
 from rest_jax.ops.platform import jit
 from rest_jax.train import totals
 from rest_jax.train.losses import hits_at, predictions, smooth_one_hot, soft_cross_entropy
@@ -153,7 +154,7 @@ def _judged(classifier: Any, images: jax.Array, labels: jax.Array) -> dict[str, 
     'top1': hits_at(logits, labels, 1),
     'top5': hits_at(logits, labels, 5),
     'loss': soft_cross_entropy(logits, smooth_one_hot(labels, logits.shape[-1])),
-    'confidence': jnp.max(jax.nn.softmax(logits), axis=-1),
+    'confidence': jnp.max(probabilities(logits), axis=-1),
     'undefined': jnp.sum(~jnp.isfinite(logits), axis=-1, dtype=jnp.int32),
   }
 

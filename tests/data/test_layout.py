@@ -312,6 +312,9 @@ def test_boxes_of_a_list(tmp_path):
   assert images[1]['boxes']._replace(path='') == Boxes()
 
 
+EDGED = 'file,label,xmin,ymin,xmax,ymax\n'
+
+
 @pytest.mark.parametrize(
   ('text', 'words'),
   [
@@ -326,12 +329,53 @@ def test_boxes_of_a_list(tmp_path):
     ('file,label,xmin,ymin,xmax,ymax\na.png,cat,3,,,\n', 'is no box'),
     ('file,label,xmin,ymin,xmax,ymax\na.png,cat,0,0,nan,2\n', '0, 0, nan, 2 is no box'),
     ('file,label,xmin,ymin,xmax,ymax\na.png,cat,-inf,0,1,2\n', 'is no box'),
+    (f'{EDGED}a.png,cat,.1,.2,.5,.6\n', 'line 2: .1, .2, .5, .6 is under a pixel: boxes look like'),
+    (f'{EDGED}a.png,cat,0,0,1,1\nb.png,dog,0,0,1,1\n', 'boxes look like fractions; give pixels'),
+    (f'{EDGED}a.png,cat,1,1,3,1.5\n', 'boxes look like fractions; give pixels'),
+    ('file,label,x,y,width,height\na.png,cat,1,1,2,2\n', 'a box in x, y, width, height, and'),
+    ('file,label,X,Y,W,H\na.png,cat,1,1,2,2\n', 'columns xmin, ymin, xmax, ymax, edges in pixels'),
+    ('file,label,x1,y1,x2,y2\na.png,cat,1,1,2,2\n', 'a box in x1, y1, x2, y2, and'),
+    ('file,label,left,top,right,bottom\na.png,cat,1,1,2,2\n', 'a box in left, top, right, bottom'),
+    ('file,label,bbox_x,bbox_y,bbox_w,bbox_h\na.png,cat,1,1,2,2\n', 'a box in bbox_x, bbox_y,'),
+    ('file,label,x_center,y_center,w,h\na.png,cat,1,1,2,2\n', 'a box in x_center, y_center, w, h'),
+    ('file,label,bbox\na.png,cat,"[1, 1, 2, 2]"\n', 'a box in bbox, and'),
+    ('file,label,Bounding Box\na.png,cat,1 1 2 2\n', 'a box in bounding box, and'),
+    ('file,label,xmin,ymin,xmax\na.png,cat,1,1,2\n', 'a box in xmin, ymin, xmax, and'),
+    ('file,label,xmin,ymin,w,h\na.png,cat,1,1,2,2\n', 'a box in xmin, ymin, w, h, and'),
+    ('file,label,x_min,x-min,ymin,xmax,ymax\na.png,cat,1,1,1,2,2\n', 'a box in x_min, x-min,'),
   ],
 )
 def test_lists_that_are_wrong(tmp_path, text, words):
   with pytest.raises(UserError) as caught:
     listed(tmp_path, text, 'a.png', 'b.png', 'x/twin.png', 'y/twin.png')
   assert words in str(caught.value) and '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ('names', 'values'),
+  [
+    ('xmin,ymin,xmax,ymax', '1,0,3,2'),
+    ('XMin,YMin,XMax,YMax', '1,0,3,2'),
+    ('x_min,y_min,x_max,y_max', '1,0,3,2'),
+    ('XMAX,X-Min,y max,Y_min', '3,1,2,0'),
+    ('bbox_xmin,bbox_ymin,bbox_xmax,bbox_ymax', '1,0,3,2'),
+    ('width,xmin,ymin,height,xmax,ymax', '90,1,0,80,3,2'),
+    ('x,y,w,h,xmin,ymin,xmax,ymax', '7,7,7,7,1,0,3,2'),
+    ('width,height', None),
+    ('x,y', None),
+    ('width,height,w,h', None),
+    ('left,weight', None),
+  ],
+)
+def test_boxes_are_read_under_unambiguous_names_and_other_columns_passed_over(
+  tmp_path, names, values
+):
+  write(tmp_path, 'a.png', 'b.png')
+  cells = values or ','.join('5' * len(names.split(',')))
+  text = f'file,label,{names}\na.png,x,{cells}\nb.png,y{"," * cells.count(",")},\n'
+  (tmp_path / 'labels.csv').write_text(text)
+  boxes = data.load_judged(tmp_path, extras=('boxes',)).images[0].get('boxes')
+  assert (boxes and boxes.edges) == (values and ((1, 0, 3, 2),))
 
 
 def test_a_list_named_itself_and_several(tmp_path):
@@ -415,6 +459,17 @@ def test_boxes_of_xml_files_are_found_by_their_path(tmp_path):
   assert found['dog/1.png'].fractions(6, 4) == [(0, 0, 0.5, 1)]
 
 
+def test_xml_files_of_no_picture_are_said(tmp_path):
+  write(tmp_path, 'cat/1.png', 'dog/1.png')
+  (tmp_path / 'Annotations').mkdir()
+  said = 'no picture has the name of one of the XML files with boxes'
+  assert said not in data.load_judged(tmp_path, extras=('boxes',)).line()
+  (tmp_path / 'Annotations' / '2.xml').write_text(annotation(BOX))
+  judged = data.load_judged(tmp_path, extras=('boxes',))
+  assert said in judged.line() and 'boxes' not in judged.images[0]
+  assert said not in data.load_judged(tmp_path).line()
+
+
 def test_pointing_and_detection_read_one_file_alike(tmp_path):
   """Corners count from 1 and belong to the box; one pixel is a box."""
   write(tmp_path, 'JPEGImages/one.png')
@@ -436,6 +491,7 @@ def test_pointing_and_detection_read_one_file_alike(tmp_path):
     (annotation({**BOX, 'xmax': 0}), 'is no box'),
     (annotation({**BOX, 'xmax': 'inf'}), '1, 0, inf, 2 is no box'),
     (annotation({'xmin': 1}), 'is no box'),
+    (annotation({'xmin': 0.1, 'ymin': 0.2, 'xmax': 0.5, 'ymax': 1}), 'look like fractions; give'),
   ],
 )
 def test_bad_xml_is_named(tmp_path, text, words):

@@ -1,4 +1,4 @@
-"""Boxes of pictures as masks of what the model sees."""
+"""Boxes and masks of pictures as masks of what the model sees."""
 
 from types import SimpleNamespace
 
@@ -8,7 +8,7 @@ from PIL import Image
 
 from rest_jax.data.box_files import Boxes
 from rest_jax.errors import UserError
-from rest_jax.explain.study import _box_mask, _masks
+from rest_jax.explain.study import _box_mask, _masks, _placed_mask
 from rest_jax.models.predictions import preprocess
 
 CASES = [
@@ -38,6 +38,8 @@ def test_a_box_is_where_the_model_sees_its_pixels(shape, resize, crop_pct):
   sure = np.abs(seen[0, ..., 0] - 0.5) > 0.25
   np.testing.assert_array_equal(mask[sure], seen[0, ..., 0][sure] > 0.5)
   assert mask.any()
+  drawn = _placed_mask(classifier(resize, crop_pct), {'image': pixels, 'mask': pixels[..., 0] > 0})
+  np.testing.assert_array_equal(drawn[sure], mask[sure])
   twice = {'image': pixels, 'boxes': Boxes(((2 * left, 2 * top, 2 * right, 2 * bottom),), (
     2 * shape[1], 2 * shape[0]))}  # fmt: skip
   np.testing.assert_array_equal(_box_mask(classifier(resize, crop_pct), twice), mask)
@@ -49,10 +51,36 @@ def test_objects_that_are_not_there_are_empty_and_not_counted():
   examples = [
     {'image': pixels, 'boxes': boxes} for boxes in (several, Boxes(), Boxes(((0, 0, 3, 3),)))
   ]
-  masks = _masks(classifier('resize_crop', 0.5), examples)
+  view = classifier('resize_crop', 0.5)
+  masks, marked = _masks(view, examples)
   assert masks is not None and masks.any((1, 2)).tolist() == [True, False, False]
   assert masks[0].sum() == 2 * 16
-  assert _masks(classifier('squash', 1.0), [{'image': pixels}]) is None
+  assert marked is not None and marked.tolist() == [True, False, True]
+  assert _masks(classifier('squash', 1.0), [{'image': pixels}]) == (None, None)
+  drawn = [{'image': pixels, 'mask': _box_mask(classifier('squash', 1.0, 64), e)} for e in examples]
+  for kind, whole in ((_masks(view, drawn), masks), (_masks(view, examples), masks)):
+    np.testing.assert_array_equal(kind[0], whole)
+    assert kind[1] is not None and kind[1].tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize(('size', 'resize', 'crop_pct'), [
+  (64, 'squash', 1.0), (32, 'squash', 1.0), (48, 'resize_crop', 0.875), (100, 'resize_crop', 0.3),
+])  # fmt: skip
+def test_a_mask_is_placed_as_the_nearest_pixel_of_the_picture_is(size, resize, crop_pct):
+  """By Pillow's resizing, which is how the picture itself gets there."""
+  mask = np.random.default_rng(0).random((61, 79)) < 0.5  # odd sides: no centre between pixels
+  example = {'image': np.zeros((61, 79, 3), np.uint8), 'mask': mask}
+  found = _placed_mask(classifier(resize, crop_pct, size), example)
+  picture, nearest = Image.fromarray(mask), Image.Resampling.NEAREST
+  if resize == 'squash':
+    expected = np.asarray(picture.resize((size, size), nearest))
+  else:
+    shorter = int(size / crop_pct)
+    scaled = int(shorter * 79 / 61), shorter
+    left, top = (round((side - size) / 2) for side in scaled)
+    box = (left, top, left + size, top + size)
+    expected = np.asarray(picture.resize(scaled, nearest).crop(box))
+  np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from PIL import Image
 from rest_jax.errors import UserError
 from rest_jax.evaluation.intervals import Interval
 from rest_jax.evaluation.records import RESULTS
-from rest_jax.explain import command, evaluate, table
+from rest_jax.explain import command, evaluate, study, table
 from rest_jax.explain.table import Row
 from rest_jax.models.classifier import Classifier
 from rest_jax.models.registry import create_model
@@ -47,6 +47,27 @@ def test_markdown_csv_and_the_sentence_on_group_cam(tmp_path):
   assert table.standing(ROWS, 'group_cam') == (
     'Group-CAM is the best in insertion AUC; not in deletion AUC (Grad-CAM).'
   )
+
+
+ALL, FEW = {'drop': 8, 'pointing': 8}, {'drop': 8, 'pointing': 3}
+
+
+@pytest.mark.parametrize(
+  ('counts', 'said'),
+  [
+    ([ALL, ALL], ''),
+    ([{}, ALL], ''),
+    ([FEW, FEW], 'pointing 3'),
+    ([FEW | {'energy': 3}, FEW], 'pointing 3; energy in mask 3'),
+    ([{'drop': 7}, ALL], 'average drop 8 (Grad-CAM 7)'),
+    ([{'sanity': 0}, {'sanity': 2}], 'rank corr. to random weights 2 (Grad-CAM 0)'),
+    ([{'sanity': 0}, ALL], 'rank corr. to random weights 0'),
+  ],
+)
+def test_columns_of_fewer_images_say_of_how_many(counts, said):
+  names = ('grad_cam', 'centre')
+  rows = [Row(name, {}, counts=some) for name, some in zip(names, counts, strict=True)]
+  assert table.fewer_images(rows, 8) == (said and f'Means of fewer than all 8 images: {said}')
 
 
 @pytest.fixture(scope='module')
@@ -174,6 +195,39 @@ def test_every_device_takes_batches_and_none_is_measured_twice(setting, tmp_path
   assert setup['device'] == '4 x cpu' and setup['accuracy'] == 1.0
 
 
+def test_what_is_not_measured_on_every_image_is_said(setting, tmp_path, monkeypatch):
+  """Images without a box, a box between the pixels of the view, an empty map: none counts as 0."""
+  one_device(monkeypatch)
+  boxes = ['64,64,200,200', '0,0,2,2', '', '', '10,10,300,300', '']
+  lines = ['file,label,X_min,Y_min,X_max,Y_max']
+  for number, box in enumerate(boxes):
+    Image.new('RGB', (320, 320), (40 * number, 9, 9)).save(tmp_path / f'{number}.png')
+    lines.append(f'{number}.png,{("even", "odd")[number % 2]},{box or ",,,"}')
+  (tmp_path / 'labels.csv').write_text('\n'.join(lines))
+  maps = evaluate._explain
+
+  def emptied(study, classifier, batch, method):
+    found, first = maps(study, classifier, batch, method), np.arange(len(batch['images'])) == 0
+    return found._replace(maps=np.where(first[:, None, None], 0, found.maps))
+
+  monkeypatch.setattr(evaluate, '_explain', emptied)
+  where = {'--data': str(tmp_path / 'labels.csv'), '--method': 'gradient', '--batch_size': '6'}
+  words = [w for pair in where.items() for w in pair]
+  words += ['--model', str(setting / 'model'), '--output', str(tmp_path / 'out')]
+  evaluate.evaluate(command.parse(['explain.py', '--evaluate', *words], ''))
+  values = values_of(tmp_path / 'out')
+  counts = {name: {k: v['count'] for k, v in some.items() if 'count' in v}
+            for name, some in values.items()}  # fmt: skip
+  shared = dict.fromkeys(('insertion', 'deletion', 'drop', 'increase', 'road'), 6)
+  pointed = shared | {'pointing': 2, 'energy': 2}
+  assert counts == {'gradient': pointed | {'sanity': 5}, 'centre': pointed, 'random': pointed}
+  text = (tmp_path / 'out' / 'table.md').read_text()
+  assert (
+    'Means of fewer than all 6 images: pointing 2; energy in mask 2; rank corr. to random weights '
+    "5; 3 images with no object in the data and 1 image with none of it in the model's view."
+  ) in text
+
+
 def test_more_images_reuse_what_is_there(setting, finished, tmp_path, monkeypatch):
   one_device(monkeypatch)
   run(setting, tmp_path, '--limit', '3')
@@ -200,6 +254,52 @@ def test_more_images_reuse_what_is_there(setting, finished, tmp_path, monkeypatc
 def test_what_cannot_be_evaluated(setting, finished, more, message):
   with pytest.raises(UserError, match=message) as caught:
     run(setting, finished, *more)
+  assert '\n' not in str(caught.value)
+
+
+def xml(*edges):
+  names = ('xmin', 'ymin', 'xmax', 'ymax')
+  box = ''.join(f'<{name}>{edge}</{name}>' for name, edge in zip(names, edges, strict=True))
+  return f'<annotation><object><bndbox>{box}</bndbox></object></annotation>'
+
+
+PLAIN = 'file,label\n0.png,even\n1.png,odd\n'
+BOXED = 'file,label,xmin,ymin,xmax,ymax\n0.png,even,2,2,9,9\n1.png,odd,,,,\n'
+
+
+@pytest.mark.parametrize(
+  ('before', 'after'),
+  [
+    ((BOXED, {}), (BOXED.replace('9,9', '9,8'), {})),
+    ((BOXED, {}), (BOXED + '0.png,even,12,12,20,20\n', {})),
+    ((BOXED, {}), (BOXED.replace('2,2,9,9', ',,,'), {})),
+    ((BOXED, {}), (BOXED.replace('odd,,,,', 'odd,1,1,8,8'), {})),
+    ((PLAIN, {}), (BOXED, {})),
+    ((PLAIN, {'0': xml(2, 2, 9, 9)}), (PLAIN, {'0': xml(2, 2, 9, 8)})),
+    ((PLAIN, {'0': xml(2, 2, 9, 9)}), (PLAIN, {'1': xml(2, 2, 9, 9)})),
+    ((PLAIN, {'0': xml(2, 2, 9, 9)}), (PLAIN, {'0': xml(2, 2, 9, 9), '1': xml(1, 1, 3, 3)})),
+    ((PLAIN, {'0': xml(2, 2, 9, 9)}), (PLAIN, {})),
+  ],
+)
+def test_results_are_not_gone_on_with_when_boxes_are_others(setting, tmp_path, before, after):
+  data = tmp_path / 'data'
+  data.mkdir()
+
+  def opened(text, drawn):
+    for number in range(2):
+      Image.new('RGB', (32, 32)).save(data / f'{number}.png')
+      (data / f'{number}.xml').unlink(missing_ok=True)
+      if str(number) in drawn:
+        (data / f'{number}.xml').write_text(drawn[str(number)])
+    (data / 'labels.csv').write_text(text)
+    words = ['--model', str(setting / 'model'), '--data', str(data / 'labels.csv')]
+    words += ['--method', 'gradient', '--output', str(tmp_path / 'out')]
+    return study.open_study(command.parse(['explain.py', '--evaluate', *words], ''))
+
+  opened(*before)
+  opened(*before)
+  with pytest.raises(UserError, match=r'other settings: boxes.*; give another --output') as caught:
+    opened(*after)
   assert '\n' not in str(caught.value)
 
 

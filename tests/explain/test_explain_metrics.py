@@ -189,8 +189,14 @@ def test_rank_correlation_is_spearmans(seed, levels):
   )
 
 
-def test_constant_map_has_no_rank_correlation():
-  assert rank_correlation(np.zeros((1, 3, 3)), np.arange(9.0).reshape(1, 3, 3)).tolist() == [0]
+@pytest.mark.parametrize('level', [0.0, 0.5, 1.0])
+def test_constant_map_has_no_rank_correlation(level):
+  """0 would be the best value of a check by random weights."""
+  flat, other = np.full((1, 3, 3), level), np.arange(9.0).reshape(1, 3, 3)
+  for pair in ((flat, other), (other, flat), (flat, flat)):
+    assert np.isnan(rank_correlation(*pair)).tolist() == [True]
+  both = [np.concatenate([flat, other]), np.concatenate([other, other])]
+  np.testing.assert_allclose(rank_correlation(*both), [np.nan, 1])
 
 
 def test_structural_similarity_by_scipys_filter():

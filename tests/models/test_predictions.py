@@ -12,6 +12,7 @@ from flax import linen as nn
 from PIL import Image
 
 from rest_jax import __main__ as command
+from rest_jax import explain
 from rest_jax.errors import UserError
 from rest_jax.models import predictions
 from rest_jax.models.classifier import Classifier
@@ -51,6 +52,17 @@ def folder(tmp_path):
     picture(*colour).save(tmp_path / name)
   (tmp_path / 'notes.txt').write_text('none')
   return tmp_path
+
+
+def test_one_logit_is_a_yes_or_no_wherever_it_is_read(folder):
+  """As explain reads it: `predict`, its table, and the pixels of a picture alike."""
+  single, path = make(1), folder / 'b.png'  # no red: a logit of 0
+  (found,) = single.predict(path)
+  assert found.probabilities == (0.5,) and '50.0 %' in str(found)
+  assert predictions.to_csv([found]).splitlines()[1].endswith(',0.5')
+  (red,) = single.predict(folder / 'a.png')
+  explained = explain.tap(single).probabilities(single(single.preprocess(picture(255, 0, 0))))
+  np.testing.assert_allclose(red.probabilities, explained[0], rtol=1e-6)
 
 
 def test_every_kind_of_picture(classifier, folder):

@@ -90,6 +90,16 @@ def test_calibration(measured):
   assert result.ece == pytest.approx(ece, abs=1e-5)
 
 
+def test_one_logit_is_as_sure_as_its_sigmoid():
+  """A softmax over it would be sure of everything, at no loss."""
+  logits = np.linspace(-2, 3, 20, dtype=np.float32)[:, None]
+  labels = np.zeros(20, np.int32)
+  found = validate(Lookup(jnp.asarray(logits)), batches(labels), make_mesh(), num_classes=1)
+  shares = 1 / (1 + np.exp(-logits.astype(np.float64)))
+  np.testing.assert_allclose(found.ece, 1 - shares.mean(), rtol=1e-5)
+  np.testing.assert_allclose(found.loss, -np.log(shares).mean(), rtol=1e-5)
+
+
 def test_mistakes_by_frequency(measured):
   *_, result = measured
   found = confusions(result, most=3)

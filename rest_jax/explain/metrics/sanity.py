@@ -38,8 +38,9 @@ class SanityRow(NamedTuple):
   Attributes:
     layer: the module that was re-initialised in this step.
     maps: float32 (B, H, W) of the model so far.
-    rank_correlation: float64 (B,), Spearman's with the original maps; 0 for a constant map.
-    ssim: float64 (B,), structural similarity to the original maps.
+    rank_correlation: float64 (B,), Spearman's with the original maps; not a number where either
+      is constant: a map that says nothing is neither alike nor changed.
+    ssim: float64 (B,), structural similarity to the original maps; not a number likewise.
     constant: bool (B,), maps that are constant.
   """
 
@@ -120,6 +121,8 @@ def sanity_check(
 
 def _row(name: str, original: jax.Array, maps: jax.Array) -> SanityRow:
   correlation, ssim = rank_correlation(original, maps), structural_similarity(original, maps)
+  # An empty map is unlike any other, which is the best that the check can find.
+  ssim = np.where(np.isnan(correlation), np.nan, ssim)
   return SanityRow(name, maps, correlation, ssim, np.asarray(constant_maps(maps)))
 
 
@@ -200,7 +203,8 @@ def rank_correlation(
       sign; nothing changes for maps in [0, 1].
 
   Returns:
-    float64 (B,) in [-1, 1]; tied pixels share their mean rank. A constant map has no ranks: 0.
+    float64 (B,) in [-1, 1]; tied pixels share their mean rank. A constant map has no ranks, and
+    its correlation is not a number: leave it out of means (0 would be the best of all values).
 
   Raises:
     UserError: maps of other or different shapes, or not finite; inside jit.
@@ -211,7 +215,7 @@ def rank_correlation(
   x, y = (np.stack([_mean_ranks(m) for m in maps.reshape(len(maps), -1)]) for maps in (a, b))
   x, y = (r - r.mean(1, keepdims=True) for r in (x, y))
   norm = np.sqrt((x**2).sum(1) * (y**2).sum(1))
-  return np.where(norm > 0, (x * y).sum(1) / np.where(norm > 0, norm, 1), 0.0)
+  return np.where(norm > 0, (x * y).sum(1) / np.where(norm > 0, norm, 1), np.nan)
 
 
 def structural_similarity(
