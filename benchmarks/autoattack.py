@@ -170,6 +170,7 @@ def measured(results: Results) -> list[str]:
 def table(args, results: Results) -> str:
   """The Markdown page."""
   count, versions, shown = results.values['images'], results.values['versions'], _alone(results)
+  whole = _whole(results)
   lines = [
     "# AutoAttack beside the authors' code",
     '',
@@ -186,8 +187,8 @@ def table(args, results: Results) -> str:
     if shown
     else 'Whole runs.',
     '',
-    '| model (clean) | threat | | ' + ' | '.join((*shown, 'AutoAttack')) + ' |',
-    '|---|---|---|' + '---|' * (len(shown) + 1),
+    '| model (clean) | threat | | ' + ' | '.join(shown + ['AutoAttack'] * len(whole)) + ' |',
+    '|---|---|---|' + '---|' * len(shown + whole),
   ]
   lines += [
     row
@@ -195,13 +196,14 @@ def table(args, results: Results) -> str:
     for threat in _run_threats(results, model)
     for row in _accuracies(results, model, threat)
   ]
-  lines += ['', '## Time of the whole, seconds, compilation included', '']
-  lines += ["| model | threat | authors | ours | authors' / ours |", '|---|---|---|---|---|']
-  lines += [
-    _times(results, model, threat)
-    for model in measured(results)
-    for threat in _run_threats(results, model)
-  ]
+  if whole:
+    lines += ['', '## Time of the whole, seconds, compilation included', '']
+    lines += ["| model | threat | authors | ours | authors' / ours |", '|---|---|---|---|---|']
+    lines += [
+      _times(results, model, threat)
+      for model in measured(results)
+      for threat in _run_threats(results, model)
+    ]
   return '\n'.join([*lines, '', _summary(results), ''])
 
 
@@ -216,10 +218,15 @@ def _alone(results: Results) -> list[str]:
   return [attack for attack in ATTACKS if any(name.endswith(f' {attack}') for name in runs)]
 
 
+def _whole(results: Results) -> list[str]:
+  """'all' where the whole was run, which `--only accuracy` leaves out."""
+  return ['all'] if any(name.endswith(' all') for name in results.values['runs']) else []
+
+
 def _named(args, results: Results) -> str:
   """The flags of a table of its own."""
   if args.results == 'autoattack':
-    return ''
+    return '' if _whole(results) else ' \\\n      --only accuracy'
   models = ' --resnet20 NPZ --models' if measured(results) == [RESNET20] else ''
   return (
     f' \\\n      --only time{models} --images {results.values["images"]} --results {args.results}'
@@ -247,7 +254,7 @@ def _accuracies(results: Results, model: str, threat: tuple[str, str]) -> list[s
   clean = results.values.get('clean', {}).get(model, float('nan'))
   rows = []
   for library, label in (('official', 'authors'), ('ours', 'ours')):
-    columns = (*_alone(results), 'all')
+    columns = (*_alone(results), *_whole(results))
     values = [_robust(results, library, model, threat, attack) for attack in columns]
     cells = ' | '.join('' if value is None else f'{100 * value:.1f}' for value in values)
     name = f'{model} ({100 * clean:.1f}) | {threat[0]} {threat[1]}'
