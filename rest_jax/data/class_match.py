@@ -4,6 +4,8 @@
   model's classes is judged on that part (ImageNet-A, -R).
 - One of them has numbers, which is how a model without names calls them: any names of the same
   count match, number n from 0 the n-th of them. Folders sort 10 before 2; that changes nothing.
+- Numbers in a list of labels are a model's classes of these names where its names are numbers, else
+  its classes in order.
 - All else is refused, with the way out.
 """
 
@@ -57,8 +59,13 @@ def match_classes(
   """
   theirs, known = tuple(data_names), tuple(model_names)
   if numbered and len(theirs) <= len(known):
-    return ClassMatch(None, known)
+    return _by_number(len(theirs), known, data, model)
   place = {name: index for index, name in enumerate(known)}
+  if twice := [name for name in theirs if theirs != known and known.count(name) > 1]:
+    raise UserError(
+      f'{data} has a class {twice[0]!r}, and so are {known.count(twice[0])} classes of the model '
+      f'{model} called; give each a name of its own in labels.txt of the model directory'
+    )
   unknown = [name for name in theirs if name not in place]
   if not unknown and (len(theirs) == len(known) or not all(map(_is_number, theirs))):
     return _match(tuple(place[name] for name in theirs), theirs, len(known))
@@ -68,6 +75,25 @@ def match_classes(
     if numbers := _numbers(known):
       return _match(tuple(numbers.index(label) for label in range(len(theirs))), theirs, len(known))
   raise UserError(_refusal(theirs, known, unknown, data, model))
+
+
+def _by_number(count: int, known: tuple[str, ...], data: str, model: str) -> ClassMatch:
+  """The first classes of a model, or those of these names where its names are numbers: folders are
+  sorted as text, so that class '10' may come third.
+  """
+  if not all(map(_is_number, known)):
+    return ClassMatch(None, known)
+  place = {int(name): index for index, name in enumerate(known)}
+  if len(place) < len(known) or not all(number in place for number in range(count)):
+    raise UserError(
+      f'{data} has classes by number, 0 to {count - 1}, and the classes of the model {model} are '
+      f'called {_some(known)}; give the labels as the names of the classes'
+    )
+  classes = tuple(place[number] for number in range(count))
+  # The model may know more, which come behind: a number is a class, never its place.
+  rest = tuple(index for index in range(len(known)) if index not in set(classes))
+  order = (*classes, *rest)
+  return _match(order, tuple(known[index] for index in order), len(known))
 
 
 def _match(classes: tuple[int, ...], names: tuple[str, ...], count: int) -> ClassMatch:

@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None, program: str = _PROGRAM) -> None:
 
 def _labels(path: str) -> tuple[str, ...]:
   try:
-    return tuple(local(path, '--labels').read_text(encoding='utf-8').splitlines())
+    return tuple(local(path, '--labels').read_text(encoding='utf-8-sig').splitlines())
   except (OSError, UnicodeDecodeError) as error:
     raise UserError(f'the label file {path} cannot be read: {error}') from error
 

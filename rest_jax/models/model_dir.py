@@ -336,7 +336,7 @@ def read_labels(directory: Path, num_classes: int) -> tuple[str, ...]:
   """
   path = directory / LABELS
   try:
-    names = tuple(path.read_text(encoding='utf-8').splitlines())
+    names = tuple(path.read_text(encoding='utf-8-sig').splitlines())
   except (OSError, UnicodeDecodeError) as error:
     raise UserError(f'{path}: {error}') from error
   if len(names) != num_classes:

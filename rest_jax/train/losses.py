@@ -29,6 +29,26 @@ def smooth_one_hot(
   return hot * (1.0 - smoothing) + smoothing / num_classes
 
 
+def weigh_classes(
+  targets: Float[Array, 'B K'], weights: Float[Array, ' K'], smoothing: float = 0.0
+) -> Float[Array, 'B K']:
+  """Scales the targets of each example by the weight of its class, and so its cross-entropy.
+
+  What smoothing adds for the other classes does not count as theirs: weighted class by class, as in
+  PyTorch's `CrossEntropyLoss`, a rare one would outweigh the label of a frequent one.
+
+  Args:
+    targets: (B, K), of `smooth_one_hot`, or mixtures of such with shares that sum to 1.
+    weights: (K,).
+    smoothing: that the targets were made with.
+
+  Returns:
+    float32 (B, K); a mixture has the weight of its shares' mean.
+  """
+  shares = (targets - smoothing / targets.shape[-1]) / (1.0 - smoothing)
+  return targets * jnp.sum(shares * weights, axis=-1, keepdims=True)
+
+
 def soft_cross_entropy(
   logits: Float[Array, 'B K'], targets: Float[Array, 'B K']
 ) -> Float[Array, ' B']:

@@ -17,6 +17,7 @@ import optax
 from rest_jax.train import freezing
 from rest_jax.train.config import Config
 from rest_jax.train.gradients import accumulated
+from rest_jax.train.losses import weigh_classes
 from rest_jax.train.optim import global_norm
 from rest_jax.train.parallel import AXIS
 from rest_jax.train.purpose import purpose_of
@@ -49,7 +50,7 @@ def make_train_step(
     schedule: learning rate by step, for the metrics.
     config: the whole experiment configuration.
     num_classes: K.
-    class_weights: K factors of the targets, and so of the classes' terms of the loss.
+    class_weights: K factors of the loss of the classes' images.
 
   Returns:
     Function (state, batch) -> (state, metrics) to be mapped over `AXIS`. The batch is this
@@ -68,7 +69,8 @@ def make_train_step(
     rows = (model, state.variables(), batch, augment_key)
     images, targets = purpose.inputs(config, num_classes, *rows)
     if class_weights is not None:
-      targets = targets * jnp.asarray(class_weights, jnp.float32)[None]
+      weights = jnp.asarray(class_weights, jnp.float32)
+      targets = weigh_classes(targets, weights, config.augment.label_smoothing)
     new, metrics = update(state, images, targets, loss_key)
     metrics['lr'] = jnp.asarray(schedule(state.step))
     return dataclasses.replace(new, step=state.step + 1), metrics

@@ -166,14 +166,17 @@ class _Speed:
     self._judging, self._progress = judging, progress
     self.first = 0  # images of the first batch
     self._done, self._last = 0, 0.0
+    self._most, self._timed = 0, 0  # images of a full batch, and those up to the last full one
     self._moments: list[tuple[float, int]] = []  # a device was warm, and so many images were done
 
   def __call__(self, label: str, images: int) -> None:
     """So many more are through."""
-    self._done += images
-    self._last = time.perf_counter()
+    self._done, now = self._done + images, time.perf_counter()
+    self._most = max(self._most, images)
+    if images == self._most:  # one that is not full takes the time of one that is
+      self._timed, self._last = self._done, now
     if len(self._judging.warm) > len(self._moments):
-      self._moments.append((self._last, self._done))
+      self._moments.append((now, self._done))
     if self._progress is not None:
       self._progress(label, images)
 
@@ -182,8 +185,8 @@ class _Speed:
     # Of a device that was warm when most was done already, compiling is not what counts.
     early = [moment for moment in self._moments if 2 * moment[1] <= self._done]
     began, before = [*self._moments[:1], *early][-1] if self._moments else (0.0, self._done)
-    if self._done > max(before, self.first):
-      speed = (self._done - before) / max(self._last - began, 1e-9)
+    if self._timed > max(before, self.first):
+      speed = (self._timed - before) / max(self._last - began, 1e-9)
       records.add(_SPEED, [0], {'images_per_second': [speed]})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +69,16 @@ def _results(result: Validation, names, model: str, source: str, view: dict[str,
     'loss': result.loss,
     'ece': result.ece,
     'images_per_second': result.images_per_second,
-    'class_top1': dict(zip(names, result.class_top1.tolist(), strict=True)),
+    'class_top1': dict(zip(_distinct(names), result.class_top1.tolist(), strict=True)),
     'calibration': result.bins.tolist(),
     'confusion': result.confusion.tolist(),
     'environment': environment(),
   }
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+  """Names as keys: of those that stand twice, as ImageNet's 'crane' does, the number is said."""
+  return [name if names.count(name) == 1 else f'{name} ({i})' for i, name in enumerate(names)]
 
 
 def _parts(directory: Path, result: Validation, names, view: dict[str, Any]) -> list[Block]:

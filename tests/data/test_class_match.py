@@ -57,6 +57,31 @@ def test_classes_that_do_not(theirs, known, words):
   assert all(word in str(caught.value) for word in words) and '\n' not in str(caught.value)
 
 
+SORTED = tuple(sorted(map(str, range(12))))  # '0', '1', '10', '11', '2', ...
+
+
+@given(st.permutations(range(6)), st.integers(1, 6), st.booleans())
+def test_a_number_of_a_list_is_the_class_of_that_name(order, count, padded):
+  known = tuple(f'{number:02}' if padded else str(number) for number in order)
+  found = match(tuple(map(str, range(count))), known, numbered=True)
+  classes = found.classes or tuple(range(6))
+  assert [int(known[place]) for place in classes[:count]] == list(range(count))
+  assert sorted(classes) == list(range(6)) and not found.part
+  assert found.class_names == tuple(known[place] for place in classes)
+
+
+def test_numbered_folders_are_sorted_as_text():
+  found = match(tuple(map(str, range(12))), SORTED, numbered=True)
+  assert found.classes == (0, 1, *range(4, 12), 2, 3)
+  assert found.class_names == tuple(map(str, range(12)))
+
+
+@pytest.mark.parametrize('known', [('1', '2', '3'), ('0', '00', '1'), ('0', '2', '4')])
+def test_numbers_that_are_no_names_of_numbered_classes_are_refused(known):
+  with pytest.raises(UserError, match='give the labels as the names of the classes'):
+    match(('0', '1'), known, numbered=True)
+
+
 def test_numbers_of_a_list_speak_of_the_models_classes():
   assert match(('0', '1'), COLOURS, numbered=True).class_names == COLOURS
   with pytest.raises(UserError, match='the data has 4, the model 3'):

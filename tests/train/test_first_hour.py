@@ -9,7 +9,7 @@ from rest_jax.errors import UserError
 from rest_jax.models import registry
 from rest_jax.train import command, load_config, pipeline, train
 from rest_jax.train.config import check_config, default_config
-from rest_jax.train.losses import smooth_one_hot, soft_cross_entropy
+from rest_jax.train.losses import smooth_one_hot, soft_cross_entropy, weigh_classes
 
 
 def parse(*arguments):
@@ -85,8 +85,21 @@ def test_balanced_weights_are_those_of_scikit_learn():
   assert np.mean([weights[label] for label in Sources.train.labels]) == pytest.approx(1.0)
   # By hand: the loss of a rare class counts threefold.
   logits, targets = jnp.zeros((2, 3)), smooth_one_hot(jnp.array([0, 1]), 3)
-  losses = soft_cross_entropy(logits, targets * jnp.asarray(weights)[None])
+  losses = soft_cross_entropy(logits, weigh_classes(targets, jnp.asarray(weights)))
   np.testing.assert_allclose(losses, np.log(3) * np.array([2 / 3, 2]), rtol=1e-6)
+
+
+def test_weights_turn_no_smoothed_label_round():
+  """76 images of one class and 3 of another: the weights are .52 and 13.2, smoothing is .1."""
+  weights = jnp.array([79 / (2 * 76), 79 / (2 * 3)])
+  targets = smooth_one_hot(jnp.array([0, 1]), 2, 0.1)
+  mixed = 0.75 * targets[:1] + 0.25 * targets[1:]
+  found = weigh_classes(jnp.concatenate([targets, mixed]), weights, 0.1)
+  a, b = (float(weight) for weight in weights)
+  mean = 0.75 * a + 0.25 * b
+  expected = [[0.95 * a, 0.05 * a], [0.05 * b, 0.95 * b], [0.725 * mean, 0.275 * mean]]
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  assert found.argmax(axis=-1).tolist() == [0, 1, 0]
 
 
 def test_class_weights_are_of_cross_entropy():
