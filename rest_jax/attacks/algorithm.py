@@ -139,9 +139,16 @@ def finished(algorithm: Algorithm, state: State, stop_early: bool) -> jax.Array:
 
 
 def advance(algorithm: Algorithm, model: Partial, state: Any, stop_early: bool) -> Any:
-  """One step of the images that are not finished; the others keep their state."""
+  """One step of the images that are not finished; the others keep their state.
+
+  What an attack calls adversarial is none where it is not finite: it is no image, and that a model
+  gives no numbers for it says nothing.
+  """
   active = ~finished(algorithm, state, stop_early)
-  return select(active, algorithm.step(model, state), state)
+  new = algorithm.step(model, state)
+  sound = jnp.all(jnp.isfinite(new.adv), axis=tuple(range(1, new.adv.ndim)))
+  adv, success = select(sound, (new.adv, new.success), (state.adv, state.success))
+  return select(active, dataclasses.replace(new, adv=adv, success=success), state)
 
 
 def run(

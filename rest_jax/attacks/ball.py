@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from rest_jax.inputs import Norm, check_pair
+from rest_jax.inputs import Norm, check_pair, widest
 
 _TINY = 1.2e-38  # the smallest normal float32: a radius below it is 0
 _ULP = 2.0**-24  # relative error of one float32 operation
@@ -266,13 +266,13 @@ def random_start(
     keys: (B,) PRNG keys, one an image.
     images: (B, ...) in [0, 1].
     norm: of the ball.
-    eps: its radius, a scalar or (B,).
+    eps: its radius, a scalar or (B,); where it reaches beyond [0, 1]^d, that of `widest`.
 
   Returns:
     (B, ...).
   """
   shape = images.shape[1:]
-  eps = per_image(eps, images)
+  eps = jnp.minimum(per_image(eps, images), widest(norm, shape))
   if norm == 'linf':
     draw = draw_uniform(keys, shape)
   else:

@@ -75,7 +75,7 @@ class Case:
       labels,
       key=batch.keys(key),
       norm=self.threat.norm,
-      eps=self.run.eps,
+      eps=None if self.attack.minimum_norm else self.threat.eps,
       targets=targets,
     )
 

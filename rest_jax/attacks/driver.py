@@ -371,6 +371,8 @@ def attack(
   if not len(inputs.images):
     return Outcome(inputs.images, np.zeros(0, np.int64))
   algorithm = program_of(algorithm)
+  if not algorithm.minimum_norm:
+    inputs = inputs.within_range(algorithm.norm)
   if callable(getattr(algorithm, 'loss', None)):  # a loss of one's own knows no success
     stop_early = keep_clean = False
   keys = image_keys(check_key(key), inputs.images.shape[0])

@@ -140,6 +140,7 @@ class AutoAttack:
     inputs = check_inputs(logits_fn, images, labels, norm=self.norm, eps=eps)
     if self.version == 'rand':
       inputs = inputs._replace(model=_with_draws(inputs.model))
+    inputs = inputs.within_range(self.norm)
     target = make_target('auto_attack', inputs, key, self.query_batch)
     names = tuple(VERSIONS[self.version] if self.attacks is None else self.attacks)
     return _cascade(target, names, self.norm, self.version, progress)
@@ -166,7 +167,8 @@ def auto_attack(
     labels: integers (N,).
     key: PRNG key; image i uses `fold_in(key, i)`.
     norm: 'linf', 'l2' or 'l1'.
-    eps: radius in units of [0, 1], a number or (N,); at 0 nothing is attacked.
+    eps: radius in units of [0, 1], a number or (N,); at 0 nothing is attacked, and infinity is no
+      limit but [0, 1].
     version: 'standard', 'plus' or, for random models, 'rand'; `auto_attack_report` says what they
       are.
     attacks: names of `MEMBERS` in place of the version's, with its settings.
@@ -215,7 +217,8 @@ def auto_attack_report(
     labels: integers (N,).
     key: PRNG key; image i uses `fold_in(key, i)`.
     norm: 'linf', 'l2' or 'l1'.
-    eps: radius in units of [0, 1], a number or (N,); at 0 nothing is attacked.
+    eps: radius in units of [0, 1], a number or (N,); at 0 nothing is attacked, and infinity is no
+      limit but [0, 1].
     version: 'standard': APGD on cross-entropy, APGD on targeted DLR, FAB-T and Square. 'plus':
       these, APGD on DLR and FAB, with 5 restarts. 'rand', for random models (`attacks.eot`): APGD
       on cross-entropy and DLR with 20 draws a gradient.

@@ -22,7 +22,7 @@ from rest_jax.attacks.losses import LossName, loss_inputs, loss_name
 from rest_jax.attacks.queries import ask, fold_each, image_keys
 from rest_jax.attacks.registry import face, register
 from rest_jax.errors import UserError
-from rest_jax.inputs import Norm, check_choice, check_count, is_known, radius
+from rest_jax.inputs import Norm, check_choice, check_count, is_known, radius, widest
 
 SCHEDULES = ('constant', 'linear', 'cosine')
 
@@ -123,8 +123,9 @@ class PGD(IterativeAttack):
 
   def carry_out(self, given: Given, key: Any) -> Outcome:
     """With steps in units of the radius, and a loss that fits the outputs."""
-    loss, length = loss_name(self.loss, given.targets, self.output), self._relative(given.eps)
+    loss = loss_name(self.loss, given.targets, self.output)
     inputs = loss_inputs(given, loss, self.norm)
+    length = self._relative(given.eps, widest(self.norm, inputs.images.shape[1:]))
     algorithm = dataclasses.replace(
       self, loss=loss, step_size=None, rel_step=length, targeted=given.targets is not None
     )
@@ -194,13 +195,13 @@ class PGD(IterativeAttack):
     shape = {'constant': np.ones_like(t), 'linear': 1 - t, 'cosine': (1 + np.cos(np.pi * t)) / 2}
     return (rel_step * shape[self.schedule]).astype(np.float32)
 
-  def _relative(self, eps: Any) -> float:
-    """The length of a step in units of the radius eps."""
+  def _relative(self, eps: Any, most: float) -> float:
+    """The length of a step in units of the radius: eps, or `most` where that is larger."""
     value = self.whole / self.steps if self.rel_step is None else self.rel_step
     if self.step_size is not None:
       if np.shape(eps) or not is_known(eps):
         raise UserError('step_size needs one number as eps; give rel_step, in units of the radius')
-      whole = radius(eps, self.norm, infinite=True)
+      whole = min(radius(eps, self.norm, infinite=True), most)
       # Rounded, so that an equal ratio is an equal program.
       value = float(f'{self.step_size / whole:.6g}') if whole > 0 else 0.0
     if not 0 <= value < math.inf:

@@ -199,7 +199,7 @@ _SHARED = {
   'labels': 'integers (B,).',
   'key': 'PRNG key; image i uses `fold_in(key, i)`.',
   'norm': "'linf', 'l2' or 'l1'.",
-  'eps': 'radius in units of [0, 1], a number or (B,).',
+  'eps': 'radius in units of [0, 1], a number or (B,); infinity for no limit but [0, 1].',
   'steps': 'gradient steps.',
   'step_size': 'length of a step in units of [0, 1]; a part of what is compiled.',
   'restarts': 'runs from different starts.',

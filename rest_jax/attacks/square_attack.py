@@ -275,7 +275,7 @@ class Square(IterativeAttack):
 
   def carry_out(self, given: Given, key: Any) -> Outcome:
     """Attacks what is classified correctly, through slots."""
-    inputs = given.checked(self.norm)
+    inputs = given.checked(self.norm).within_range(self.norm)
     target = make_target('square', inputs, key, self.query_batch)
     loss = self.loss or ('ce' if target.targeted else 'margin')
     algorithm = program_of(dataclasses.replace(self, targeted=target.targeted, loss=loss))

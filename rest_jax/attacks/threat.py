@@ -20,6 +20,7 @@ from rest_jax.inputs import (
   is_known,
   radii,
   radius,
+  widest,
 )
 from rest_jax.ops.platform import is_traced, jit
 from rest_jax.text import plural
@@ -32,7 +33,7 @@ class Threat:
   Attributes:
     norm: 'linf', 'l2' or 'l1', over all pixels and channels of an image.
     eps: radius, at least 0, in pixel values of [0, 1], a number or a text such as '8/255', which
-      becomes one; infinity for attacks of minimum norm.
+      becomes one; infinity for attacks of minimum norm, and for no limit but [0, 1].
     targeted: whether the attacker wants a given class; any wrong one otherwise.
 
   Raises:
@@ -66,6 +67,11 @@ class Inputs(NamedTuple):
   eps: jax.Array
   targets: jax.Array | None
   num_classes: int
+
+  def within_range(self, norm: Norm) -> Inputs:
+    """With radii no larger than images in [0, 1] can be apart: no limit is a number too."""
+    most = np.float32(widest(norm, self.images.shape[1:]))
+    return self._replace(eps=jnp.minimum(self.eps, most))
 
 
 class Given(NamedTuple):

@@ -1,5 +1,6 @@
 """Bad input is one clear error; good input of any dtype, shape and label keeps its bounds."""
 
+import dataclasses
 import functools
 
 import jax
@@ -11,6 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rest_jax import attacks
+from rest_jax.attacks.driver import Runs, attack_images, make_target
+from rest_jax.attacks.losses import fooled
+from rest_jax.attacks.queries import logits_of
 from rest_jax.attacks.threat import check_inputs
 from rest_jax.errors import UserError
 
@@ -183,3 +187,105 @@ def test_an_empty_batch():
   assert attacks.cw(*none).shape == (0, *case.SHAPE)
   adv = attacks.apgd(*none, key=key, eps=0.1, loss='dlr_targeted')
   assert adv.shape == (0, *case.SHAPE)
+
+
+RADIUS_ATTACKS = {
+  'fgsm': attacks.FGSM(),
+  'pgd': attacks.PGD(steps=4),
+  'pgd of fixed steps': attacks.PGD(steps=4, step_size=0.05),
+  'mi_fgsm': attacks.MIFGSM(steps=4),
+  'apgd': attacks.APGD(steps=4),
+  'apgd large radii': attacks.APGD(steps=10, large_radii=True),
+  'square': attacks.Square(n_queries=20),
+  'auto_attack': attacks.AutoAttack(attacks=('apgd_ce', 'fab_t')),
+}
+ANY_RADIUS = RADIUS_ATTACKS | {
+  'fab': attacks.FAB(steps=4, restarts=2),
+  'deepfool': attacks.DeepFool(steps=4),
+  'cw': attacks.CW(steps=10, search_steps=2),
+}
+WIDE = {'linf': 1.0, 'l2': case.IMAGES[0].size ** 0.5, 'l1': float(case.IMAGES[0].size)}
+
+
+@pytest.mark.parametrize(
+  ('name', 'norm'), [(name, norm) for name in ANY_RADIUS for norm in ANY_RADIUS[name].norms]
+)
+def test_no_limit_is_the_largest_radius_that_there_is(name, norm):
+  """Steps in units of an infinite radius were 0 times infinity."""
+  attack = dataclasses.replace(ANY_RADIUS[name], norm=norm)
+  given = (case.logits_fn, case.IMAGES, case.LABELS)
+  images = np.asarray(attack.run(*given, key=key, eps=np.inf).images)
+  assert np.isfinite(images).all() and (images >= 0).all() and (images <= 1).all()
+  if name not in RADIUS_ATTACKS:
+    return
+  for eps in (1.0,) if norm == 'linf' else (1.001 * WIDE[norm], 1e6, 3e38):
+    same = np.asarray(attack.run(*given, key=key, eps=eps).images)
+    np.testing.assert_array_equal(images, same, err_msg=str(eps))
+  if name != 'pgd of fixed steps':  # whose steps are in units of one radius
+    mixed = attack.run(*given, key=key, eps=np.asarray([np.inf, 0.01] * 3)).images
+    np.testing.assert_array_equal(np.asarray(mixed)[::2], images[::2])
+
+
+def test_no_limit_under_a_trace():
+  def traced(eps):
+    return attacks.apgd(
+      case.logits_fn, case.IMAGES, case.LABELS, key=key, norm='l2', eps=eps, steps=4
+    )
+
+  images = jax.jit(traced)(jnp.float32(np.inf))
+  assert np.isfinite(images).all()
+  np.testing.assert_array_equal(images, jax.jit(traced)(jnp.float32(1.001 * WIDE['l2'])))
+
+
+@pytest.mark.parametrize('norm', WIDE)
+def test_a_start_within_no_limit_is_finite(norm):
+  keys = jax.random.split(key, 6)
+  start = attacks.random_start(keys, jnp.asarray(case.IMAGES), norm, np.inf)
+  assert np.isfinite(start).all() and np.abs(np.asarray(start)).max() <= 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Broken(attacks.IterativeAttack):
+  """Gives images of no numbers, for which no model gives numbers either."""
+
+  steps: int = 2
+  value: float = float('nan')
+
+  def init(self, model, images, labels, eps, keys, targets=None):
+    del model
+    return attacks.State.begin(images, labels, eps, keys, targets)
+
+  def step(self, model, state):
+    adv = state.images * self.value
+    hit = fooled(logits_of(model, adv, state.keys), state.labels, state.targets, self.targeted)
+    return dataclasses.replace(state, iteration=state.iteration + 1, adv=adv, success=hit)
+
+
+@pytest.mark.parametrize('broken', [float('nan'), float('inf')])
+@pytest.mark.parametrize('name', ['slots', 'cascade', 'trace', 'evaluate'])
+def test_an_image_that_is_not_finite_is_never_a_success(name, broken):
+  """Whoever drives the attack, and whatever it says of itself."""
+  images, labels = jnp.asarray(case.IMAGES), case.LABELS
+  given = (case.logits_fn, images, labels)
+
+  def run(x):
+    return Broken(value=broken).run(case.logits_fn, x, labels, key=key, eps=0.1).images
+
+  if name == 'evaluate':
+    found = attacks.evaluate(
+      *(case.logits_fn, case.IMAGES, labels),
+      threats=attacks.Threat('linf', 0.1),
+      key=key,
+      attacks=Broken(value=broken),
+      check_health=False,
+    )
+    assert found.rows[0].robust_accuracy.value == found.rows[0].clean_accuracy.value == 1
+    return
+  if name == 'cascade':
+    inputs = check_inputs(*given, eps=0.1)
+    target = make_target('broken', inputs, key, None)
+    found = attack_images(target, (Runs(Broken(value=broken)),), np.arange(6))
+    assert not found.success.any() and np.isfinite(found.adv).all()
+    return
+  adv = jax.jit(run)(images) if name == 'trace' else run(images)
+  np.testing.assert_array_equal(adv, case.IMAGES)
