@@ -21,11 +21,13 @@ from jax.tree_util import Partial
 from rest_jax.attacks.ball import furthest, project, random_start, usable
 from rest_jax.attacks.losses import Loss, fooled, margin
 from rest_jax.attacks.queries import (
+  PROBABLE_SPREAD,
   ask,
   fold_each,
   is_random,
   logits_once,
   logits_traced_anew,
+  output_form,
 )
 from rest_jax.attacks.record import Record, RunName, at_radius
 from rest_jax.attacks.threat import Threat
@@ -243,7 +245,6 @@ BATCH_CHANGE = 1e-2  # leaves room for bfloat16 in another order of rows
 LOSS_RISE = 1e-3  # relative; less is no rise
 HELD_AT_GREY = 0.05  # robust accuracy at the radius where every image can become grey
 BLACK_BOX_GAIN = 0.002  # share of images, as in the authors' AutoAttack
-SOFTMAX_SLACK = 1e-5
 
 
 class Explanation(NamedTuple):
@@ -255,9 +256,18 @@ class Explanation(NamedTuple):
 
 CHECKS: dict[str, Explanation] = {
   'softmax_output': Explanation(
-    'every output is in [0, 1] and the outputs of each image sum to 1',
+    'every output is in [0, 1] and the outputs of each image sum to 1, to the rounding of float32, '
+    'or to that of bfloat16 if those of other images do so too',
     'return logits, the values before the softmax: after it gradients vanish in rounding and the '
     'DLR loss is not what it should be',
+  ),
+  'probability_output': Explanation(
+    'one output alone, or several that do not sum to 1, look like probabilities: on the images, '
+    'their negatives, black and white, grey and noise they are all in [0, 1], and some are '
+    f'{PROBABLE_SPREAD} apart or exactly 0 or 1',
+    'if a sigmoid is applied already, return what it is applied to, or wrap the model in '
+    'jax.scipy.special.logit: outputs are read as logits, and as such one probability is always '
+    'class 1; if these are logits, which the values alone cannot tell, leave them',
   ),
   'random_output': Explanation(
     f'the same images evaluated again give other logits (relative change over {RANDOM_CHANGE:g}), '
@@ -378,19 +388,19 @@ def _check_outputs(model: Partial, sample: Sample) -> list[HealthCheck]:
   first = np.asarray(logits_once(model, images, keys))
   again = np.asarray(logits_once(model, images, other))
   anew = np.asarray(logits_traced_anew(model, images, keys))
-  outputs = first[real]
-  sums = outputs.sum(axis=1)
-  softmax = (outputs.min() >= -SOFTMAX_SLACK and outputs.max() <= 1 + SOFTMAX_SLACK) and np.abs(
-    sums - 1
-  ).max() <= SOFTMAX_SLACK
-  spread = f'outputs from {outputs.min():.4g} to {outputs.max():.4g}, sums from {sums.min():.6g} '
   change = max(relative_change(first[real], x[real]) for x in (again, anew))
   company = change_with_company(model, images, keys, first, real)
   # Where the same batch does not give the same, another tells nothing.
   random = change > RANDOM_CHANGE
   takes = ' with another key' if is_random(model) else ''
+
+  def probe(other: np.ndarray) -> np.ndarray:
+    return np.asarray(logits_once(model, other, keys))[real]
+
+  form = output_form(probe, np.asarray(images), first[real])
   return [
-    _check('softmax_output', softmax, spread + f'to {sums.max():.6g}'),
+    _check('softmax_output', form.softmax, form.sums),
+    _check('probability_output', form.probabilities, form.values),
     _check('random_output', random, f'relative change of logits{takes} {change:.3g}'),
     _check(
       'batch_dependence',

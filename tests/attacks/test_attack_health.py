@@ -71,6 +71,104 @@ def test_a_softmax_model(model, examples):
   assert not raised & {'random_output', 'nan_gradients', 'out_of_bounds', 'batch_dependence'}
 
 
+def _one(z):
+  return 0.2 * (z[:, 1:2] - z[:, :1])
+
+
+def _probability(z, kind=jnp.float32):
+  return jax.nn.sigmoid(_one(z).astype(kind))
+
+
+# What is made of an mlp's logits of 4 classes, whose size is some 20, and what it looks like.
+FORMS = {
+  'logits': (lambda z: z, None),
+  'log probabilities': (jax.nn.log_softmax, None),
+  'logits of bfloat16': (lambda z: z.astype(jnp.bfloat16), None),
+  'one logit': (_one, None),
+  'a softmax': (jax.nn.softmax, 'softmax'),
+  'a soft softmax': (lambda z: jax.nn.softmax(z / 30), 'softmax'),
+  'a softmax in bfloat16': (lambda z: jax.nn.softmax((z / 9).astype(jnp.bfloat16)), 'softmax'),
+  'a softmax in float16': (lambda z: jax.nn.softmax((z / 9).astype(jnp.float16)), 'softmax'),
+  'a saturated softmax': (lambda z: jax.nn.softmax(100 * z.astype(jnp.bfloat16)), 'softmax'),
+  'one that is float32 again': (
+    lambda z: jax.nn.softmax((z / 9).astype(jnp.bfloat16)).astype(jnp.float32),
+    'softmax',
+  ),
+  'one probability': (_probability, 'probability'),
+  'one probability (B,)': (lambda z: _probability(z)[:, 0], 'probability'),
+  'one of bfloat16': (lambda z: _probability(z, jnp.bfloat16), 'probability'),
+  'one that is saturated': (lambda z: jax.nn.sigmoid(1000 * z[:, :1]), 'probability'),
+  'several probabilities': (lambda z: jax.nn.sigmoid(z / 9), 'probability'),
+  'several of float16': (lambda z: jax.nn.sigmoid((z / 9).astype(jnp.float16)), 'probability'),
+}
+
+
+@pytest.mark.parametrize('name', FORMS)
+def test_outputs_that_look_like_probabilities(name, model, examples):
+  form, expected = FORMS[name]
+
+  def formed(weights, images):
+    return form(mlp(weights, images))
+
+  sample = sample_of(*examples)
+  found = {c.name: c for c in health._check_outputs(Partial(formed, *model.args), sample)}
+  raised = {name for name, check in found.items() if check.raised}
+  assert raised == ({f'{expected}_output'} if expected else set())
+
+
+@pytest.mark.parametrize('count', [1, 2, 12])
+@pytest.mark.parametrize('low', [0.0, 0.3])
+def test_one_logit_between_0_and_1_on_the_images_is_no_probability(count, low):
+  """Few images, or images that are all alike, say nothing; other images leave the range."""
+
+  def brightness(images):
+    return low + 3 * images.mean(axis=(1, 2, 3)) - 1
+
+  images = 0.45 + 0.1 * np.random.default_rng(0).random((count, 6, 6, 3), np.float32)
+  sample = sample_of(images, np.ones(count, np.int32))
+  model = Partial(brightness)
+  assert ((model(images) > 0) & (model(images) < 1)).all()
+  assert not any(check.raised for check in health._check_outputs(model, sample))
+
+
+def test_a_logit_of_small_range_is_no_probability():
+  """It says class 1 of all images, and may well mean it."""
+  sample = sample_of(np.random.default_rng(0).random((12, 6, 6, 3), np.float32), np.ones(12, int))
+  small = Partial(lambda images: 0.3 + 0.4 * images.mean(axis=(1, 2, 3)))
+  assert not any(check.raised for check in health._check_outputs(small, sample))
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+def test_outputs_that_are_not_numbers_far_from_the_images_are_no_probabilities(value):
+  def breaks(images):
+    flat = images.reshape(images.shape[0], -1)
+    broken = (flat[:, :1] < 0.4) | (flat[:, :1] > 0.6)
+    return jnp.where(broken, jnp.array([[value, -value]]), jax.nn.sigmoid(flat[:, 1:3]))
+
+  images = 0.45 + 0.1 * np.random.default_rng(0).random((12, 6, 6, 3), np.float32)
+  sample = sample_of(images, np.ones(12, np.int32))
+  assert not any(check.raised for check in health._check_outputs(Partial(breaks), sample)[:2])
+
+
+def test_an_evaluation_says_that_it_was_given_probabilities(model, examples):
+  images, _ = examples
+
+  def probability(weights, images):
+    return _probability(mlp(weights, images))
+
+  one = Partial(probability, *model.args)
+  labels = (np.asarray(one(jnp.asarray(images)))[:, 0] > 0.5).astype(np.int32)
+  raised, checks = checked(one, images, labels)
+  assert 'probability_output' in raised
+  assert 'jax.scipy.special.logit' in checks['probability_output'].what_to_do
+
+  # What it tells to do makes all well.
+  def logit(weights, images):
+    return jax.scipy.special.logit(probability(weights, images))
+
+  assert checked(Partial(logit, *model.args), images, labels)[0] == set()
+
+
 def test_gradients_masked_by_rounding(model, examples):
   def rounded(weights, images):
     return mlp(weights, _round(images))
