@@ -161,6 +161,16 @@ def radii(values: Any, norm: str, batch: int, *, what: str = 'eps') -> Any:
   return np.asarray(each, np.float64)
 
 
+def widest(norm: str, shape: tuple[int, ...]) -> float:
+  """The longest way within [0, 1]^d, d values an image of that shape: 1, sqrt(d) or d.
+
+  A ball of any larger radius, infinity too, holds the same images. Attacks whose steps are in units
+  of the radius take this one in its place, for 0 times infinity is not a number.
+  """
+  count = math.prod(shape)
+  return {'linf': 1.0, 'l2': math.sqrt(count), 'l1': float(count)}[norm]
+
+
 def is_known(*arrays: Any) -> bool:
   """Whether the values can be looked at: none is traced, all are on this host's devices."""
   return not any(

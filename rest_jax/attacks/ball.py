@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from rest_jax.inputs import Norm, check_pair
+from rest_jax.inputs import Norm, check_pair, widest
 
 _TINY = 1.2e-38  # the smallest normal float32: a radius below it is 0
 _ULP = 2.0**-24  # relative error of one float32 operation
@@ -89,16 +89,6 @@ def normalize(x: jax.Array, norm: Norm) -> jax.Array:
   unit, _ = unscaled(x)
   # Of what has a value of 1 every norm is 1 or more.
   return unit / per_image(jnp.maximum(norm_of(unit, norm), 1.0), unit)
-
-
-def widest(norm: Norm, shape: tuple[int, ...]) -> float:
-  """The longest way within [0, 1]^d, d values an image of that shape: 1, sqrt(d) or d.
-
-  A ball of any larger radius, infinity too, holds the same images. Attacks whose steps are in units
-  of the radius take this one in its place, for 0 times infinity is not a number.
-  """
-  count = math.prod(shape)
-  return {'linf': 1.0, 'l2': math.sqrt(count), 'l1': float(count)}[norm]
 
 
 def project(delta: jax.Array, images: jax.Array, norm: Norm, eps: jax.Array | float) -> jax.Array:

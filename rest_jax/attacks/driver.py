@@ -19,7 +19,7 @@ from jax.tree_util import Partial
 
 from rest_jax.attacks import losses
 from rest_jax.attacks.algorithm import Algorithm, in_chunks, run_from, select
-from rest_jax.attacks.ball import distances, widest
+from rest_jax.attacks.ball import distances
 from rest_jax.attacks.judge import check_defined, undefined_logits
 from rest_jax.attacks.losses import fooled, undefined_count
 from rest_jax.attacks.queries import (
@@ -209,12 +209,6 @@ class Target:
     return in_batches(chunk, len(which), self.slots, none)
 
 
-def within_range(inputs: Inputs, norm: Norm) -> Inputs:
-  """Radii no larger than images in [0, 1] can be apart: no limit is a number too."""
-  most = np.float32(widest(norm, inputs.images.shape[1:]))
-  return inputs._replace(eps=jnp.minimum(inputs.eps, most))
-
-
 def make_target(name: str, inputs: Inputs, key: jax.Array, query_batch: int | None) -> Target:
   """Moves checked inputs to the host; image i gets the key `fold_in(key, i)`.
 
@@ -378,7 +372,7 @@ def attack(
     return Outcome(inputs.images, np.zeros(0, np.int64))
   algorithm = program_of(algorithm)
   if not algorithm.minimum_norm:
-    inputs = within_range(inputs, algorithm.norm)
+    inputs = inputs.within_range(algorithm.norm)
   if callable(getattr(algorithm, 'loss', None)):  # a loss of one's own knows no success
     stop_early = keep_clean = False
   keys = image_keys(check_key(key), inputs.images.shape[0])

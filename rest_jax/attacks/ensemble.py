@@ -20,14 +20,7 @@ from jax.tree_util import Partial
 
 from rest_jax.attacks import losses
 from rest_jax.attacks.auto_pgd import APGD
-from rest_jax.attacks.driver import (
-  Outcome,
-  Runs,
-  Target,
-  attack_images,
-  make_target,
-  within_range,
-)
+from rest_jax.attacks.driver import Outcome, Runs, Target, attack_images, make_target
 from rest_jax.attacks.fast_adaptive_boundary import FAB
 from rest_jax.attacks.queries import is_random
 from rest_jax.attacks.registry import register
@@ -147,7 +140,8 @@ class AutoAttack:
     inputs = check_inputs(logits_fn, images, labels, norm=self.norm, eps=eps)
     if self.version == 'rand':
       inputs = inputs._replace(model=_with_draws(inputs.model))
-    target = make_target('auto_attack', within_range(inputs, self.norm), key, self.query_batch)
+    inputs = inputs.within_range(self.norm)
+    target = make_target('auto_attack', inputs, key, self.query_batch)
     names = tuple(VERSIONS[self.version] if self.attacks is None else self.attacks)
     return _cascade(target, names, self.norm, self.version, progress)
 

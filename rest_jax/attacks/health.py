@@ -21,11 +21,13 @@ from jax.tree_util import Partial
 from rest_jax.attacks.ball import furthest, project, random_start, usable
 from rest_jax.attacks.losses import Loss, fooled, margin
 from rest_jax.attacks.queries import (
+  PROBABLE_SPREAD,
   ask,
   fold_each,
   is_random,
   logits_once,
   logits_traced_anew,
+  output_form,
 )
 from rest_jax.attacks.record import Record, RunName, at_radius
 from rest_jax.attacks.threat import Threat
@@ -243,9 +245,6 @@ BATCH_CHANGE = 1e-2  # leaves room for bfloat16 in another order of rows
 LOSS_RISE = 1e-3  # relative; less is no rise
 HELD_AT_GREY = 0.05  # robust accuracy at the radius where every image can become grey
 BLACK_BOX_GAIN = 0.002  # share of images, as in the authors' AutoAttack
-SOFTMAX_SLACK = 1e-5  # in float32; narrower types round more: `softmax_slack`
-PROBABLE_SPREAD = 0.5  # outputs of which some are this far apart, and all of them in [0, 1]
-FEW_OUTPUTS = 10  # so many may happen to lie in [0, 1]
 
 
 class Explanation(NamedTuple):
@@ -394,8 +393,14 @@ def _check_outputs(model: Partial, sample: Sample) -> list[HealthCheck]:
   # Where the same batch does not give the same, another tells nothing.
   random = change > RANDOM_CHANGE
   takes = ' with another key' if is_random(model) else ''
+
+  def probe(other: np.ndarray) -> np.ndarray:
+    return np.asarray(logits_once(model, other, keys))[real]
+
+  form = output_form(probe, np.asarray(images), first[real])
   return [
-    *_check_probabilities(model, sample, first[real]),
+    _check('softmax_output', form.softmax, form.sums),
+    _check('probability_output', form.probabilities, form.values),
     _check('random_output', random, f'relative change of logits{takes} {change:.3g}'),
     _check(
       'batch_dependence',
@@ -403,57 +408,6 @@ def _check_outputs(model: Partial, sample: Sample) -> list[HealthCheck]:
       'not to be told from chance' if random else f'relative change of logits {company:.3g}',
     ),
   ]
-
-
-def _check_probabilities(model: Partial, sample: Sample, outputs: np.ndarray) -> list[HealthCheck]:
-  """Outputs that a softmax or a sigmoid has been applied to; outputs (n, K) are the sample's."""
-  # Of one output the other class's logit is a 0, as `queries.as_classes` has it.
-  one = outputs.shape[1] == 2 and not outputs[:, 0].any()
-  varied, plain = _far_outputs(model, sample)
-  varied = np.concatenate([outputs, varied])[:, int(one) :]
-  found = np.concatenate([varied, plain[:, int(one) :]])
-  slack = softmax_slack(outputs.shape[1])
-  softmax = _sum_to_one(outputs, SOFTMAX_SLACK) or _sum_to_one(found, slack)
-  # A linear model may say exactly 0 of black, so what counts as saturated is not of plain images.
-  ends = int(((varied == 0) | (varied == 1)).sum())
-  told = len(found) >= FEW_OUTPUTS and (ends > 0 or np.ptp(found) >= PROBABLE_SPREAD)
-  probable = told and (one or not softmax) and _in_range(found, SOFTMAX_SLACK)
-  sums = outputs.sum(axis=1)
-  spread = f'outputs from {outputs.min():.4g} to {outputs.max():.4g}, sums from {sums.min():.6g} '
-  evidence = f'outputs from {found.min():.4g} to {found.max():.4g} of {plural(len(found), "image")}'
-  return [
-    _check('softmax_output', softmax and not one, spread + f'to {sums.max():.6g}'),
-    _check('probability_output', probable, f'{evidence}, {ends} exactly 0 or 1'),
-  ]
-
-
-def _in_range(outputs: np.ndarray, slack: float) -> bool:
-  return bool(outputs.min() >= -slack and outputs.max() <= 1 + slack)
-
-
-def _sum_to_one(outputs: np.ndarray, slack: float) -> bool:
-  return _in_range(outputs, slack) and bool(np.abs(outputs.sum(axis=1) - 1).max() <= slack)
-
-
-def _far_outputs(model: Partial, sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-  """What a model says far from the images: of varied ones and of plain ones, (n, K) each."""
-  images = np.asarray(sample.images)
-  noise = np.random.default_rng(0).random(images.shape, np.float32)
-  varied = [1 - images, (images > 0.5).astype(np.float32), noise]
-  grey = np.asarray([0, 0.5, 1], np.float32)[np.arange(len(images)) % 3]
-  plain = np.broadcast_to(grey[:, None, None, None], images.shape)
-  found = [np.asarray(logits_once(model, x, sample.keys))[sample.real] for x in (*varied, plain)]
-  return np.concatenate(found[:-1]), found[-1]
-
-
-def softmax_slack(classes: int) -> float:
-  """How far from 1 the sum of a softmax over so many classes may be, computed in bfloat16.
-
-  Exponentials, their sum and the quotients are each rounded by half of eps, and the sum is of log2
-  K additions. The values do not tell the type: a model may give another one than it computed in,
-  and compilers leave roundings out. No logits of any type are so near a sum of 1 everywhere.
-  """
-  return float(jnp.finfo(jnp.bfloat16).eps) * (1.5 + 0.5 * float(np.log2(classes)))
 
 
 def _check_gradients(model: Partial, sample: Sample, threat: Threat) -> list[HealthCheck]:

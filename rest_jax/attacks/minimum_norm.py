@@ -7,7 +7,8 @@ problem, so that the others take their share.
 
 Carlini & Wagner, in L2: "Towards evaluating the robustness of neural networks", 2017, section 6,
 with the binary search and the early abort of the authors' code; every image by itself, with its own
-constant c, its own Adam and its own abort.
+constant c, its own Adam and its own abort. Where it deviates: the abort waits for an image that is
+not fooled yet and whose pixels are still on their way from the ends of the range.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from rest_jax.inputs import Norm, check_count
 _INSIDE = 0.999999  # the tanh reaches the ends of the pixel range at infinity only
 _NO_LIMIT = 1e10
 _CHECKS = 10  # of progress in a round
+_FLAT = 1e-3  # this near an end of the range the tanh has lost 99.6 % of its slope
+_HELD_SHARE = 0.1  # of what drives the image away, as a slope (L2) by pixel
 
 
 @register_state
@@ -230,7 +233,8 @@ class CW(IterativeAttack):
     learning_rate: Adam's, in tanh space.
     initial_const: the first c, with margins in units of the image's own.
     confidence: by how much the margin must be exceeded, kappa, in logits.
-    abort_early: end a round whose objective no longer falls.
+    abort_early: end a round whose objective no longer falls, unless pixels at the ends of the range
+      are all that keeps it from falling and the round has fooled nothing.
   """
 
   norms: ClassVar[tuple[str, ...]] = ('l2',)
@@ -287,7 +291,7 @@ class CW(IterativeAttack):
   def step(self, model: Partial, state: CWState) -> CWState:
     """Asks once, keeps what is nearer, takes a step of Adam; the round's last one chooses c."""
     at = state.iteration % self.steps
-    state, point, objective, answer, gradient = self._objective(model, state)
+    state, point, objective, answer, gradient, held = self._objective(model, state)
     hit = losses.fooled(answer.logits, state.labels, state.targets, self.targeted)
     hit &= (answer.losses >= self.confidence) | losses.undefined(answer.logits)
     adv, distance = keep_nearest(point, hit, state.adv, state.distance, state.images, 'l2')
@@ -299,7 +303,7 @@ class CW(IterativeAttack):
       reached=state.reached | hit,
     )
     state = self._adam(state, gradient, at)
-    stuck, state = self._progress(state, objective, at)
+    stuck, state = self._progress(state, objective, held, at)
     last = (at == self.steps - 1) | stuck
     ended = (state.iteration // self.steps + 1) * self.steps
     state = dataclasses.replace(state, iteration=jnp.where(last, ended, state.iteration + 1))
@@ -313,6 +317,7 @@ class CW(IterativeAttack):
     """Equation of section 6: distance^2 + c max(-margin, -kappa), with its gradient by offset.
 
     The margin is that of the image's goal: z_t - max of the others, or max of the others - z_y.
+    Last comes whether pixels at the ends of the range keep it from falling.
     """
     centre = jnp.arctanh((2 * state.images - 1) * _INSIDE)
     point, pull = jax.vjp(lambda w: (jnp.tanh(w + centre) + 1) / 2, state.offset)
@@ -327,10 +332,11 @@ class CW(IterativeAttack):
     state = dataclasses.replace(state, scale=_scale(state, answer.losses))
     far = answer.losses < self.confidence
     weight = per_image(jnp.where(far, state.weight, 0.0), delta)
-    slope = 2 * delta - weight * (usable(answer.gradient) / per_image(state.scale, delta))
+    pull_away = weight * (usable(answer.gradient) / per_image(state.scale, delta))
+    slope = 2 * delta - pull_away
     lacking = jnp.maximum(self.confidence - answer.losses, 0.0) / state.scale
     objective = jnp.square(norm_of(delta, 'l2')) + state.weight * lacking
-    return state, point, objective, answer, pull(slope)[0]
+    return state, point, objective, answer, pull(slope)[0], _held(point, slope, pull_away)
 
   def _adam(self, state: CWState, gradient: jax.Array, at: jax.Array) -> CWState:
     time = per_image((at + 1).astype(jnp.float32), gradient)
@@ -340,9 +346,10 @@ class CW(IterativeAttack):
     offset = state.offset - rate * mean / (jnp.sqrt(power) + 1e-8)
     return dataclasses.replace(state, offset=offset, mean=mean, power=power)
 
-  def _progress(self, state: CWState, objective: jax.Array, at: jax.Array):
+  def _progress(self, state: CWState, objective: jax.Array, held: jax.Array, at: jax.Array):
     due = at % max(self.steps // _CHECKS, 1) == 0
     stuck = due & (objective > 0.9999 * state.checked_loss) & self.abort_early
+    stuck &= state.reached | ~held
     checked = jnp.where(due, objective, state.checked_loss)
     return stuck, dataclasses.replace(state, checked_loss=checked)
 
@@ -366,6 +373,18 @@ class CW(IterativeAttack):
       checked_loss=jnp.full_like(state.checked_loss, jnp.inf),
       reached=jnp.zeros_like(state.reached),
     )
+
+
+def _held(point: jax.Array, slope: jax.Array, drive: jax.Array) -> jax.Array:
+  """Which images are on their way from the ends of the pixel range, (B,) bool.
+
+  The tanh is flat there: hundreds of steps pass before such a pixel, and with it the objective,
+  moves at all, and the published early abort takes that for the end. What holds an image is the
+  part of the objective's slope (by pixel) that leads from an end inside.
+  """
+  at_end = jnp.where(slope < 0, point, 1 - point) < _FLAT
+  held = norm_of(jnp.where(at_end, slope, 0.0), 'l2')
+  return held > _HELD_SHARE * norm_of(drive, 'l2')
 
 
 def _scale(state: CWState, margin: jax.Array) -> jax.Array:
@@ -400,7 +419,8 @@ def cw(
     initial_const: the first c, above 0, for margins in units of the image's own, so that logits of
       any scale give the same images.
     confidence: margin of logits by which an image must be misclassified, from 0.
-    abort_early: end a round of an image whose objective no longer falls.
+    abort_early: end a round of an image whose objective no longer falls, unless it is not fooled
+      yet and pixels at the ends of the range, where the tanh is flat, have still to move.
 
   Returns:
     float32 (B, H, W, C) in [0, 1]: the nearest adversarial image found, the original where there

@@ -22,7 +22,7 @@ from rest_jax.attacks.losses import LossName, loss_inputs, loss_name
 from rest_jax.attacks.queries import ask, fold_each, image_keys
 from rest_jax.attacks.registry import face, register
 from rest_jax.errors import UserError
-from rest_jax.inputs import Norm, check_choice, check_count, is_known, radius
+from rest_jax.inputs import Norm, check_choice, check_count, is_known, radius, widest
 
 SCHEDULES = ('constant', 'linear', 'cosine')
 
@@ -125,7 +125,7 @@ class PGD(IterativeAttack):
     """With steps in units of the radius, and a loss that fits the outputs."""
     loss = loss_name(self.loss, given.targets, self.output)
     inputs = loss_inputs(given, loss, self.norm)
-    length = self._relative(given.eps, ball.widest(self.norm, inputs.images.shape[1:]))
+    length = self._relative(given.eps, widest(self.norm, inputs.images.shape[1:]))
     algorithm = dataclasses.replace(
       self, loss=loss, step_size=None, rel_step=length, targeted=given.targets is not None
     )

@@ -2,7 +2,8 @@
 
 A model is a `Partial` from images to logits. One whose function has the attribute `takes_key` is
 random: it is called with a key for every image, so that what one image gets depends neither on
-its place in the batch nor on the others (`attacks.eot` makes such a model).
+its place in the batch nor on the others (`attacks.eot` makes such a model). What it gives is taken
+for logits; `output_form` says where that seems wrong.
 """
 
 from __future__ import annotations
@@ -21,10 +22,16 @@ from rest_jax.attacks.losses import Loss
 from rest_jax.errors import UserError
 from rest_jax.ops.platform import jit
 from rest_jax.ops.rewrite import fast_convolutions
+from rest_jax.text import plural
 
 _MOST = 1e30  # log odds are cut here, so that their differences are numbers
 _NOTHING = -2e30
 
+SOFTMAX_SLACK = 1e-5  # in float32; narrower types round more: `softmax_slack`
+PROBABLE_SPREAD = 0.5  # outputs of which some are this far apart, and all of them in [0, 1]
+FEW_OUTPUTS = 10  # so many may happen to lie in [0, 1]
+
+Probe = Callable[[np.ndarray], np.ndarray]  # images (B, H, W, C) to outputs (n, K)
 LossFn = Callable[[jax.Array], jax.Array]  # logits (B, K) to losses (B,)
 
 
@@ -238,3 +245,85 @@ def _of_draw(values: jax.Array, classes: int, sign: int) -> tuple[jax.Array, jax
 
 def _times(gradient: jax.Array, weight: jax.Array) -> jax.Array:
   return gradient * weight.reshape(weight.shape + (1,) * (gradient.ndim - 1))
+
+
+# ---- What outputs look like: logits, or what a softmax or a sigmoid has made of them.
+
+
+class OutputForm(NamedTuple):
+  """What outputs look like.
+
+  Attributes:
+    softmax: those of each image sum to 1.
+    probabilities: one alone, or several that do not sum to 1, look like probabilities.
+    sums: evidence of the former.
+    values: of the latter.
+  """
+
+  softmax: bool
+  probabilities: bool
+  sums: str
+  values: str
+
+
+def output_form(probe: Probe, images: np.ndarray, outputs: np.ndarray) -> OutputForm:
+  """Looks at a model's outputs for images, and for others that are far from them.
+
+  Args:
+    probe: gives the outputs for a batch of that shape, of those of its images that count.
+    images: float32 (B, H, W, C) in [0, 1].
+    outputs: (n, K), what it gives for them; of one output alone with a 0 before it, which is the
+      other class's logit.
+
+  Returns:
+    The form.
+  """
+  one = outputs.shape[1] == 2 and not outputs[:, 0].any()
+  outputs, far, plain = (x[:, int(one) :] for x in (outputs, *_far_outputs(probe, images)))
+  varied, found = np.concatenate([outputs, far]), np.concatenate([outputs, far, plain])
+  slack = softmax_slack(outputs.shape[1])
+  softmax = not one and (_sum_to_one(outputs, SOFTMAX_SLACK) or _sum_to_one(found, slack))
+  # A linear model may say exactly 0 of black, so what counts as saturated is not of plain images.
+  ends = int(((varied == 0) | (varied == 1)).sum())
+  probable = not softmax and len(found) >= FEW_OUTPUTS and _in_range(found, SOFTMAX_SLACK)
+  return OutputForm(
+    softmax=softmax,
+    probabilities=probable and bool(ends > 0 or np.ptp(found) >= PROBABLE_SPREAD),
+    sums=f'{_span(outputs)}, sums from {_least_and_most(outputs.sum(axis=1), 6)}',
+    values=f'{_span(found)} of {plural(len(found), "image")}, {ends} exactly 0 or 1',
+  )
+
+
+def softmax_slack(classes: int) -> float:
+  """How far from 1 the sum of a softmax over so many classes may be, computed in bfloat16.
+
+  Exponentials, their sum and the quotients are each rounded by half of eps, and the sum is of log2
+  K additions. The values do not tell the type: a model may give another one than it computed in,
+  and compilers leave roundings out. No logits of any type are so near a sum of 1 everywhere.
+  """
+  return float(jnp.finfo(jnp.bfloat16).eps) * (1.5 + 0.5 * float(np.log2(classes)))
+
+
+def _far_outputs(probe: Probe, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """What a model says far from the images: of varied ones and of plain ones, (n, K) each."""
+  noise = np.random.default_rng(0).random(images.shape, np.float32)
+  varied = [1 - images, (images > 0.5).astype(np.float32), noise]
+  grey = np.asarray([0, 0.5, 1], np.float32)[np.arange(len(images)) % 3]
+  plain = np.broadcast_to(grey[:, None, None, None], images.shape)
+  return np.concatenate([probe(one) for one in varied]), probe(plain)
+
+
+def _in_range(outputs: np.ndarray, slack: float) -> bool:
+  return bool(outputs.min() >= -slack and outputs.max() <= 1 + slack)
+
+
+def _sum_to_one(outputs: np.ndarray, slack: float) -> bool:
+  return _in_range(outputs, slack) and bool(np.abs(outputs.sum(axis=1) - 1).max() <= slack)
+
+
+def _span(outputs: np.ndarray) -> str:
+  return f'outputs from {_least_and_most(outputs, 4)}'
+
+
+def _least_and_most(values: np.ndarray, digits: int) -> str:
+  return f'{values.min():.{digits}g} to {values.max():.{digits}g}'

@@ -30,7 +30,6 @@ from rest_jax.attacks.driver import (
   attack_images,
   make_target,
   program_of,
-  within_range,
 )
 from rest_jax.attacks.losses import fooled
 from rest_jax.attacks.queries import fold_each, logits_of
@@ -276,7 +275,7 @@ class Square(IterativeAttack):
 
   def carry_out(self, given: Given, key: Any) -> Outcome:
     """Attacks what is classified correctly, through slots."""
-    inputs = within_range(given.checked(self.norm), self.norm)
+    inputs = given.checked(self.norm).within_range(self.norm)
     target = make_target('square', inputs, key, self.query_batch)
     loss = self.loss or ('ce' if target.targeted else 'margin')
     algorithm = program_of(dataclasses.replace(self, targeted=target.targeted, loss=loss))

@@ -20,6 +20,7 @@ from rest_jax.inputs import (
   is_known,
   radii,
   radius,
+  widest,
 )
 from rest_jax.ops.platform import is_traced, jit
 from rest_jax.text import plural
@@ -66,6 +67,11 @@ class Inputs(NamedTuple):
   eps: jax.Array
   targets: jax.Array | None
   num_classes: int
+
+  def within_range(self, norm: Norm) -> Inputs:
+    """With radii no larger than images in [0, 1] can be apart: no limit is a number too."""
+    most = np.float32(widest(norm, self.images.shape[1:]))
+    return self._replace(eps=jnp.minimum(self.eps, most))
 
 
 class Given(NamedTuple):

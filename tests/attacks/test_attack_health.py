@@ -138,6 +138,18 @@ def test_a_logit_of_small_range_is_no_probability():
   assert not any(check.raised for check in health._check_outputs(small, sample))
 
 
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+def test_outputs_that_are_not_numbers_far_from_the_images_are_no_probabilities(value):
+  def breaks(images):
+    flat = images.reshape(images.shape[0], -1)
+    broken = (flat[:, :1] < 0.4) | (flat[:, :1] > 0.6)
+    return jnp.where(broken, jnp.array([[value, -value]]), jax.nn.sigmoid(flat[:, 1:3]))
+
+  images = 0.45 + 0.1 * np.random.default_rng(0).random((12, 6, 6, 3), np.float32)
+  sample = sample_of(images, np.ones(12, np.int32))
+  assert not any(check.raised for check in health._check_outputs(Partial(breaks), sample)[:2])
+
+
 def test_an_evaluation_says_that_it_was_given_probabilities(model, examples):
   images, _ = examples
 

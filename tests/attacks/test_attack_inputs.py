@@ -207,14 +207,12 @@ ANY_RADIUS = RADIUS_ATTACKS | {
 WIDE = {'linf': 1.0, 'l2': case.IMAGES[0].size ** 0.5, 'l1': float(case.IMAGES[0].size)}
 
 
-@pytest.mark.parametrize('name', ANY_RADIUS)
-@pytest.mark.parametrize('norm', WIDE)
+@pytest.mark.parametrize(
+  ('name', 'norm'), [(name, norm) for name in ANY_RADIUS for norm in ANY_RADIUS[name].norms]
+)
 def test_no_limit_is_the_largest_radius_that_there_is(name, norm):
   """Steps in units of an infinite radius were 0 times infinity."""
-  attack = ANY_RADIUS[name]
-  if norm not in attack.norms:
-    pytest.skip(f'{name} has no {norm}')
-  attack = dataclasses.replace(attack, norm=norm)
+  attack = dataclasses.replace(ANY_RADIUS[name], norm=norm)
   given = (case.logits_fn, case.IMAGES, case.LABELS)
   images = np.asarray(attack.run(*given, key=key, eps=np.inf).images)
   assert np.isfinite(images).all() and (images >= 0).all() and (images <= 1).all()

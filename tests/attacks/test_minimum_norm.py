@@ -72,6 +72,31 @@ def test_cw_is_surer_with_confidence():
   assert (logits.max(axis=1) - own >= 0.5 - 1e-5).all()
 
 
+@pytest.mark.parametrize('targeted', [False, True])
+@pytest.mark.parametrize('share', [0.5, 0.9, 1.0])
+def test_cw_that_aborts_early_fools_what_it_fools_without(share, targeted):
+  """Pixels at the ends of the range take hundreds of steps to get away from there."""
+  rng = np.random.default_rng(0)
+  images = rng.random((8, 4, 4, 3)).astype(np.float32)
+  images = np.where(rng.random(images.shape) < share, np.round(images), images)
+  weights = jnp.asarray(rng.normal(size=(48, 3)), jnp.float32)
+
+  def linear(images):
+    return (images.reshape(images.shape[0], -1) - 0.5) @ weights
+
+  labels = np.asarray(linear(images)).argmax(axis=1)
+  targets = (labels + 1) % 3 if targeted else None
+  found = [
+    np.asarray(attacks.cw(linear, images, labels, targets=targets, abort_early=abort_early))
+    for abort_early in (True, False)
+  ]
+  for adv in found:
+    said = np.asarray(linear(adv)).argmax(axis=1)
+    assert (said == targets if targeted else said != labels).all()
+  early, whole = (np.asarray(attacks.distances(adv, images, 'l2')) for adv in found)
+  np.testing.assert_allclose(early, whole, rtol=0.02)
+
+
 def test_cw_changes_its_constant_as_published():
   """Tenfold until one succeeds, then bisection; a round that stalls is cut short."""
   from rest_jax.attacks.minimum_norm import CW
