@@ -136,7 +136,7 @@ def augmentation(config: Config) -> DetectionAugment | SegmentationAugment:
   dense, mirrored = config.dense, 0.5 if config.augment.flip else 0.0
   if kind_of(config) == 'segmenter':
     return SegmentationAugment(
-      short=dense.short[0],
+      short=tuple(dense.short),
       long=dense.long,
       ratio=tuple(dense.jitter),
       square=min(min(canvas) for canvas in canvases_of(config)),
