@@ -104,7 +104,7 @@ class SegmentationAugment:
     """Draws one view of an example."""
     factor = rng.uniform(*self.ratio)
     # One size takes no draw, so that its views are those from before there were several.
-    short = int(rng.choice(self._shorts)) if len(self._shorts) > 1 else self._shorts[0]
+    short = int(rng.choice(self._shorts)) if len(self._shorts) > 1 else min(self._shorts)
     size = fit(example['image'].shape[:2], short * factor, self.long * factor)
     example = self._crop(resize(example, size), rng)
     if rng.random() < self.flip:
