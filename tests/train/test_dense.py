@@ -2,6 +2,7 @@
 
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,7 +16,15 @@ from rest_jax.errors import UserError
 from rest_jax.metrics import AveragePrecision
 from rest_jax.models.classifier import Classifier
 from rest_jax.models.dense_model import Detector, Segmenter
-from rest_jax.train import dense, dense_evaluate, dense_validation, loop, measured, release
+from rest_jax.train import (
+  dense,
+  dense_evaluate,
+  dense_opening,
+  dense_validation,
+  loop,
+  measured,
+  release,
+)
 from rest_jax.train.config import check_config, default_config, without_effect
 from rest_jax.train.loop import train
 from rest_jax.train.optim import warmup_linear
@@ -205,7 +214,7 @@ def test_views_that_a_detector_has_not_are_refused(trained, squares, given, word
 @pytest.mark.parametrize('scales', [[], ['0'], ['x'], ['nan'], ['-1', '1']])
 def test_scales_that_are_none_are_one_line(scales):
   with pytest.raises(UserError, match=r'--scales .*it takes such as') as error:
-    dense_validation._scales(scales)
+    dense_opening._scales(scales)
   assert '\n' not in str(error.value)
 
 
@@ -358,6 +367,20 @@ def test_a_key_of_images_does_something_or_is_refused_or_said_to_do_nothing(
     assert not idle or before == consequences(other, monkeypatch)
 
 
+def test_more_objects_than_there_is_room_for_are_refused_when_the_data_are_opened(detection):
+  """Two in each picture of the squares; a segmenter counts none."""
+  config = detection.copy_and_resolve_references()
+  for room in (2, 3):
+    config.dense.max_objects = room
+    assert len(dense.load_sources(config).train) == 16
+  config.dense.max_objects = 1
+  words = r'\(train\): the picture 0 has 2 objects, room is for 1; set dense.max_objects=2$'
+  with pytest.raises(UserError, match=words):
+    dense.load_sources(config)
+  config.model.name = 'semantic_fpn_resnet18'
+  assert len(dense.load_sources(config).train) == 16
+
+
 def test_a_segmenter_draws_from_all_of_its_shorter_sides():
   example = {'image': np.zeros((60, 80, 3), np.uint8), 'segmentation': np.zeros((60, 80), np.uint8)}
   options = dict(long=999, ratio=(1.0, 1.0), square=999, photometric=False)
@@ -391,7 +414,7 @@ def test_a_line_down_is_mmsegmentations_poly_of_power_one():
 def test_where_no_measure_is_a_number_the_latest_weights_are_kept(measures, kept, since):
   """And patience counts on: it was no better."""
   seen: list[int] = []
-  run = object.__new__(Run)
+  run: Any = object.__new__(Run)
   run._best, run._meta = None, {}
   run._sources = SimpleNamespace(validation=None)
   run.recorder = SimpleNamespace(evaluation=lambda *_: None, restart_clock=lambda _: None)
