@@ -90,7 +90,7 @@ def _objects(example: Example, room: int, mask_size: int) -> dict[str, np.ndarra
   if count > room:
     raise UserError(
       f'the picture {example.get("image_id")} has {count} objects, room is for {room}; raise '
-      'max_objects'
+      'max_objects (dense.max_objects of a config)'
     )
   boxes = np.zeros((room, 4), np.float32)
   labels = np.full(room, PADDING, np.int32)

@@ -68,7 +68,7 @@ class SegmentationAugment:
   """A random size, a square, a flip, colours: mmsegmentation's recipe for ADE20K.
 
   Attributes:
-    short: size of the shorter side before the random factor, in pixels.
+    short: size of the shorter side before the random factor, in pixels; of several one is drawn.
     long: most of the longer side before it.
     ratio: range of the factor.
     square: side of the crop; a smaller picture stays as it is, and is padded in its batch.
@@ -80,7 +80,7 @@ class SegmentationAugment:
     UserError: a value out of its range.
   """
 
-  short: int = 512
+  short: int | tuple[int, ...] = 512
   long: int = 2048
   ratio: tuple[float, float] = (0.5, 2.0)
   square: int = 512
@@ -89,15 +89,23 @@ class SegmentationAugment:
   photometric: bool = True
 
   def __post_init__(self):
-    if min(self.short, self.long, self.square) < 1 or not 0 < self.ratio[0] <= self.ratio[1]:
+    sizes = (*self._shorts, self.long, self.square)
+    if not self._shorts or min(sizes) < 1 or not 0 < self.ratio[0] <= self.ratio[1]:
       raise UserError('short, long and square are 1 px or more, ratio is a range above 0')
     if not 0 <= self.flip <= 1 or not 0 < self.most_of_a_class <= 1:
       raise UserError('flip and most_of_a_class are shares from 0 to 1')
 
+  @property
+  def _shorts(self) -> tuple[int, ...]:
+    """The sizes of the shorter side to draw from."""
+    return (self.short,) if isinstance(self.short, int) else tuple(self.short)
+
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
     """Draws one view of an example."""
     factor = rng.uniform(*self.ratio)
-    size = fit(example['image'].shape[:2], self.short * factor, self.long * factor)
+    # One size takes no draw, so that its views are those from before there were several.
+    short = int(rng.choice(self._shorts)) if len(self._shorts) > 1 else min(self._shorts)
+    size = fit(example['image'].shape[:2], short * factor, self.long * factor)
     example = self._crop(resize(example, size), rng)
     if rng.random() < self.flip:
       example = flip(example)

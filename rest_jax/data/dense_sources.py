@@ -27,7 +27,7 @@ from rest_jax.data.dense_splits import (
 )
 from rest_jax.data.digit_mosaics import PIXEL_CLASSES, SIDE, MosaicSource, load_digit_mosaics
 from rest_jax.data.images import picture_size
-from rest_jax.data.objects import absent_note, specks_note
+from rest_jax.data.objects import absent_note, learnt, specks_note
 from rest_jax.data.picture_files import transparency_note
 from rest_jax.data.semantic_folder import SemanticSource, check_marks, load_semantic
 from rest_jax.data.sources import DataSources
@@ -72,6 +72,28 @@ class DenseSource:
     left_out = _LEFT_OUT.get(self.kind or '', ())
     return {name: value for name, value in self.examples[index].items() if name not in left_out}
 
+  def most_objects(self) -> tuple[int, Any]:
+    """The most objects of a picture that are learnt from, and its id; 0 where nobody counted.
+
+    Counted in annotations that were read, never by reading pictures.
+    """
+    source, most, where = self.examples, 0, None
+    if not isinstance(source, CocoSource | VocSource):
+      return most, where
+    coco = isinstance(source, CocoSource)
+    annotated = source.objects if coco else source.boxes
+    order = sorted(range(len(source)), key=lambda index: -len(annotated[index]))
+    for index in order:
+      if len(annotated[index]) <= most:
+        break
+      found: Any = annotated[index]
+      boxes = [o.box for o in found] if coco else found
+      ignored = [o.crowd for o in found] if coco else source.difficult[index]
+      count = _learnt(boxes, self.size(index), ignored)
+      if count > most:
+        most, where = count, source.images[index][0] if coco else source.names[index]
+    return most, where
+
   def size(self, index: int) -> tuple[int, int]:
     """(H, W) of a picture, from what is known of it or from the head of its file."""
     source = self.examples
@@ -86,6 +108,12 @@ class DenseSource:
     if isinstance(source, SemanticSource):
       return picture_size(source.images[index])
     return source[index]['image'].shape[:2]
+
+
+def _learnt(boxes: Any, size: tuple[int, int], ignored: Any) -> int:
+  """How many objects take room when a picture is learnt from; see `objects.to_learn`."""
+  corners = np.asarray(boxes, np.float64).reshape(-1, 4)
+  return int(np.count_nonzero(learnt(corners, size) | np.asarray(ignored, bool)))
 
 
 def load_dense(

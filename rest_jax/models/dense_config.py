@@ -116,21 +116,9 @@ def check_scales(scales: Any) -> None:
   Raises:
     UserError: not one or more numbers above 0.
   """
-  found = scales if isinstance(scales, tuple) and scales else (None,)
-  if not all(_finite(scale) and scale > 0 for scale in found):
+  found = scales if isinstance(scales, tuple) else ()
+  if not found or not all(_finite(scale) and scale > 0 for scale in found):
     raise UserError(f'scales are one or more factors above 0, such as (1.0,), not {scales!r}')
-
-
-def view_text(config: DenseConfig) -> str:
-  """How pictures are looked at where a model is judged, in words."""
-  short = f'shorter side {config.short} px' if config.short else 'their own size'
-  parts = [short, f'longer side at most {config.long} px' if config.short and config.long else '']
-  if config.kind == 'segmenter':
-    several = config.scales != (1.0,)
-    parts += [f'at {", ".join(f"{scale:g}" for scale in config.scales)} times that' * several]
-    parts += ['mirror images too' if config.mirrored else '']
-  canvases = ', '.join(f'{height}x{width}' for height, width in config.canvases)
-  return '; '.join((', '.join(filter(None, parts)), f'canvases {canvases}'))
 
 
 def _whole(value: Any, least: int) -> bool:

@@ -15,7 +15,7 @@ from ml_collections import config_dict
 
 from rest_jax.errors import UserError, did_you_mean
 from rest_jax.paths import expanded, model_name
-from rest_jax.train.config_checks import check_values, unused
+from rest_jax.train.config_checks import check_values, never_reached, unused
 
 # A ConfigDict, or a group of one. Not its real type: a checker would take every value of it for any
 # of the types that a ConfigDict can hold.
@@ -274,6 +274,11 @@ def without_effect(config: Config, names: Iterable[str] | None = None) -> dict[s
   if names is None:
     names = [name for name in flat if flat[name] != defaults.get(name)]
   return unused(flat, list(names))
+
+
+def out_of_reach(config: Config) -> list[str]:
+  """What a checked config plans for after the end of the run, a sentence each."""
+  return never_reached(flatten(config.to_dict()))
 
 
 def flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:

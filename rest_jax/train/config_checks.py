@@ -282,10 +282,17 @@ def _kind(*kinds: str) -> Use:
 
 
 _DENSE, _BOXES, _PIXELS = _kind('detector', 'segmenter'), _kind('detector'), _kind('segmenter')
+_IMAGES = Use(lambda flat: not kind_of(flat['model.name']), 'a classifier')
+_CROPPED = _is('data.eval_resize', 'resize_crop')
 _ATTACK = _on('adversarial.kind', 'adversarial.eval_steps')
 # Keys that do something only beside others; every other key always does.
 USES: dict[str, Use] = {
-  'data.eval_crop_pct': _is('data.eval_resize', 'resize_crop'),
+  # Detectors and segmenters have canvases and sizes of their own, in the group dense.
+  **dict.fromkeys(('data.image_size', 'data.eval_resize', 'augment.interpolation'), _IMAGES),
+  'data.eval_crop_pct': Use(
+    lambda flat: _IMAGES.used(flat) and _CROPPED.used(flat),
+    f'{_IMAGES.words} with {_CROPPED.words}',
+  ),
   'augment.crop_ratio': _on('augment.crop_scale'),
   'augment.switch_prob': _on('augment.mixup', 'augment.cutmix', every=True),
   'augment.mix_prob': _on('augment.mixup', 'augment.cutmix'),
@@ -314,6 +321,29 @@ USES: dict[str, Use] = {
   **dict.fromkeys(('dense.most_of_a_class', 'dense.photometric'), _PIXELS),
   **dict.fromkeys(('dense.test_scales', 'dense.test_flip'), _PIXELS),
 }
+
+
+def never_reached(flat: dict[str, Any]) -> list[str]:
+  """What the learning rate would do after the end of the run, a sentence each.
+
+  Args:
+    flat: {dotted key: value} of a checked config.
+  """
+  epochs, warmup, marks = (
+    flat[name] for name in ('train.epochs', 'optim.warmup_epochs', 'optim.step_epochs')
+  )
+  found = []
+  if warmup >= epochs:
+    found.append(
+      f'optim.warmup_epochs={warmup:g} is no shorter than train.epochs={epochs:g}: the learning '
+      'rate only rises, to the end of the run'
+    )
+  if marks and min(marks) >= epochs:
+    found.append(
+      f'optim.step_epochs={tuple(marks)} lie behind train.epochs={epochs:g}: the learning rate '
+      'never falls'
+    )
+  return found
 
 
 def unused(flat: dict[str, Any], names: Sequence[str]) -> dict[str, str]:

@@ -99,9 +99,10 @@ def load_sources(config: Config) -> DataSources:
   """Opens the data set of a config.
 
   Raises:
-    UserError: it is missing or damaged; the line says where.
+    UserError: it is missing or damaged, or a picture to learn from has more objects than there is
+      room for; the line says where.
   """
-  return load_dense(
+  sources = load_dense(
     config.data.name,
     data_kind(config),
     data_dir=config.data.dir,
@@ -109,6 +110,14 @@ def load_sources(config: Config) -> DataSources:
     test_split=config.data.test_split,
     val_split=config.data.val_split,
   )
+  train: Any = sources.train
+  count, name = train.most_objects()
+  if kind_of(config) == 'detector' and count > config.dense.max_objects:
+    raise UserError(
+      f'{config.data.name} ({sources.splits[0]}): the picture {name} has {count} objects, room is '
+      f'for {config.dense.max_objects}; set dense.max_objects={count}'
+    )
+  return sources
 
 
 def train_batches(config: Config, source: Any) -> TrainIterator:
@@ -136,7 +145,7 @@ def augmentation(config: Config) -> DetectionAugment | SegmentationAugment:
   dense, mirrored = config.dense, 0.5 if config.augment.flip else 0.0
   if kind_of(config) == 'segmenter':
     return SegmentationAugment(
-      short=dense.short[0],
+      short=tuple(dense.short),
       long=dense.long,
       ratio=tuple(dense.jitter),
       square=min(min(canvas) for canvas in canvases_of(config)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import time
 from pathlib import Path
@@ -11,17 +10,16 @@ from typing import Any
 import numpy as np
 
 from rest_jax.data.dense_batches import DenseEvalBatches, View
-from rest_jax.data.dense_sources import EMBEDDED, DenseSource, Kind, judged_split, load_dense
+from rest_jax.data.dense_sources import DenseSource
 from rest_jax.errors import UserError
 from rest_jax.evaluation.document import Block, Figure, Heading, Text, plain_table, to_markdown
 from rest_jax.evaluation.environment import command_line, describe_devices, environment
 from rest_jax.evaluation.progress import clock
 from rest_jax.files import make_folder
-from rest_jax.models.dense_config import check_scales, view_text
 from rest_jax.models.dense_drawing import beside, draw_objects, draw_segmentation
 from rest_jax.models.dense_model import Objects, load_dense_model
 from rest_jax.text import legible, markdown, markdown_code, plural
-from rest_jax.train import dense_evaluate
+from rest_jax.train import dense_evaluate, dense_opening
 from rest_jax.train.measured import over
 from rest_jax.train.parallel import check_batch, make_mesh, memory_advice
 from rest_jax.train.processes import is_main
@@ -51,13 +49,16 @@ def judge(options: dict[str, Any]) -> str:
     raise UserError(
       f'{" and ".join(given)}: for classifiers; sizes are those of {options["model"]}'
     )
-  found, output = _looking(load_dense_model(options['model']), options), options['output']
+  found, output = (
+    dense_opening.looking(load_dense_model(options['model']), options),
+    options['output'],
+  )
   mesh = make_mesh()
   # By default no more than training's evaluations take, rounded up to what the devices share.
   batch_size = options['batch_size'] or -(-BATCH // mesh.size) * mesh.size
   check_batch(batch_size, 1, mesh)
   own = dense_evaluate.local_mesh(mesh)
-  source, where = _source(found, options)
+  source, where = dense_opening.pictures(found, options)
   if source.note and is_main():
     print(f'{where}: {legible(source.note)}', flush=True)
   make_folder(output)
@@ -69,77 +70,6 @@ def judge(options: dict[str, Any]) -> str:
   if is_main():
     _write(output, found, options['model'], where, result, gallery, source.note)
   return _line(options['model'], where, result, output)
-
-
-def _looking(found: Any, options: dict[str, Any]) -> Any:
-  """The model with the views that it is judged by: its own unless flags say others."""
-  given = {
-    'scales': None if options['scales'] is None else _scales(options['scales']),
-    'mirrored': options['mirrored'],
-  }
-  given = {name: value for name, value in given.items() if value is not None}
-  if given and found.config.kind != 'segmenter':
-    raise UserError(f'{" and ".join(f"--{name}" for name in given)}: for segmenters; leave it out')
-  return dataclasses.replace(found, config=dataclasses.replace(found.config, **given))
-
-
-def _scales(texts: list[str]) -> tuple[float, ...]:
-  """The factors of --scales."""
-  try:
-    scales = tuple(float(text) for text in texts)
-    check_scales(scales)
-  except (ValueError, UserError) as error:
-    raise UserError(f'--scales {",".join(texts)}: {error}; it takes such as 0.5,1,1.5') from error
-  return scales
-
-
-def _source(found: Any, options: dict[str, Any]) -> tuple[DenseSource, str]:
-  """The pictures, and what they are called."""
-  name = EMBEDDED if options['data'] == 'digit_scenes' else options['data']
-  kind = _data_kind(found, name)
-  split = options['split'] or judged_split(name, kind)
-  sources = load_dense(
-    name,
-    kind,
-    data_dir=options['data_dir'],
-    train_split=split,
-    test_split=split,
-  )
-  if sources.class_names != found.class_names:
-    missing = [n for n in sources.class_names if n not in found.class_names]
-    raise UserError(
-      f'{name} has {plural(len(sources.class_names), "class")}, {options["model"]} '
-      f'{plural(len(found.class_names), "class")}: they are not the same or in another order'
-      + (f'; the model does not know {", ".join(missing[:3])}' if missing else '')
-    )
-  source: Any = sources.test
-  if options['limit'] and options['limit'] < len(source):
-    chosen = np.random.default_rng(options['seed']).permutation(len(source))[: options['limit']]
-    source = dataclasses.replace(source, examples=_Some(source.examples, tuple(chosen.tolist())))
-  return source, f'{name} ({split})'
-
-
-@dataclasses.dataclass(frozen=True)
-class _Some:
-  """Some pictures of a source."""
-
-  source: Any
-  chosen: tuple[int, ...]
-
-  def __len__(self) -> int:
-    return len(self.chosen)
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    return self.source[self.chosen[index]]
-
-
-def _data_kind(found: Any, name: str) -> Kind:
-  """What can be judged: masks where the model has them and the data too."""
-  if found.config.kind == 'segmenter':
-    return 'pixels'
-  has_masks = getattr(found.module, 'masks', False)
-  known = name == EMBEDDED or (Path(name).expanduser() / 'annotations').is_dir()
-  return 'masks' if has_masks and known else 'boxes'
 
 
 def _result(found: Any, source: DenseSource, batch_size: int, mesh: Any, watch: Any) -> Any:
@@ -202,7 +132,7 @@ def _write(
     {
       'model': model,
       'data': where,
-      'view': view_text(found.config),
+      'view': dense_opening.words(found.config),
       'config': json.loads(found.config.to_json()),
       **result,
       'environment': environment(),
@@ -226,7 +156,7 @@ def _blocks(found: Any, result: dict[str, Any], gallery: Any, note: str) -> list
   return [
     Text(
       f'{plural(result["count"], "picture")}{noted}; means{over(result)}; '
-      f'{view_text(found.config)}; {where}. '
+      f'{dense_opening.words(found.config)}; {where}. '
       f'Command: {markdown_code(command_line())}'
     ),
     plain_table(['figure', ''], [[n, _percent(v)] for n, v in _figures(result).items()]),

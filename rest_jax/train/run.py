@@ -15,7 +15,7 @@ from rest_jax.evaluation.progress import clock
 from rest_jax.text import plural
 from rest_jax.train import measured
 from rest_jax.train.checkpoints import Checkpoints
-from rest_jax.train.config import Config, without_effect
+from rest_jax.train.config import Config, out_of_reach, without_effect
 from rest_jax.train.metrics import DIVERGED
 from rest_jax.train.pipeline import Plan
 from rest_jax.train.processes import any_process, is_main
@@ -69,6 +69,8 @@ class Run:
     self.recorder = Recorder(config, workdir, plan, self.step)
     for name, needs in without_effect(config).items() if self.step < plan.total else ():
       self.recorder.say(f'Note: {name} of this config has no effect: it is for {needs}')
+    for note in out_of_reach(config) if self.step < plan.total else ():
+      self.recorder.say(f'Note: {note}')
     if not self.done:
       verb = f'Resuming at step {self.step} of' if self.step else 'Training for'
       self.recorder.say(f'{verb} {plural(plan.total, "step")} in {workdir} on {sources.line}')

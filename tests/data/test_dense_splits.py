@@ -13,6 +13,7 @@ from rest_jax.data.dense_splits import (
   pixel_splits,
   voc_splits,
 )
+from rest_jax.data.objects import to_learn
 from rest_jax.errors import UserError
 
 NO_TEST = 'no split test with annotations: '
@@ -99,6 +100,14 @@ def test_a_split_of_no_object_is_refused_where_it_is_needed(tmp_path, splits, as
   with pytest.raises(UserError, match=rf'instances_{file}.json has no objects') as error:
     load_dense(str(tmp_path), 'boxes', **asked)
   assert '\n' not in str(error.value)
+
+
+def test_objects_are_counted_as_they_are_learnt(tmp_path):
+  """A speck takes no room, a crowd does, as in the batch."""
+  boxes = [BOX, BOX | {'id': 2, 'iscrowd': 1}, BOX | {'id': 3, 'bbox': [0, 0, 1, 4]}]
+  found = load_dense(str(coco(tmp_path, train=boxes, test=[BOX])), 'boxes')
+  assert found.train.most_objects() == (2, 1) and found.test.most_objects() == (1, 1)
+  assert len(to_learn(found.train[0])['labels']) == 2
 
 
 def test_classes_without_an_object_are_said(tmp_path):

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -46,6 +47,35 @@ def test_what_is_refused(config, changes, message):
   with pytest.raises(UserError, match=message) as caught:
     config_lib.check_config(config)
   assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'words'),
+  [
+    ({'optim.warmup_epochs': 20.0}, ['optim.warmup_epochs=20 .* train.epochs=10: .* only rises']),
+    ({'optim.warmup_epochs': 10.0}, ['no shorter than']),
+    ({'optim.warmup_epochs': 9.9}, []),
+    (
+      {'optim.schedule': 'step', 'optim.step_epochs': (30.0, 60.0)},
+      ['behind .*=10: .*never falls'],
+    ),
+    ({'optim.schedule': 'step', 'optim.step_epochs': (10.0,)}, ['never falls']),
+    ({'optim.schedule': 'step', 'optim.step_epochs': (5.0, 60.0)}, []),
+    (
+      {'optim.schedule': 'step', 'optim.step_epochs': (30.0,), 'optim.warmup_epochs': 10.0},
+      ['only rises', 'never falls'],
+    ),
+  ],
+)
+def test_a_learning_rate_beyond_the_end_is_said(config, changes, words):
+  """Not refused: short variants of a recipe are there to try things out."""
+  for name, value in changes.items():
+    group, _, key = name.partition('.')
+    config[group][key] = value
+  config_lib.check_config(config)
+  found = config_lib.out_of_reach(config)
+  assert len(found) == len(words)
+  assert all(re.search(word, note) for word, note in zip(words, found, strict=True))
 
 
 def test_a_run_from_before_a_setting_existed_goes_on(config):

@@ -336,6 +336,7 @@ def test_a_key_that_would_do_nothing_is_refused_on_the_command_line(name, tmp_pa
   source = 'from rest_jax.train.config import default_config\n'
   (tmp_path / 'c.py').write_text(
     f'{source}def get_config():\n  config = default_config()\n  config.optim.name = {off(name)!r}\n'
+    f'  config.model.name = {model(name)!r}\n'
     f'  config.optim.schedule = {"constant"!r}\n  return config\n'
   )
   value = ALTERNATIVES[name][0]
@@ -344,6 +345,7 @@ def test_a_key_that_would_do_nothing_is_refused_on_the_command_line(name, tmp_pa
     command.parse(words, '')
   config = default_config()
   config.optim.update(name=off(name), schedule='constant')
+  config.model.name = model(name)
   assert list(without_effect(changed(config, name, value))) == [name]
 
 
@@ -351,8 +353,15 @@ def off(name):
   return 'adamw' if name == 'optim.momentum' else 'sgd'
 
 
+def model(name):
+  """Of a kind that does not look at the key."""
+  return 'retinanet_resnet18' if USES[name].words == 'a classifier' else 'rest_lite'
+
+
 def test_every_use_names_keys():
   for name, use in USES.items():
-    known = any(key in use.words for key in (*known_keys(), 'a detector', 'a segmenter'))
+    known = any(
+      key in use.words for key in (*known_keys(), 'a detector', 'a segmenter', 'a classifier')
+    )
     assert name in known_keys() and known, name
   assert {name.split('.')[0] for name in USES} <= set(FIELDS)

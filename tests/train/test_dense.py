@@ -2,6 +2,7 @@
 
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,12 +10,21 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
+from rest_jax.data.dense_augment import SegmentationAugment
 from rest_jax.data.dense_sources import load_dense
 from rest_jax.errors import UserError
 from rest_jax.metrics import AveragePrecision
 from rest_jax.models.classifier import Classifier
 from rest_jax.models.dense_model import Detector, Segmenter
-from rest_jax.train import dense, dense_evaluate, dense_validation, loop, measured, release
+from rest_jax.train import (
+  dense,
+  dense_evaluate,
+  dense_opening,
+  dense_validation,
+  loop,
+  measured,
+  release,
+)
 from rest_jax.train.config import check_config, default_config, without_effect
 from rest_jax.train.loop import train
 from rest_jax.train.optim import warmup_linear
@@ -204,7 +214,7 @@ def test_views_that_a_detector_has_not_are_refused(trained, squares, given, word
 @pytest.mark.parametrize('scales', [[], ['0'], ['x'], ['nan'], ['-1', '1']])
 def test_scales_that_are_none_are_one_line(scales):
   with pytest.raises(UserError, match=r'--scales .*it takes such as') as error:
-    dense_validation._scales(scales)
+    dense_opening._scales(scales)
   assert '\n' not in str(error.value)
 
 
@@ -304,6 +314,89 @@ def test_every_key_of_the_group_does_something_or_is_said_to_do_nothing(
   assert used
 
 
+# Another value of what is there for the images of classifiers, or for all.
+IMAGES = {
+  'data.image_size': 16,
+  'data.cache': True,
+  'data.workers': 2,
+  'data.on_error': 'skip',
+  'data.scaled_decoding': True,
+  'data.eval_batch_size': 8,
+  'data.eval_resize': 'resize_crop',
+  'data.eval_crop_pct': 0.5,
+  'augment.crop_scale': (0.5, 1.0),
+  'augment.crop_ratio': (1.0, 1.0),
+  'augment.interpolation': 'bicubic',
+  'augment.padding': 4,
+  'augment.flip': True,
+  'augment.color_jitter': (0.1, 0.1, 0.1),
+  'augment.rand_augment': 'rand-m9',
+  'augment.repeats': 2,
+  'augment.mixup': 0.2,
+  'augment.cutmix': 1.0,
+  'augment.switch_prob': 0.1,
+  'augment.mix_prob': 0.5,
+  'augment.erasing': 0.5,
+  'augment.label_smoothing': 0.1,
+  'augment.group_cam': 0.5,
+  'augment.group_cam_groups': 4,
+  'augment.group_cam_layer': 'stage3',
+}
+# Places of the data, and what is done to pixels on the device.
+ELSEWHERE = {f'data.{n}' for n in ('name', 'dir', 'train_split', 'val_split', 'test_split')}
+ELSEWHERE |= {'data.mean', 'data.std'}
+
+
+@pytest.mark.parametrize('name', IMAGES)
+def test_a_key_of_images_does_something_or_is_refused_or_said_to_do_nothing(
+  unchanged, monkeypatch, name
+):
+  known = {f'{group}.{key}' for group in ('data', 'augment') for key in default_config()[group]}
+  assert known == set(IMAGES) | ELSEWHERE
+  for config, before in unchanged:
+    other = config.copy_and_resolve_references()
+    group, key = name.split('.')
+    other[group][key] = IMAGES[name]
+    try:
+      check_config(other)
+    except UserError as error:
+      assert f'{name}: not for a' in str(error)
+      continue
+    idle = without_effect(other, [name])
+    assert idle or name == 'data.workers' or before != consequences(other, monkeypatch)
+    assert not idle or before == consequences(other, monkeypatch)
+
+
+def test_more_objects_than_there_is_room_for_are_refused_when_the_data_are_opened(detection):
+  """Two in each picture of the squares; a segmenter counts none."""
+  config = detection.copy_and_resolve_references()
+  for room in (2, 3):
+    config.dense.max_objects = room
+    assert len(dense.load_sources(config).train) == 16
+  config.dense.max_objects = 1
+  words = r'\(train\): the picture 0 has 2 objects, room is for 1; set dense.max_objects=2$'
+  with pytest.raises(UserError, match=words):
+    dense.load_sources(config)
+  config.model.name = 'semantic_fpn_resnet18'
+  assert len(dense.load_sources(config).train) == 16
+
+
+def test_a_segmenter_draws_from_all_of_its_shorter_sides():
+  example = {'image': np.zeros((60, 80, 3), np.uint8), 'segmentation': np.zeros((60, 80), np.uint8)}
+  options = dict(long=999, ratio=(1.0, 1.0), square=999, photometric=False)
+  for short in ((48,), (30, 48, 90)):
+    draw = SegmentationAugment(short=short, **options)
+    views = [draw(dict(example), np.random.default_rng(i)) for i in range(30)]
+    assert {view['image'].shape[0] for view in views} == set(short)
+  one = SegmentationAugment(short=48, **options | {'ratio': (0.5, 2.0)})
+  same = SegmentationAugment(short=(48,), **options | {'ratio': (0.5, 2.0)})
+  for i in range(3):
+    found = [draw(dict(example), np.random.default_rng(i))['image'] for draw in (one, same)]
+    np.testing.assert_array_equal(*found)
+  with pytest.raises(UserError, match='short, long and square'):
+    SegmentationAugment(short=())
+
+
 def test_a_line_down_is_mmsegmentations_poly_of_power_one():
   rate = warmup_linear(1.0, total=10, warmup=2, start=0.1, floor=0.0)
   np.testing.assert_allclose([rate(s) for s in (0, 1, 2, 6, 9)], [0.1, 0.55, 1.0, 0.5, 0.125])
@@ -321,7 +414,7 @@ def test_a_line_down_is_mmsegmentations_poly_of_power_one():
 def test_where_no_measure_is_a_number_the_latest_weights_are_kept(measures, kept, since):
   """And patience counts on: it was no better."""
   seen: list[int] = []
-  run = object.__new__(Run)
+  run: Any = object.__new__(Run)
   run._best, run._meta = None, {}
   run._sources = SimpleNamespace(validation=None)
   run.recorder = SimpleNamespace(evaluation=lambda *_: None, restart_clock=lambda _: None)
