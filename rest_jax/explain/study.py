@@ -158,13 +158,8 @@ def _read(study: Study, indices: range) -> dict[str, np.ndarray | None]:
   logits = np.asarray(logits_once(study.classifier, padded))[:count]
   _check_finite(logits, indices[0] // size)
   masks, marked = _masks(study.classifier, examples)
-  return {
-    'images': images,
-    'labels': labels,
-    'masks': masks,
-    'marked': marked,
-    'logits': logits,
-  }
+  objects = {'masks': masks, 'marked': marked}
+  return {'images': images, 'labels': labels, **objects, 'logits': logits}
 
 
 def _check_finite(logits: np.ndarray, number: int) -> None:
