@@ -419,7 +419,8 @@ def _texts(recipe: Recipe, leaves: Iterator[Any]) -> Iterator[str]:
   elif recipe.opaque:
     yield from _texts_of_value(recipe.value)
   else:
-    yield from _texts_of_parts(*recipe.key, leaves)
+    glue, parts = recipe.key
+    yield from _texts_of_parts(glue, parts, leaves)
 
 
 def _texts_of_parts(glue: Any, parts: tuple[Recipe, ...], leaves: Iterator[Any]) -> Iterator[str]:

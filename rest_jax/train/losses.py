@@ -46,7 +46,7 @@ def weigh_classes(
     float32 (B, K); a mixture has the weight of its shares' mean.
   """
   shares = (targets - smoothing / targets.shape[-1]) / (1.0 - smoothing)
-  return targets * jnp.sum(shares * weights, axis=-1, keepdims=True)
+  return targets * jnp.sum(shares * weights[None], axis=-1, keepdims=True)
 
 
 def soft_cross_entropy(
