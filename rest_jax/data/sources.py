@@ -13,7 +13,7 @@ import re
 import numpy as np
 
 from rest_jax.data.box_files import boxes_digest, find_boxes, has_drawn
-from rest_jax.data.folder import FolderSource
+from rest_jax.data.folder import FolderSource, contents_digest
 from rest_jax.data.images import ImageError
 from rest_jax.data.layout import ALL, Folder, Split, open_folder
 from rest_jax.data.sample import Sample, images
@@ -131,8 +131,10 @@ class JudgedData:
 
   @property
   def digest(self) -> str:
-    """Of class names, files and labels: another one is another data set."""
+    """Of class names, files, labels and what the files hold: another one is another data set."""
     parts = [*self.class_names, '', digest_of(self.images)]
+    if isinstance(self.images, FolderSource):
+      parts.append(contents_digest(self.images.files))
     return hashlib.sha256('\0'.join(parts).encode(errors='surrogateescape')).hexdigest()
 
   @property

@@ -171,10 +171,18 @@ def merit(result: Result) -> float:
   return kind_of(result).merit(result)
 
 
+def rank(result: Result) -> tuple[float, float, float]:
+  """What evaluations are ordered by: merit, of equal ones the accuracy without an attack, then the
+  lower loss, for on few images many accuracies are the same.
+  """
+  loss = finite_or(-result.get('loss', 0.0))
+  return merit(result), finite_or(result.get('top1', 0.0)), loss
+
+
 def better(plain: Result | None, averaged: Result | None) -> Result:
-  """The better of two measurements; of equal ones that of the lower loss, then the average."""
+  """The better of two measurements by their rank; of equal ones the average."""
   there = [result for result in (averaged, plain) if result is not None]
-  return max(there, key=lambda result: (merit(result), -result.get('loss', 0.0)))
+  return max(there, key=rank)
 
 
 def short(result: Result) -> str:

@@ -118,11 +118,12 @@ class Run:
     self._meta |= {'evaluated': self.step, 'last': result}
     self.recorder.evaluation(plain, averaged, self._chooser)
     self._meta['since_best'] = self._meta.get('since_best', 0) + 1
-    before = None if self._best is None else measured.merit(self._best['result'])
-    if before is None or measured.merit(result) > before:
+    before = None if self._best is None else measured.rank(self._best['result'])
+    ahead = before is None or measured.rank(result) > before
+    if ahead:
       self._meta['since_best'] = 0
     # Where no measure is a number the latest weights are kept: the first are the least trained.
-    if before is None or measured.merit(result) > before or before == -math.inf:
+    if ahead or (before is not None and before[0] == -math.inf):
       self._best = {'step': self.step, 'result': result}
       self._checkpoints.save_best(self.state, self._best)
       self._release(self.state)

@@ -205,6 +205,24 @@ def test_what_is_no_number_can_be_beaten(worse, better):
   assert measured.better(worse, better) is better and measured.better(better, worse) is better
 
 
+@pytest.mark.parametrize(
+  ('worse', 'better'),
+  [
+    (result(1, top1=1.0, loss=0.7), result(2, top1=1.0, loss=0.05)),
+    (
+      result(1, robust_top1=0.2, top1=0.6, loss=0.1),
+      result(2, robust_top1=0.2, loss=0.9, top1=1.0),
+    ),
+    (result(1, robust_top1=0.2, loss=0.9), result(2, robust_top1=0.2, loss=0.1)),
+    ({'AP': 0.5, 'loss': 2.0}, {'AP': 0.5, 'loss': 1.0}),
+  ],
+)
+def test_of_equal_measures_the_clean_accuracy_then_the_loss_decides(worse, better):
+  assert measured.rank(better) > measured.rank(worse)
+  assert measured.merit(better) == measured.merit(worse)
+  assert measured.better(worse, better) is better and measured.better(better, worse) is better
+
+
 def test_the_better_of_weights_and_average_is_released(experiment, tmp_path, monkeypatch):
   measure = evaluate.evaluate
   experiment.train.ema = 0.9
