@@ -73,7 +73,8 @@ def same_model(found: Any, wanted: Mapping[str, Any] | None) -> bool:
     return found is None and wanted is None
   if found.get('weights') != wanted['weights']:
     return False
-  if found.get('code', wanted['code']) != wanted['code']:  # older results say nothing of it
+  codes = [one['code'] for one in (found, wanted) if 'code' in one]  # older results have none
+  if len(codes) == 2 and codes[0] != codes[1]:
     return False
   old, new = found.get('probe') or [], wanted['probe']
   scale = max((abs(value) for value in new if value is not None), default=0.0)

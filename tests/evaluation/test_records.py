@@ -13,6 +13,7 @@ from rest_jax.errors import UserError
 from rest_jax.evaluation import records as records_lib
 from rest_jax.evaluation.fingerprint import pin, same_model, weights_hash
 from rest_jax.evaluation.records import RESULTS, Records
+from rest_jax.recipes import digest
 
 MODEL = {'weights': 'abc', 'probe': [1.0, None, -2.5]}
 
@@ -143,8 +144,12 @@ def test_a_pin_is_of_weights_facts_and_answers():
   assert weights_hash(weights, 'vgg') != weights_hash(weights)
   assert weights_hash(lambda x: x) is None
   one = pin(lambda x: x, probe=np.array([[1.0, np.nan]]))
-  assert one == {'weights': None, 'probe': [1.0, None]}
-  assert pin(weights, probe=[1.0], model_id='mine') == {'weights': 'id mine', 'probe': []}
+  assert one == {'weights': None, 'probe': [1.0, None], 'code': digest(lambda x: x)}
+  named = pin(weights, probe=[1.0], model_id='mine')
+  assert named == {'weights': 'id mine', 'probe': [], 'code': None}
+  # What was kept before code was pinned is of the same model; with other code it is not.
+  assert same_model({'weights': None, 'probe': [1.0, None]}, one)
+  assert not same_model(one, pin(lambda x: x + 0, probe=np.array([[1.0, np.nan]])))
   assert same_model(one, one) and not same_model(one, pin(weights)) and same_model(None, None)
   assert not same_model(one, None) and not same_model(None, one) and not same_model('x', one)
 
