@@ -13,6 +13,7 @@ from jax.core import Tracer
 
 from rest_jax.errors import UserError
 from rest_jax.explain.maps import constant_maps
+from rest_jax.explain.outputs import PROBABLE, look_probable
 from rest_jax.explain.queries import layer_gradient, logits_once, target_gradients
 from rest_jax.explain.taps import Tap
 from rest_jax.ops.platform import jit
@@ -22,6 +23,10 @@ COMPLETE = 0.05  # Sundararajan et al. 2017, section 5: steps are added until th
 
 class EmptyMaps(UserWarning):
   """All maps of a batch are empty because the score does not depend on what was looked at."""
+
+
+class ProbabilityOutputs(UserWarning):
+  """The model seems to end in a softmax, and explanations apply another."""
 
 
 class Incomplete(UserWarning):
@@ -84,6 +89,12 @@ def warn_if_empty(
     EmptyMaps,
     stacklevel=5,
   )
+
+
+def warn_if_probable(name: str, logits: Any) -> None:
+  """Warns in one line of a model whose outputs (B, K) look like a softmax's."""
+  if look_probable(logits):
+    warnings.warn(f'{name}: {PROBABLE}', ProbabilityOutputs, stacklevel=3)
 
 
 def warn_if_incomplete(name: str, delta: Any, steps: Any) -> None:

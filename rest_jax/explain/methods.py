@@ -290,8 +290,11 @@ def explain(
     raise UserError(f'{method} looks at no layer; leave {given} out')
   asked = _Question(chosen, key, layer, grid, output, score, options)
   if shown.are_pictures(images):
-    return _of_pictures(asked, model, shown.views_of(model, images), targets)
-  return asked(model, images, targets)
+    found = _of_pictures(asked, model, shown.views_of(model, images), targets)
+  else:
+    found = asked(model, images, targets)
+  checking.warn_if_probable(method, found.logits)
+  return found
 
 
 class _Question(NamedTuple):

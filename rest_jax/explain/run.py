@@ -19,6 +19,7 @@ from rest_jax.explain import choices
 from rest_jax.explain.command import Command
 from rest_jax.explain.findings import Finding, PictureResult, draw_strip, paper_step, write_result
 from rest_jax.explain.metrics import Curves, insertion_deletion
+from rest_jax.explain.outputs import refuse_probabilities
 from rest_jax.explain.queries import logits_once
 from rest_jax.explain.saying import Progress
 from rest_jax.files import make_folder
@@ -135,6 +136,7 @@ def _explain_batch(batch: list[Item], setup: Setup, progress: Progress) -> None:
   if not batch:
     progress.made(count * len(setup.methods))
     return
+  refuse_probabilities(logits)
   targets = choices.choose_targets(command.target, classifier.class_names, logits)
   of_row = np.repeat(np.arange(setup.pictures), setup.targets)
   found = {}

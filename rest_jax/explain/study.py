@@ -19,6 +19,7 @@ from rest_jax.evaluation.records import RESULTS, Records
 from rest_jax.explain import choices
 from rest_jax.explain.command import Command
 from rest_jax.explain.metrics import box_masks
+from rest_jax.explain.outputs import refuse_probabilities
 from rest_jax.explain.queries import logits_once
 from rest_jax.explain.run import check_layer
 from rest_jax.files import make_folder
@@ -157,6 +158,7 @@ def _read(study: Study, indices: range) -> dict[str, np.ndarray | None]:
   padded = images[np.minimum(np.arange(size), count - 1)]
   logits = np.asarray(logits_once(study.classifier, padded))[:count]
   _check_finite(logits, indices[0] // size)
+  refuse_probabilities(logits)
   masks, marked = _masks(study.classifier, examples)
   return {
     'images': images,
