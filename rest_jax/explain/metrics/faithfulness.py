@@ -21,7 +21,7 @@ from jax.core import Tracer
 from rest_jax.errors import UserError
 from rest_jax.explain.arguments import Face
 from rest_jax.explain.fills import fill_images
-from rest_jax.explain.metrics.order import ranks
+from rest_jax.explain.metrics.order import check_unit_maps, ranks
 from rest_jax.explain.outputs import PROBABLE, are_probable, distance_from_probabilities
 from rest_jax.explain.queries import chunked, resolve_targets
 from rest_jax.explain.taps import Tap
@@ -202,11 +202,12 @@ def drop_increase(
     query_batch: images a forward pass.
 
   Raises:
-    UserError: shapes that do not belong together, an unknown fill.
+    UserError: shapes that do not belong together, an unknown fill, maps or a fill beyond [0, 1].
   """
-  maps = check_maps(maps, images)
+  checked = check_maps(maps, images)
+  check_unit_maps(maps)
   fills = fill_images(point, images, fill)
-  found, distances = _drop_increase(point, images, fills, maps, targets, query_batch)
+  found, distances = _drop_increase(point, images, fills, checked, targets, query_batch)
   check_scores(distances, found.drop)
   return found
 
