@@ -33,6 +33,21 @@ class Incomplete(UserWarning):
   """Integrated gradients whose sum is not the score's difference."""
 
 
+def has_rows(option: Any) -> bool:
+  """Whether an option has a row an image: a batch (B, H, W, C), or keys (B,)."""
+  is_keys = isinstance(option, jax.Array) and jnp.issubdtype(option.dtype, jax.dtypes.prng_key)
+  return not isinstance(option, str) and np.ndim(option) == (1 if is_keys else 4)
+
+
+def check_rows(options: dict[str, Any], count: int) -> None:
+  """Raises `UserError` where options with a row an image are not of so many images."""
+  for name, option in options.items():
+    if len(option) not in (1, count):
+      raise UserError(
+        f'{name} has {len(option)} rows for {count} images; give one a picture, or one for all'
+      )
+
+
 def check_finite(name: str, maps: Any, point: Tap, images: jax.Array) -> None:
   """Raises `UserError` for maps that are not numbers, and says why; nothing inside jit.
 

@@ -22,7 +22,7 @@ from jax.core import Tracer
 
 from rest_jax.errors import UserError, did_you_mean
 from rest_jax.explain import checking, shown
-from rest_jax.explain.arguments import Asked, Face, takes_key
+from rest_jax.explain.arguments import Asked, Face, as_key, takes_key
 from rest_jax.explain.maps import constant_maps
 from rest_jax.explain.queries import logits_once, prepare, resolve_targets, whole_targets
 from rest_jax.explain.shown import Shown
@@ -121,9 +121,9 @@ def method(
   """Decorator: makes a function a method of its name, and looks at what it gives.
 
   The function takes, by place and by their names, what it needs of: `point` (the tap), `images`
-  (float32 (B, H, W, C)), `targets` (int32 (B,), or None for the predicted classes), `key` (which
-  makes the method one of chance) and `query_batch`; keyword-only are its own options, with an entry
-  each in its docstring's Args. It gives maps or a `Detail`. Maps that are not numbers are then a
+  (float32 (B, H, W, C)), `targets` (int32 (B,), or None for the predicted classes), `key` or, (B,)
+  of them, `keys` (which makes the method one of chance) and `query_batch`; keyword-only are its own
+  options, with an entry each in its docstring's Args. It gives maps or a `Detail`. Maps that are not numbers are then a
   `UserError`; empty ones whose gradient is 0, and attributions that are not complete, a warning.
   Under jit neither can be looked at.
 
@@ -288,7 +288,7 @@ def explain(
   if not chosen.needs_layer and (layer is not None or grid is not None):
     given = 'layer' if layer is not None else 'grid'
     raise UserError(f'{method} looks at no layer; leave {given} out')
-  asked = _Question(chosen, key, layer, grid, output, score, options)
+  asked = _Question(chosen, as_key(key), layer, grid, output, score, options)
   if shown.are_pictures(images):
     found = _of_pictures(asked, model, shown.views_of(model, images), targets)
   else:
@@ -307,6 +307,17 @@ class _Question(NamedTuple):
   output: str | None
   score: Callable[[Any], jax.Array] | None
   options: dict[str, Any]
+
+  def rows(self) -> dict[str, Any]:
+    """What has a row an image: batches of fills, and keys."""
+    given = self.options | {'key': self.key}
+    return {name: value for name, value in given.items() if checking.has_rows(value)}
+
+  def at(self, places: np.ndarray) -> _Question:
+    """The same question of some of the images."""
+    cut = {name: value[places] for name, value in self.rows().items() if len(value) > 1}
+    key = cut.pop('key', self.key)
+    return self._replace(key=key, options=self.options | cut)
 
   def __call__(self, model: Any, images: Any, targets: Any) -> Explanation:
     method, layer, grid, arguments = self.method, self.layer, self.grid, dict(self.options)
@@ -332,12 +343,13 @@ def _of_pictures(asked: _Question, model: Any, views: tuple[Any, ...], targets: 
   count, size = len(views), min(len(views), _TOGETHER)
   if targets is not None:
     targets = np.broadcast_to(np.asarray(whole_targets(targets, count)), (count,))
+  checking.check_rows(asked.rows(), count)
   parts = []
   for first in range(0, count, size):
     pixels = [view.look().pixels for view in views[first : first + size]]
     pixels = np.stack(pixels + pixels[-1:] * (size - len(pixels)))
     places = np.minimum(np.arange(first, first + size), count - 1)
-    parts.append(asked(model, pixels, None if targets is None else targets[places]))
+    parts.append(asked.at(places)(model, pixels, None if targets is None else targets[places]))
   queries = math.ceil(np.mean([part.queries for part in parts]))
   joined = jax.tree.map(
     lambda *rows: jnp.concatenate(rows)[:count], *(part._replace(queries=None) for part in parts)
