@@ -95,8 +95,8 @@ class Face:
 
   Attributes:
     function: takes, by place and by their names, some of `point` (the tap), `images` (float32),
-      `maps`, `targets` (int32 (B,) or None), `key` or `keys` (B,), and `query_batch`, and its own options by
-      keyword.
+      `maps`, `targets` (int32 (B,) or None), `key` or `keys` (B,), and `query_batch`, and its own
+      options by keyword.
     signature: of the public side: `first`, then by keyword `key` where the function takes one,
       `layer` and `grid` where it looks at one, its own, `output`, `score` and `query_batch`.
     document: docstring of the public side.

@@ -123,9 +123,9 @@ def method(
   The function takes, by place and by their names, what it needs of: `point` (the tap), `images`
   (float32 (B, H, W, C)), `targets` (int32 (B,), or None for the predicted classes), `key` or, (B,)
   of them, `keys` (which makes the method one of chance) and `query_batch`; keyword-only are its own
-  options, with an entry each in its docstring's Args. It gives maps or a `Detail`. Maps that are not numbers are then a
-  `UserError`; empty ones whose gradient is 0, and attributions that are not complete, a warning.
-  Under jit neither can be looked at.
+  options, with an entry each in its docstring's Args. It gives maps or a `Detail`. Maps that are
+  not numbers are then a `UserError`; empty ones whose gradient is 0, and attributions that are not
+  complete, a warning. Under jit neither can be looked at.
 
   Args:
     source: as `Method` has it.
@@ -208,6 +208,7 @@ class Explanation(NamedTuple):
     targets: int32 (B,), the class that each map explains.
     logits: (B, K); (B, 1), the scores, where a score of one's own is explained.
     queries: forward passes that one image cost, the mean over images where they differ.
+    image_queries: int32 (B,), those of each image.
     values: (B, H, W), the signed values of which the maps show the support: occlusion's drops,
       RISE's gains, integrated gradients; below 0 lies what speaks against the class. None for
       methods without a sign.
@@ -221,6 +222,7 @@ class Explanation(NamedTuple):
   targets: jax.Array
   logits: jax.Array
   queries: int
+  image_queries: jax.Array
   values: jax.Array | None = None
   delta: jax.Array | None = None
   shown: Shown = Shown()
@@ -331,11 +333,10 @@ class _Question(NamedTuple):
     if method.needs_key:
       arguments['key'] = jax.random.key(0) if self.key is None else self.key
     found = method.detail(point, images, classes, **arguments)
-    queries = _queries(method, point, images, self.options, found.steps)
+    each = _queries(method, point, images, self.options, found.steps)
     constant, seen = constant_maps(found.maps), Shown(by_pixel=method.by_pixel)
-    return Explanation(
-      found.maps, constant, classes, logits, queries, found.values, found.delta, seen
-    )
+    said = classes, logits, _mean(each), each, found.values, found.delta
+    return Explanation(found.maps, constant, *said, seen)
 
 
 def _of_pictures(asked: _Question, model: Any, views: tuple[Any, ...], targets: Any) -> Explanation:
@@ -350,19 +351,27 @@ def _of_pictures(asked: _Question, model: Any, views: tuple[Any, ...], targets: 
     pixels = np.stack(pixels + pixels[-1:] * (size - len(pixels)))
     places = np.minimum(np.arange(first, first + size), count - 1)
     parts.append(asked.at(places)(model, pixels, None if targets is None else targets[places]))
-  queries = math.ceil(np.mean([part.queries for part in parts]))
   joined = jax.tree.map(
     lambda *rows: jnp.concatenate(rows)[:count], *(part._replace(queries=None) for part in parts)
   )
-  return joined._replace(queries=queries, shown=Shown(views, asked.method.by_pixel))
+  return joined._replace(
+    queries=_mean(joined.image_queries), shown=Shown(views, asked.method.by_pixel)
+  )
 
 
 def _queries(
   method: Method, point: Tap, images: jax.Array, options: dict[str, Any], steps: Any
-) -> int:
-  filled = method.options() | options
-  if steps is not None and not isinstance(steps, Tracer):
-    filled['steps'] = float(np.mean(np.asarray(steps)))
+) -> np.ndarray:
+  """Forward passes that each image cost, int32 (B,)."""
+  filled, shape = method.options() | options, tuple(images.shape[1:])
   if method.needs_layer:
     filled['channels'] = point.feature_shape(images)[-1]
-  return math.ceil(method.queries(tuple(images.shape[1:]), filled))
+  if steps is None or isinstance(steps, Tracer):
+    each = [method.queries(shape, filled)] * len(images)
+  else:
+    each = [method.queries(shape, filled | {'steps': int(n)}) for n in np.asarray(steps)]
+  return np.ceil(each).astype(np.int32)
+
+
+def _mean(each: Any) -> int:
+  return math.ceil(np.mean(each))

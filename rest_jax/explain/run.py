@@ -226,6 +226,6 @@ def _finding(method: str, applied: _Applied, row: int) -> Finding:
     saliency=np.asarray(explanation.maps[row]),
     constant=bool(explanation.constant[row]),
     seconds=applied.seconds,
-    queries=int(explanation.queries),
+    queries=int(explanation.image_queries[row]),
     curves=None if curves is None else jax.tree.map(lambda values: values[row], curves),
   )
