@@ -29,6 +29,7 @@ from rest_jax.explain.queries import chunked, layer_gradient, probability
 from rest_jax.explain.taps import Tap
 from rest_jax.ops.platform import jit
 
+VARIANTS = ('paper', 'latest')
 GROUPINGS = ('order', 'kmeans', 'agglomerative')
 
 
@@ -49,6 +50,7 @@ class Settings(NamedTuple):
   queries=lambda shape, options: made_groups(**options) + 3,
   layer=True,
   by_gradient=True,
+  variants=VARIANTS,
 )
 def group_cam(
   point: Tap,
@@ -174,7 +176,7 @@ def _scores(point: Tap, images, targets, maps, settings: Settings) -> jax.Array:
 
 
 def _check(settings: Settings, grouping: str) -> None:
-  if settings.variant not in ('paper', 'latest'):
+  if settings.variant not in VARIANTS:
     raise UserError(f"variant is 'paper' or 'latest', not {settings.variant!r}")
   if grouping not in GROUPINGS:
     raise UserError(f'grouping is one of {", ".join(GROUPINGS)}, not {grouping!r}')

@@ -66,6 +66,7 @@ class Method:
     source: the paper.
     title: its name as the paper writes it.
     by_pixel: its maps are gradients of single pixels, which pictures stretch.
+    variants: values of its option `variant`, the default first; () where it has none.
   """
 
   name: str
@@ -77,6 +78,7 @@ class Method:
   source: str
   title: str
   by_pixel: bool = False
+  variants: tuple[str, ...] = ()
 
   def options(self) -> dict[str, Any]:
     """Keyword arguments of its own with their defaults, without those that `explain` names."""
@@ -117,6 +119,7 @@ def method(
   title: str | None = None,
   layer: bool = False,
   by_gradient: bool = False,
+  variants: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., jax.Array | Detail]], Callable[..., jax.Array]]:
   """Decorator: makes a function a method of its name, and looks at what it gives.
 
@@ -133,6 +136,7 @@ def method(
     title: as `Method` has it; the function's name in words by default.
     layer: whether it looks at a layer's map, and takes `layer` and `grid`.
     by_gradient: whether a gradient of 0 leaves the map empty.
+    variants: as `Method` has it.
 
   Returns:
     A decorator of such functions; the function it makes, `(model, images, targets=None, *, ...)`,
@@ -160,7 +164,7 @@ def method(
     needs_key = takes_key(function)
     by_pixel = by_gradient and not layer
     METHODS[name] = Method(
-      name, public, with_detail, layer, needs_key, count, source, called, by_pixel
+      name, public, with_detail, layer, needs_key, count, source, called, by_pixel, variants
     )
     return public
 

@@ -73,7 +73,7 @@ def explain_pictures(command: Command) -> int:
   nothing = np.zeros((1, len(classifier.class_names)), np.float32)
   targets = choices.choose_targets(command.target, classifier.class_names, nothing).shape[1]
   layer = check_layer(classifier, methods, command.layer)
-  choices.check_group_cam(classifier, methods, command)
+  choices.check_own_flags(classifier, methods, command)
   files = find_pictures(command.image)
   if note := transparency_note(files):
     print(note, file=sys.stderr)

@@ -91,7 +91,7 @@ def open_study(command: Command) -> Study:
   if left_out:
     print(left_out, file=sys.stderr)
   check_layer(classifier, methods, command.layer)
-  choices.check_group_cam(classifier, methods, command)
+  choices.check_own_flags(classifier, methods, command)
   extras = ('mask',) if command.data == 'digit_scenes' else ()
   if os.path.exists(os.path.expanduser(command.data)):
     extras = ('boxes',)
