@@ -18,6 +18,7 @@ from rest_jax.errors import UserError
 from rest_jax.explain import choices
 from rest_jax.explain.command import Command
 from rest_jax.explain.findings import Finding, PictureResult, draw_strip, paper_step, write_result
+from rest_jax.explain.leftovers import without_leftovers
 from rest_jax.explain.metrics import Curves, insertion_deletion
 from rest_jax.explain.outputs import refuse_probabilities
 from rest_jax.explain.queries import logits_once
@@ -151,10 +152,20 @@ def _explain_batch(batch: list[Item], setup: Setup, progress: Progress) -> None:
     findings = [_finding(method, found[method], int(r)) for r in rows for method in setup.methods]
     with progress.guarding(item.file):
       _check_maps(result, findings)
-      if command.sanity:
-        options = {method: choices.method_options(method, command) for method in setup.methods}
-        draw_strip(result, findings[0].target, options, classifier, command.seed)
-      progress.done(write_result(result, findings, command, classifier, setup.layer))
+      with without_leftovers(result.folder):
+        if command.sanity:
+          _draw_strips(result, findings, setup)
+        line = write_result(result, findings, command, classifier, setup.layer)
+      progress.done(line)
+
+
+def _draw_strips(result: PictureResult, findings: Sequence[Finding], setup: Setup) -> None:
+  """One of each class that is explained."""
+  command, targets = setup.command, dict.fromkeys(finding.target for finding in findings)
+  options = {method: choices.method_options(method, command) for method in setup.methods}
+  for number, target in enumerate(targets, 1):
+    name = f'sanity_top{number}.png' if len(targets) > 1 else 'sanity.png'
+    draw_strip(result, target, options, setup.classifier, command.seed, name)
 
 
 def _decided(
