@@ -179,6 +179,18 @@ def is_known(*arrays: Any) -> bool:
   )
 
 
+def check_range(values: Any, what: str) -> None:
+  """Raises `UserError` for numbers that are not finite or beyond [0, 1], but for rounding.
+
+  Args:
+    values: of any shape; under jit they cannot be looked at and are taken as they are.
+    what: how the error calls them.
+  """
+  if is_known(values) and np.size(values):
+    values = np.asarray(values)
+    _extremes(values.reshape(1, 1, 1, -1), what)
+
+
 def _extremes(images: Any, what: str) -> tuple[float, float]:
   """Least and greatest value, after the check of them."""
   values = np.asarray(images)

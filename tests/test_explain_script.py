@@ -121,6 +121,32 @@ def test_the_three_most_probable_classes(model, photo, tmp_path):
   assert np.abs(difference).max() <= 1
 
 
+def test_a_variant_of_one_method_takes_the_others_with_it(model, photo, tmp_path):
+  methods = ('--method', 'group_cam', 'score_cam', '--variant', 'latest', '--layer', 'stage1')
+  explain('--image', photo, '--model', model, *methods, '--output', tmp_path)
+  assert (tmp_path / 'photo' / 'score_cam.npy').exists()
+
+
+def test_no_file_of_an_earlier_run_stays_beside_those_of_a_new_one(model, photo, tmp_path):
+  about = ('--image', photo, '--model', model, '--output', tmp_path)
+  explain(*about, '--method', 'gradient', 'grad_cam', '--target', 'top2', '--curves', '--sanity')
+  folder = tmp_path / 'photo'
+  names = {path.name for path in folder.iterdir()}
+  assert {'sanity_top1.png', 'sanity_top2.png', 'comparison_top2.png', 'gradient_top2.npy'} <= names
+  strips = [(folder / f'sanity_top{n}.png').read_bytes() for n in (1, 2)]
+  assert strips[0] != strips[1]
+  mine = {'notes.txt', 'gradient_of_mine.png', 'comparison.jpg', 'gradient_top.png'}
+  for name in mine:
+    (folder / name).touch()
+  explain(*about, '--method', 'gradient', '--target', 'dog')
+  new = {'gradient.png', 'gradient.npy', 'explanation.json'}
+  assert {path.name for path in folder.iterdir()} == new | mine
+  before = (folder / 'gradient.png').stat().st_ino
+  explain(*about, '--method', 'gradient', '--target', 'dog')
+  assert {path.name for path in folder.iterdir()} == new | mine
+  assert (folder / 'gradient.png').stat().st_ino != before
+
+
 @pytest.mark.filterwarnings('ignore::PIL.Image.DecompressionBombWarning')  # this test's own
 def test_a_folder_with_bad_files_and_a_huge_picture(model, photo, tmp_path):
   folder, output = tmp_path / 'pictures', tmp_path / 'out'
@@ -171,6 +197,7 @@ def test_a_folder_with_bad_files_and_a_huge_picture(model, photo, tmp_path):
     (('--method', 'group_cm'), ("'group_cm'", 'group_cam')),
     (('--model', 'digit_scene'), ('digit_scene', 'digit_scenes')),
     (('--variant', 'newest'), ("'newest'",)),
+    (('--limit', '5'), ('--limit', '--evaluate')),
     (('--image', 'nowhere/*.png'), ('nowhere/*.png',)),
     (('--output', '/proc/there'), ('/proc/there', '--output')),
     (('--imag', 'x.png'), ('--imag', '--image')),

@@ -15,8 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from rest_jax.docstrings import composed
+from rest_jax.errors import UserError
 from rest_jax.explain.queries import prepare
 from rest_jax.explain.taps import Tap
 
@@ -93,8 +95,8 @@ class Face:
 
   Attributes:
     function: takes, by place and by their names, some of `point` (the tap), `images` (float32),
-      `maps`, `targets` (int32 (B,) or None), `key` and `query_batch`, and its own options by
-      keyword.
+      `maps`, `targets` (int32 (B,) or None), `key` or `keys` (B,), and `query_batch`, and its own
+      options by keyword.
     signature: of the public side: `first`, then by keyword `key` where the function takes one,
       `layer` and `grid` where it looks at one, its own, `output`, `score` and `query_batch`.
     document: docstring of the public side.
@@ -158,11 +160,11 @@ class Face:
       output=given.pop('output'),
       score=given.pop('score'),
     )
-    if 'key' in given and given['key'] is None:
-      given['key'] = jax.random.key(0)
+    if 'key' in given:
+      given |= _keys(self.function, given['key'], len(images))
     values = {**given, 'point': point, 'images': images, 'targets': targets}
     places = [p.name for p in _parameters(self.function) if p.kind is not p.KEYWORD_ONLY]
-    own = {name: given[name] for name in given if name not in SHARED}
+    own = {name: given[name] for name in given if name not in (*SHARED, 'keys')}
     found = self.function(*(values[name] for name in places), **own)
     return Asked(point, images, targets, found)
 
@@ -182,7 +184,24 @@ _LAST = ('output', 'score', 'query_batch')
 
 def takes_key(function: Callable[..., Any]) -> bool:
   """Whether a function is random: it has a parameter `key`."""
-  return any(p.name == 'key' for p in _parameters(function))
+  return any(p.name in ('key', 'keys') for p in _parameters(function))
+
+
+def as_key(key: Any) -> Any:
+  """A key, or some, as `jax.random.key` makes them; one of `jax.random.PRNGKey` too, and None."""
+  if key is None or jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+    return key
+  return jax.random.wrap_key_data(key)
+
+
+def _keys(function: Callable[..., Any], key: Any, batch: int) -> dict[str, Any]:
+  """The key, that of everybody by default, by the name under which a function takes it."""
+  key = jax.random.key(0) if key is None else as_key(key)
+  many = any(p.name == 'keys' for p in _parameters(function))
+  if key.shape not in ((), (1,), (batch,)) or (key.shape and not many):
+    takes = f'one key, or one for each of {batch} images' if many else 'one key for all images'
+    raise UserError(f'{function.__name__} takes {takes}, got keys of shape {key.shape}')
+  return {'key': key, 'keys': jnp.broadcast_to(key, (batch,))} if many else {'key': key}
 
 
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:

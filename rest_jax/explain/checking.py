@@ -13,6 +13,7 @@ from jax.core import Tracer
 
 from rest_jax.errors import UserError
 from rest_jax.explain.maps import constant_maps
+from rest_jax.explain.outputs import PROBABLE, look_probable
 from rest_jax.explain.queries import layer_gradient, logits_once, target_gradients
 from rest_jax.explain.taps import Tap
 from rest_jax.ops.platform import jit
@@ -24,8 +25,27 @@ class EmptyMaps(UserWarning):
   """All maps of a batch are empty because the score does not depend on what was looked at."""
 
 
+class ProbabilityOutputs(UserWarning):
+  """The model seems to end in a softmax, and explanations apply another."""
+
+
 class Incomplete(UserWarning):
   """Integrated gradients whose sum is not the score's difference."""
+
+
+def has_rows(option: Any) -> bool:
+  """Whether an option has a row an image: a batch (B, H, W, C), or keys (B,)."""
+  is_keys = isinstance(option, jax.Array) and jnp.issubdtype(option.dtype, jax.dtypes.prng_key)
+  return not isinstance(option, str) and np.ndim(option) == (1 if is_keys else 4)
+
+
+def check_rows(options: dict[str, Any], count: int) -> None:
+  """Raises `UserError` where options with a row an image are not of so many images."""
+  for name, option in options.items():
+    if len(option) not in (1, count):
+      raise UserError(
+        f'{name} has {len(option)} rows for {count} images; give one a picture, or one for all'
+      )
 
 
 def check_finite(name: str, maps: Any, point: Tap, images: jax.Array) -> None:
@@ -84,6 +104,12 @@ def warn_if_empty(
     EmptyMaps,
     stacklevel=5,
   )
+
+
+def warn_if_probable(name: str, logits: Any) -> None:
+  """Warns in one line of a model whose outputs (B, K) look like a softmax's."""
+  if look_probable(logits):
+    warnings.warn(f'{name}: {PROBABLE}', ProbabilityOutputs, stacklevel=3)
 
 
 def warn_if_incomplete(name: str, delta: Any, steps: Any) -> None:

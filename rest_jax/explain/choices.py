@@ -58,25 +58,39 @@ def usable_methods(names: Sequence[str], classifier: Classifier) -> tuple[tuple[
   return methods, ''
 
 
-def check_group_cam(classifier: Classifier, methods: Sequence[str], command: Command) -> None:
-  """Tries Group-CAM's own flags on shapes, before any picture is read or data prepared.
+def check_own_flags(classifier: Classifier, methods: Sequence[str], command: Command) -> None:
+  """Looks at the flags of some methods alone, before any picture is read or data prepared.
 
   Raises:
-    UserError: a variant or a number of groups that it does not have.
+    UserError: a variant that none of the methods has, or a number of groups without Group-CAM, or
+      beyond the layer's channels.
   """
-  if 'group_cam' not in methods or (command.variant is None and command.groups is None):
+  _check_variant(methods, command.variant)
+  if command.groups is None:
     return
+  if 'group_cam' not in methods:
+    raise UserError(
+      f'--groups {command.groups}: {", ".join(methods)} makes no groups; leave it out'
+    )
   size = classifier.input_size
   images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-  options = method_options('group_cam', command)
-  jax.eval_shape(lambda x: METHODS['group_cam'].fn(classifier, x, 0, **options), images)
   point = explain.tap(classifier, command.layer)
   channels = jax.eval_shape(lambda x: point.perturbed(x)[1], images).shape[-1]
-  if command.groups is not None and command.groups > channels:
+  if command.groups > channels:
     raise UserError(
       f'--groups {command.groups}: {command.layer or "the default layer"} has '
       f'{plural(channels, "channel")}, and a group has one or more; give {channels} or fewer'
     )
+
+
+def _check_variant(methods: Sequence[str], variant: str | None) -> None:
+  """Raises `UserError` for a variant that none of the methods has."""
+  known = {name: METHODS[name].variants for name in methods if METHODS[name].variants}
+  if variant is None or any(variant in variants for variants in known.values()):
+    return
+  there = '; '.join(f'{name} has {" and ".join(variants)}' for name, variants in known.items())
+  cure = there or f'{", ".join(methods)} has no variants; leave it out'
+  raise UserError(f'--variant {variant!r} is of none of the methods: {cure}')
 
 
 def method_options(method: str, command: Command) -> dict[str, Any]:
@@ -92,6 +106,8 @@ def method_options(method: str, command: Command) -> dict[str, Any]:
   chosen = METHODS[method]
   names = ('query_batch', 'variant', 'groups')
   options: dict[str, Any] = {name: getattr(command, name) for name in names}
+  if command.variant not in chosen.variants:  # of another method: this one keeps its default
+    options.pop('variant')
   options = {name: v for name, v in options.items() if v is not None and name in chosen.options()}
   return options | ({'layer': command.layer} if chosen.needs_layer else {})
 

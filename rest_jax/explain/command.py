@@ -44,7 +44,7 @@ _FLAGS = (
     'layer', {}, "layer of the CAM methods, such as stage3; the model's last sensible one if unset"
   ),
   Flag('groups', dict(type=int), 'groups of Group-CAM; 32 if unset'),
-  Flag('variant', {}, 'of Group-CAM: paper or latest; paper if unset'),
+  Flag('variant', {}, 'of Group-CAM: paper or latest; of Score-CAM: paper or code; paper if unset'),
   Flag('curves', dict(action='store_true'), 'draw insertion and deletion curves'),
   Flag('animate', dict(action='store_true'), 'write a GIF of the insertion'),
   Flag(
@@ -55,8 +55,8 @@ _FLAGS = (
   Flag('evaluate', dict(action='store_true'), 'measure methods on a data set instead of --image'),
   Flag(
     'data',
-    dict(default='digit_scenes'),
-    'for --evaluate: TFDS name, folder, or CSV of labels',
+    {},
+    'for --evaluate: TFDS name, folder, or CSV of labels; digit_scenes if unset',
     'name',
   ),
   DATA_DIR_FLAG,
@@ -71,6 +71,9 @@ _FLAGS = (
   Flag('batch_size', dict(type=int), 'maps computed together; 8 pictures, 50 images of a data set'),
   Flag('query_batch', dict(type=int), "masked images run together; each method's own if unset"),
 )
+
+_OF_PICTURES = ('curves', 'animate', 'sanity')
+_OF_DATA = ('data', 'data_dir', 'split', 'limit')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,8 +133,10 @@ def _check(values: dict) -> Command:
     raise UserError('nothing to explain: give --image FILE, or --evaluate for a data set')
   if values['evaluate'] and values['image']:
     raise UserError('--evaluate measures a data set and takes no --image: leave one of them out')
+  _check_use(values)
   check_whole(values, ('groups', 'limit', 'batch_size', 'query_batch'))
   check_seed(values['seed'])
+  values['data'] = values['data'] or 'digit_scenes'
   values['image'] = tuple(values['image'])
   values['model'] = values['model'] or _model(values)
   values['method'] = split_list(values['method'])
@@ -141,6 +146,14 @@ def _check(values: dict) -> Command:
   values['output'] = check_folder(Path(values['output'] or place))
   values['batch_size'] = values['batch_size'] or (50 if evaluate else 8)
   return Command(**values)
+
+
+def _check_use(values: dict) -> None:
+  """Raises `UserError` for a flag of the command's other half, which would have no effect."""
+  names, place = (_OF_PICTURES, '--image') if values['evaluate'] else (_OF_DATA, '--evaluate')
+  unused = [name for name in names if values[name] not in (None, False)]
+  if unused:
+    raise UserError(f'--{unused[0]} has an effect with {place} alone; leave it out')
 
 
 def _model(values: dict) -> str:

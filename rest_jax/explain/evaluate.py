@@ -92,14 +92,14 @@ class _Measuring:
     if batch.indices[0] == 0:
       table.keep_examples(self._study.command.output, case, maps[: batch.count])
     columns = measure(classifier, batch, maps)
-    return columns | {'seconds': [seconds] * batch.size, 'queries': [queries] * batch.size}
+    return columns | {'seconds': [seconds] * batch.size, 'queries': queries}
 
   def _maps(
     self, case: str, batch: Batch, classifier: Classifier, device: Any
-  ) -> tuple[np.ndarray, float | None, int]:
-    """Maps (size, H, W), seconds an image and queries."""
+  ) -> tuple[np.ndarray, float | None, np.ndarray]:
+    """Maps (size, H, W), seconds an image and queries (size,)."""
     if case in BASELINES:
-      return _baseline_maps(case, batch, self._study.command.seed), None, 0
+      return _baseline_maps(case, batch, self._study.command.seed), None, np.zeros(batch.size, int)
     began = time.perf_counter()
     explanation = _explain(self._study, classifier, batch, case)
     maps = np.asarray(explanation.maps)
@@ -107,7 +107,7 @@ class _Measuring:
     # The first batch on a device compiles; its time says nothing.
     seconds = elapsed / len(maps) if (case, device) in self._warm else None
     self._warm.add((case, device))
-    return maps, seconds, int(explanation.queries)
+    return maps, seconds, np.asarray(explanation.image_queries)
 
 
 def _explain(

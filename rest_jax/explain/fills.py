@@ -1,6 +1,6 @@
 """What stands where a pixel was taken away: the images that measures and methods fade into.
 
-Images are float32 (B, H, W, C) in [0, 1] (or whatever a plain function reads).
+Images are float32 (B, H, W, C) in [0, 1] .
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 
 from rest_jax.errors import UserError
 from rest_jax.explain.taps import mean_of
+from rest_jax.inputs import check_range, is_known
 from rest_jax.ops.blur import gaussian_blur
 
 FILLS = ('blur', 'zero', 'mean', 'black')
@@ -34,9 +35,10 @@ def fill_images(model: Any, images: jax.Array, fill: str | jax.Array | np.ndarra
     float32, the shape of `images`.
 
   Raises:
-    UserError: an unknown name, or an array of another shape.
+    UserError: an unknown name, or an array of another shape, or beyond [0, 1].
   """
   if not isinstance(fill, str):
+    check_range(np.asarray(fill, np.float32) if is_known(fill) else fill, 'fills')
     return _given(jnp.asarray(fill, jnp.float32), images)
   if fill == 'blur':
     return gaussian_blur(images, BLUR_SIZE, BLUR_SIGMA)

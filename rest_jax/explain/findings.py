@@ -248,8 +248,9 @@ def draw_strip(
   options: Mapping[str, Mapping[str, Any]],
   classifier: Classifier,
   seed: int,
+  name: str,
 ) -> None:
-  """Writes sanity.png: cascading re-initialisation, the last layer first (arXiv 1810.03292).
+  """Draws a class's strip: cascading re-initialisation, the last layer first (arXiv 1810.03292).
 
   Args:
     result: the picture.
@@ -257,6 +258,7 @@ def draw_strip(
     options: what each method is called with.
     classifier: the model.
     seed: of the new weights.
+    name: of the file.
 
   Raises:
     UserError: the folder cannot be written.
@@ -269,6 +271,7 @@ def draw_strip(
     for method, chosen in options.items()
   }
   file = literal(result.file.name, _LONGEST)
-  heading = f'{file}: layers re-initialised one after the other, the last one first'
+  about = '' if name == 'sanity.png' else f', class {literal(classifier.class_names[target])}'
+  heading = f'{file}{about}: layers re-initialised one after the other, the last one first'
   figure = figures.sanity_figure(result.picture, strips, result.place, heading)
-  figures.save_figure(result.folder / 'sanity.png', figure)
+  figures.save_figure(result.folder / name, figure)

@@ -160,7 +160,7 @@ def smooth_grad_cam_pp(
   point: Tap,
   images: jax.Array,
   targets: jax.Array | None,
-  key: jax.Array,
+  keys: jax.Array,
   query_batch: int,
   *,
   samples: int = 16,
@@ -182,13 +182,11 @@ def smooth_grad_cam_pp(
     noise: deviation of the noise over the image's range (its largest less its least value).
   """
   check_samples(samples, noise)
-  return _smooth(point, images, targets, key, jnp.float32(noise), samples, query_batch)
+  return _smooth(point, images, targets, keys, jnp.float32(noise), samples, query_batch)
 
 
 @functools.partial(jit, static_argnames=('samples', 'query_batch'))
-def _smooth(point: Tap, images, targets, key, noise, samples: int, query_batch: int) -> jax.Array:
-  keys = jnp.broadcast_to(key, (len(images),))
-
+def _smooth(point: Tap, images, targets, keys, noise, samples: int, query_batch: int) -> jax.Array:
   def part(item):
     chunk, classes, key = item
     logits, features = point.perturbed(chunk)

@@ -29,6 +29,7 @@ from rest_jax.explain.queries import chunked, layer_gradient, probability
 from rest_jax.explain.taps import Tap
 from rest_jax.ops.platform import jit
 
+VARIANTS = ('paper', 'latest')
 GROUPINGS = ('order', 'kmeans', 'agglomerative')
 
 
@@ -46,9 +47,10 @@ class Settings(NamedTuple):
 @method(
   title='Group-CAM',
   source='Zhang et al. 2021',
-  queries=lambda shape, options: options['groups'] + 3,
+  queries=lambda shape, options: made_groups(**options) + 3,
   layer=True,
   by_gradient=True,
+  variants=VARIANTS,
 )
 def group_cam(
   point: Tap,
@@ -103,7 +105,7 @@ def by_order(point: Tap, images, targets, settings: Settings) -> jax.Array:
     chunk, classes = item
     weighted, classes = _weigh(point, chunk, classes)
     labels = in_order(weighted.shape[-1], settings.groups)
-    made = settings._replace(groups=int(labels[-1]) + 1)
+    made = settings._replace(groups=made_groups(channels=len(labels), groups=settings.groups))
     labels = jnp.broadcast_to(jnp.asarray(labels), (len(chunk), len(labels)))
     return _explain(point, chunk, classes, weighted, labels, made)
 
@@ -174,7 +176,7 @@ def _scores(point: Tap, images, targets, maps, settings: Settings) -> jax.Array:
 
 
 def _check(settings: Settings, grouping: str) -> None:
-  if settings.variant not in ('paper', 'latest'):
+  if settings.variant not in VARIANTS:
     raise UserError(f"variant is 'paper' or 'latest', not {settings.variant!r}")
   if grouping not in GROUPINGS:
     raise UserError(f'grouping is one of {", ".join(GROUPINGS)}, not {grouping!r}')
@@ -182,6 +184,11 @@ def _check(settings: Settings, grouping: str) -> None:
     raise UserError(
       f'groups is 1 or more and percentile 0 to 100, got {settings.groups}, {settings.percentile}'
     )
+
+
+def made_groups(*, channels: int, groups: int, grouping: str = 'order', **_: Any) -> int:
+  """How many groups so many channels are made into: in order they may be fewer than asked for."""
+  return int(in_order(channels, groups)[-1]) + 1 if grouping == 'order' else min(groups, channels)
 
 
 def in_order(channels: int, groups: int) -> np.ndarray:

@@ -22,7 +22,7 @@ from jax.core import Tracer
 
 from rest_jax.errors import UserError, did_you_mean
 from rest_jax.explain import checking, shown
-from rest_jax.explain.arguments import Asked, Face, takes_key
+from rest_jax.explain.arguments import Asked, Face, as_key, takes_key
 from rest_jax.explain.maps import constant_maps
 from rest_jax.explain.queries import logits_once, prepare, resolve_targets, whole_targets
 from rest_jax.explain.shown import Shown
@@ -66,6 +66,7 @@ class Method:
     source: the paper.
     title: its name as the paper writes it.
     by_pixel: its maps are gradients of single pixels, which pictures stretch.
+    variants: values of its option `variant`, the default first; () where it has none.
   """
 
   name: str
@@ -77,6 +78,7 @@ class Method:
   source: str
   title: str
   by_pixel: bool = False
+  variants: tuple[str, ...] = ()
 
   def options(self) -> dict[str, Any]:
     """Keyword arguments of its own with their defaults, without those that `explain` names."""
@@ -117,15 +119,16 @@ def method(
   title: str | None = None,
   layer: bool = False,
   by_gradient: bool = False,
+  variants: tuple[str, ...] = (),
 ) -> Callable[[Callable[..., jax.Array | Detail]], Callable[..., jax.Array]]:
   """Decorator: makes a function a method of its name, and looks at what it gives.
 
   The function takes, by place and by their names, what it needs of: `point` (the tap), `images`
-  (float32 (B, H, W, C)), `targets` (int32 (B,), or None for the predicted classes), `key` (which
-  makes the method one of chance) and `query_batch`; keyword-only are its own options, with an entry
-  each in its docstring's Args. It gives maps or a `Detail`. Maps that are not numbers are then a
-  `UserError`; empty ones whose gradient is 0, and attributions that are not complete, a warning.
-  Under jit neither can be looked at.
+  (float32 (B, H, W, C)), `targets` (int32 (B,), or None for the predicted classes), `key` or, (B,)
+  of them, `keys` (which makes the method one of chance) and `query_batch`; keyword-only are its own
+  options, with an entry each in its docstring's Args. It gives maps or a `Detail`. Maps that are
+  not numbers are then a `UserError`; empty ones whose gradient is 0, and attributions that are not
+  complete, a warning. Under jit neither can be looked at.
 
   Args:
     source: as `Method` has it.
@@ -133,6 +136,7 @@ def method(
     title: as `Method` has it; the function's name in words by default.
     layer: whether it looks at a layer's map, and takes `layer` and `grid`.
     by_gradient: whether a gradient of 0 leaves the map empty.
+    variants: as `Method` has it.
 
   Returns:
     A decorator of such functions; the function it makes, `(model, images, targets=None, *, ...)`,
@@ -160,7 +164,7 @@ def method(
     needs_key = takes_key(function)
     by_pixel = by_gradient and not layer
     METHODS[name] = Method(
-      name, public, with_detail, layer, needs_key, count, source, called, by_pixel
+      name, public, with_detail, layer, needs_key, count, source, called, by_pixel, variants
     )
     return public
 
@@ -208,6 +212,7 @@ class Explanation(NamedTuple):
     targets: int32 (B,), the class that each map explains.
     logits: (B, K); (B, 1), the scores, where a score of one's own is explained.
     queries: forward passes that one image cost, the mean over images where they differ.
+    image_queries: int32 (B,), those of each image.
     values: (B, H, W), the signed values of which the maps show the support: occlusion's drops,
       RISE's gains, integrated gradients; below 0 lies what speaks against the class. None for
       methods without a sign.
@@ -221,6 +226,7 @@ class Explanation(NamedTuple):
   targets: jax.Array
   logits: jax.Array
   queries: int
+  image_queries: jax.Array
   values: jax.Array | None = None
   delta: jax.Array | None = None
   shown: Shown = Shown()
@@ -288,10 +294,13 @@ def explain(
   if not chosen.needs_layer and (layer is not None or grid is not None):
     given = 'layer' if layer is not None else 'grid'
     raise UserError(f'{method} looks at no layer; leave {given} out')
-  asked = _Question(chosen, key, layer, grid, output, score, options)
+  asked = _Question(chosen, as_key(key), layer, grid, output, score, options)
   if shown.are_pictures(images):
-    return _of_pictures(asked, model, shown.views_of(model, images), targets)
-  return asked(model, images, targets)
+    found = _of_pictures(asked, model, shown.views_of(model, images), targets)
+  else:
+    found = asked(model, images, targets)
+  checking.warn_if_probable(method, found.logits)
+  return found
 
 
 class _Question(NamedTuple):
@@ -305,6 +314,17 @@ class _Question(NamedTuple):
   score: Callable[[Any], jax.Array] | None
   options: dict[str, Any]
 
+  def rows(self) -> dict[str, Any]:
+    """What has a row an image: batches of fills, and keys."""
+    given = self.options | {'key': self.key}
+    return {name: value for name, value in given.items() if checking.has_rows(value)}
+
+  def at(self, places: np.ndarray) -> _Question:
+    """The same question of some of the images."""
+    cut = {name: value[places] for name, value in self.rows().items() if len(value) > 1}
+    key = cut.pop('key', self.key)
+    return self._replace(key=key, options=self.options | cut)
+
   def __call__(self, model: Any, images: Any, targets: Any) -> Explanation:
     method, layer, grid, arguments = self.method, self.layer, self.grid, dict(self.options)
     point, images, targets = prepare(
@@ -317,11 +337,10 @@ class _Question(NamedTuple):
     if method.needs_key:
       arguments['key'] = jax.random.key(0) if self.key is None else self.key
     found = method.detail(point, images, classes, **arguments)
-    queries = _queries(method, point, images, self.options, found.steps)
+    each = _queries(method, point, images, self.options, found.steps)
     constant, seen = constant_maps(found.maps), Shown(by_pixel=method.by_pixel)
-    return Explanation(
-      found.maps, constant, classes, logits, queries, found.values, found.delta, seen
-    )
+    said = classes, logits, _mean(each), each, found.values, found.delta
+    return Explanation(found.maps, constant, *said, seen)
 
 
 def _of_pictures(asked: _Question, model: Any, views: tuple[Any, ...], targets: Any) -> Explanation:
@@ -329,25 +348,34 @@ def _of_pictures(asked: _Question, model: Any, views: tuple[Any, ...], targets: 
   count, size = len(views), min(len(views), _TOGETHER)
   if targets is not None:
     targets = np.broadcast_to(np.asarray(whole_targets(targets, count)), (count,))
+  checking.check_rows(asked.rows(), count)
   parts = []
   for first in range(0, count, size):
     pixels = [view.look().pixels for view in views[first : first + size]]
     pixels = np.stack(pixels + pixels[-1:] * (size - len(pixels)))
     places = np.minimum(np.arange(first, first + size), count - 1)
-    parts.append(asked(model, pixels, None if targets is None else targets[places]))
-  queries = math.ceil(np.mean([part.queries for part in parts]))
+    parts.append(asked.at(places)(model, pixels, None if targets is None else targets[places]))
   joined = jax.tree.map(
     lambda *rows: jnp.concatenate(rows)[:count], *(part._replace(queries=None) for part in parts)
   )
-  return joined._replace(queries=queries, shown=Shown(views, asked.method.by_pixel))
+  return joined._replace(
+    queries=_mean(joined.image_queries), shown=Shown(views, asked.method.by_pixel)
+  )
 
 
 def _queries(
   method: Method, point: Tap, images: jax.Array, options: dict[str, Any], steps: Any
-) -> int:
-  filled = method.options() | options
-  if steps is not None and not isinstance(steps, Tracer):
-    filled['steps'] = float(np.mean(np.asarray(steps)))
+) -> np.ndarray:
+  """Forward passes that each image cost, int32 (B,)."""
+  filled, shape = method.options() | options, tuple(images.shape[1:])
   if method.needs_layer:
     filled['channels'] = point.feature_shape(images)[-1]
-  return math.ceil(method.queries(tuple(images.shape[1:]), filled))
+  if steps is None or isinstance(steps, Tracer):
+    each = [method.queries(shape, filled)] * len(images)
+  else:
+    each = [method.queries(shape, filled | {'steps': int(n)}) for n in np.asarray(steps)]
+  return np.ceil(each).astype(np.int32)
+
+
+def _mean(each: Any) -> int:
+  return math.ceil(np.mean(each))

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rest_jax.errors import UserError
+from rest_jax.inputs import is_known
 from rest_jax.layers import describe, is_array
 from rest_jax.ops import logits as ops_logits
 
 OUTPUTS = ('softmax', 'sigmoid')
+PROBABLE = (
+  'the outputs look like probabilities (all in [0, 1], and each row sums to 1), and a softmax of '
+  'those is wrong; give logits (jnp.log of them will do, of 1e-30 where they are 0)'
+)
+_NARROW = ((8, 7), (5, 10))  # bits of the exponent and of the fraction: bfloat16, float16
+_FEW = 3  # rows under which logits of a narrow type may lie by chance as probabilities do
 
 
 def as_logits(out: Any, batch: int) -> jax.Array:
@@ -100,6 +109,46 @@ def probabilities(logits: jax.Array, output: str | None) -> jax.Array:
   if output == 'softmax' and logits.shape[-1] == 1:
     raise UserError("the softmax of one logit is always 1; leave output out, or say 'sigmoid'")
   return jax.nn.sigmoid(logits) if output == 'sigmoid' else ops_logits.probabilities(logits)
+
+
+def distance_from_probabilities(logits: jax.Array) -> jax.Array:
+  """How rows (B, K) differ from what a softmax gives: int32 (B,).
+
+  0: not at all, to the rounding of float32, or of a narrower type that all of a row's numbers
+  have; 1: by no more than bfloat16 rounds (a compiler keeps bits that the type has not); 2: they
+  are no probabilities, as a single column never is.
+  """
+  count = logits.shape[-1]
+  if count == 1:
+    return jnp.full(logits.shape[:-1], 2, jnp.int32)
+  off = jnp.abs(jnp.sum(logits, -1) - 1)
+  exact = off <= float(jnp.finfo(jnp.float32).eps) * (8 + count**0.5)
+  for exponent, fraction in _NARROW:
+    narrow = (jax.lax.reduce_precision(logits, exponent, fraction) == logits).all(-1)
+    exact |= narrow & (off <= 2.0**-fraction)
+  # Exponentials, quotients and the sum of log2 K additions are each rounded by half of eps.
+  near = off <= float(jnp.finfo(jnp.bfloat16).eps) * (1 + math.log2(count) / 2)
+  inside = ((logits >= 0) & (logits <= 1)).all(-1)
+  return jnp.where(inside & (exact | near), jnp.where(exact, 0, 1), 2)
+
+
+def are_probable(distances: Any) -> bool:
+  """Whether outputs so far from probabilities, int32 (B,), are some; of few rows chance may be."""
+  most = int(np.max(distances, initial=0))
+  return most == 0 or (most == 1 and len(distances) >= _FEW)
+
+
+def look_probable(logits: Any) -> bool:
+  """Whether logits (B, K) look like probabilities; no inside jit."""
+  if not is_known(logits) or not logits.size or logits.min() < 0 or logits.max() > 1:
+    return False
+  return are_probable(distance_from_probabilities(jnp.asarray(logits)))
+
+
+def refuse_probabilities(logits: Any) -> None:
+  """Raises `UserError` where all rows (B, K) look like probabilities; nothing inside jit."""
+  if look_probable(logits):
+    raise UserError(PROBABLE)
 
 
 def check_output(output: Any, scored: bool) -> None:

@@ -18,7 +18,9 @@ from rest_jax.errors import UserError
 from rest_jax.explain import choices
 from rest_jax.explain.command import Command
 from rest_jax.explain.findings import Finding, PictureResult, draw_strip, paper_step, write_result
+from rest_jax.explain.leftovers import without_leftovers
 from rest_jax.explain.metrics import Curves, insertion_deletion
+from rest_jax.explain.outputs import refuse_probabilities
 from rest_jax.explain.queries import logits_once
 from rest_jax.explain.saying import Progress
 from rest_jax.files import make_folder
@@ -72,7 +74,7 @@ def explain_pictures(command: Command) -> int:
   nothing = np.zeros((1, len(classifier.class_names)), np.float32)
   targets = choices.choose_targets(command.target, classifier.class_names, nothing).shape[1]
   layer = check_layer(classifier, methods, command.layer)
-  choices.check_group_cam(classifier, methods, command)
+  choices.check_own_flags(classifier, methods, command)
   files = find_pictures(command.image)
   if note := transparency_note(files):
     print(note, file=sys.stderr)
@@ -135,6 +137,7 @@ def _explain_batch(batch: list[Item], setup: Setup, progress: Progress) -> None:
   if not batch:
     progress.made(count * len(setup.methods))
     return
+  refuse_probabilities(logits)
   targets = choices.choose_targets(command.target, classifier.class_names, logits)
   of_row = np.repeat(np.arange(setup.pictures), setup.targets)
   found = {}
@@ -149,10 +152,20 @@ def _explain_batch(batch: list[Item], setup: Setup, progress: Progress) -> None:
     findings = [_finding(method, found[method], int(r)) for r in rows for method in setup.methods]
     with progress.guarding(item.file):
       _check_maps(result, findings)
-      if command.sanity:
-        options = {method: choices.method_options(method, command) for method in setup.methods}
-        draw_strip(result, findings[0].target, options, classifier, command.seed)
-      progress.done(write_result(result, findings, command, classifier, setup.layer))
+      with without_leftovers(result.folder):
+        if command.sanity:
+          _draw_strips(result, findings, setup)
+        line = write_result(result, findings, command, classifier, setup.layer)
+      progress.done(line)
+
+
+def _draw_strips(result: PictureResult, findings: Sequence[Finding], setup: Setup) -> None:
+  """One of each class that is explained."""
+  command, targets = setup.command, dict.fromkeys(finding.target for finding in findings)
+  options = {method: choices.method_options(method, command) for method in setup.methods}
+  for number, target in enumerate(targets, 1):
+    name = f'sanity_top{number}.png' if len(targets) > 1 else 'sanity.png'
+    draw_strip(result, target, options, setup.classifier, command.seed, name)
 
 
 def _decided(
@@ -224,6 +237,6 @@ def _finding(method: str, applied: _Applied, row: int) -> Finding:
     saliency=np.asarray(explanation.maps[row]),
     constant=bool(explanation.constant[row]),
     seconds=applied.seconds,
-    queries=int(explanation.queries),
+    queries=int(explanation.image_queries[row]),
     curves=None if curves is None else jax.tree.map(lambda values: values[row], curves),
   )

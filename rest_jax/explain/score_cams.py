@@ -14,12 +14,15 @@ from rest_jax.explain.queries import chunked, only_finite, pick, probability, re
 from rest_jax.explain.taps import Tap
 from rest_jax.ops.platform import jit
 
+VARIANTS = ('paper', 'code')
+
 
 @method(
   title='Score-CAM',
   source='Wang et al. 2020',
   queries=lambda shape, options: options['channels'] + 1 + (options['variant'] == 'paper'),
   layer=True,
+  variants=VARIANTS,
 )
 def score_cam(
   point: Tap,
@@ -43,7 +46,7 @@ def score_cam(
     variant: 'paper', or 'code', where w_k is the probability itself.
     query_batch: images a forward pass. It bounds the memory, whatever K and B are.
   """
-  if variant not in ('paper', 'code'):
+  if variant not in VARIANTS:
     raise UserError(f"variant is 'paper' or 'code', not {variant!r}")
   return _score(point, images, targets, variant, query_batch)
 

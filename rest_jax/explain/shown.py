@@ -19,7 +19,7 @@ from PIL import Image
 from rest_jax.errors import UserError
 from rest_jax.explain.overlays import overlay, stretch
 from rest_jax.files import replacing
-from rest_jax.inputs import check_layout
+from rest_jax.inputs import check_images
 from rest_jax.paths import local, output_names
 
 _FORMATS = {
@@ -101,8 +101,7 @@ def _looks(shown: Shown, images: Any, count: int) -> Iterable[tuple[Image.Image,
     raise UserError(
       'these maps are of arrays, which are not kept: save(path, images) lays the maps over them'
     )
-  check_layout(images)
-  pixels = np.asarray(images, np.float32)
+  pixels = np.asarray(check_images(images), np.float32)
   if len(pixels) != count or pixels.shape[-1] not in (1, 3):
     raise UserError(f'images are ({count}, H, W, 1 or 3), as many as maps, got {pixels.shape}')
   eight = np.rint(pixels * 255).clip(0, 255).astype(np.uint8)

@@ -19,6 +19,7 @@ from rest_jax.evaluation.records import RESULTS, Records
 from rest_jax.explain import choices
 from rest_jax.explain.command import Command
 from rest_jax.explain.metrics import box_masks
+from rest_jax.explain.outputs import refuse_probabilities
 from rest_jax.explain.queries import logits_once
 from rest_jax.explain.run import check_layer
 from rest_jax.files import make_folder
@@ -90,7 +91,7 @@ def open_study(command: Command) -> Study:
   if left_out:
     print(left_out, file=sys.stderr)
   check_layer(classifier, methods, command.layer)
-  choices.check_group_cam(classifier, methods, command)
+  choices.check_own_flags(classifier, methods, command)
   extras = ('mask',) if command.data == 'digit_scenes' else ()
   if os.path.exists(os.path.expanduser(command.data)):
     extras = ('boxes',)
@@ -157,6 +158,7 @@ def _read(study: Study, indices: range) -> dict[str, np.ndarray | None]:
   padded = images[np.minimum(np.arange(size), count - 1)]
   logits = np.asarray(logits_once(study.classifier, padded))[:count]
   _check_finite(logits, indices[0] // size)
+  refuse_probabilities(logits)
   masks, marked = _masks(study.classifier, examples)
   objects = {'masks': masks, 'marked': marked}
   return {'images': images, 'labels': labels, **objects, 'logits': logits}

@@ -246,7 +246,7 @@ def _row(study: Study, name: str, baseline: bool = False) -> Row:
   counts = {key: len(some) for key, some in known.items()}
   if baseline:
     return Row(name, values, baseline=True, counts=counts)
-  values['queries'] = Interval(records.rows(name)[0]['queries'])
+  values['queries'] = Interval(float(np.mean(records.column(name, 'queries', images))))
   times = [seconds * 1000 for seconds in _known(records.column(name, 'seconds', images))]
   values['milliseconds'] = Interval(min(times, default=math.nan))
   return Row(name, values, options=study.options[name], counts=counts)

@@ -53,6 +53,13 @@ def test_help_explains_every_flag(capsys):
     (('--image', 'a.png', '--seed', '-1'), '--seed is -1'),
     (('--image', 'a.png', '--groups', '0'), '--groups is 0; it takes a whole number from 1'),
     (('--image',), '--image: expected at least one argument'),
+    (('--evaluate', '--curves'), '--curves has an effect with --image alone; leave it out'),
+    (('--evaluate', '--animate'), '--animate has an effect with --image alone'),
+    (('--evaluate', '--sanity'), '--sanity has an effect with --image alone'),
+    (('--image', 'a.png', '--data', 'digit_scenes'), '--data has an effect with --evaluate alone'),
+    (('--image', 'a.png', '--data_dir', 'd'), '--data_dir has an effect with --evaluate alone'),
+    (('--image', 'a.png', '--split', 'test'), '--split has an effect with --evaluate alone'),
+    (('--image', 'a.png', '--limit', '5'), '--limit has an effect with --evaluate alone'),
     (('stray.png',), "unexpected argument 'stray.png'; pictures go to --image"),
   ],
 )
@@ -83,10 +90,11 @@ def test_places_that_are_none(args, message):
 
 def test_homes_and_other_names(monkeypatch, tmp_path):
   monkeypatch.setenv('HOME', str(tmp_path))
-  places = ('--output', '~/out', '--model', '~/m', '--data_dir', '~/d', '--image', '~/a.png')
+  places = ('--output', '~/out', '--model', '~/m', '--image', '~/a.png')
   parsed = parse(*places, '--model_name', 'rest_small', '--ema')
   assert parsed.output == tmp_path / 'out' and parsed.model == str(tmp_path / 'm')
-  assert parsed.data_dir == str(tmp_path / 'd') and parsed.image == (str(tmp_path / 'a.png'),)
+  assert parsed.image == (str(tmp_path / 'a.png'),)
+  assert parse('--evaluate', '--data_dir', '~/d').data_dir == str(tmp_path / 'd')
   assert parsed.architecture == 'rest_small' and parsed.ema
   assert parse('--image', 'a.png', '--data_dir', 'None').data_dir is None
   assert parse('--evaluate', '--data', '..').output.name not in ('explain_', 'explain_..')
@@ -107,6 +115,41 @@ def test_options_go_to_the_methods_that_have_them():
   assert group_cam == {'layer': 'stage2', 'groups': 8, 'query_batch': 5}
   assert choices.method_options('rise', parsed) == {'query_batch': 5}
   assert choices.method_options('grad_cam', parse('--image', 'a')) == {'layer': None}
+
+
+@pytest.mark.parametrize(
+  ('methods', 'variant', 'expected'),
+  [
+    ('group_cam score_cam grad_cam', 'latest', ('latest', None, None)),
+    ('group_cam score_cam grad_cam', 'code', (None, 'code', None)),
+    ('group_cam score_cam grad_cam', 'paper', ('paper', 'paper', None)),
+  ],
+)
+def test_a_variant_goes_to_the_methods_that_have_it(methods, variant, expected):
+  parsed = parse('--image', 'a', '--variant', variant, '--method', *methods.split())
+  got = [choices.method_options(name, parsed).get('variant') for name in methods.split()]
+  assert tuple(got) == expected
+  choices.check_own_flags(Classifier.load('digit_scenes'), methods.split(), parsed)
+
+
+@pytest.mark.parametrize(
+  ('methods', 'flags', 'message'),
+  [
+    (['grad_cam'], ('--variant', 'paper'), "'paper' is of none of the methods: grad_cam has no"),
+    (['score_cam'], ('--variant', 'latest'), "'latest' is of .*: score_cam has paper and code"),
+    (['rise', 'group_cam'], ('--variant', 'code'), 'group_cam has paper and latest'),
+    (['grad_cam', 'rise'], ('--groups', '9'), '--groups 9: grad_cam, rise makes no groups'),
+  ],
+)
+def test_flags_of_no_method_are_refused(methods, flags, message):
+  with pytest.raises(UserError, match=message):
+    choices.check_own_flags(Classifier.load('digit_scenes'), methods, parse('--image', 'a', *flags))
+
+
+def test_methods_with_variants_say_which():
+  for name in list_methods():
+    method = choices.METHODS[name]
+    assert method.options().get('variant') == (method.variants or (None,))[0]
 
 
 LOGITS = np.array([[0.0, 3.0, 1.0], [5.0, 4.0, 4.5]], np.float32)

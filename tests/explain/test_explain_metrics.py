@@ -221,7 +221,7 @@ def test_maps_to_compare_are_numbers():
   for compare in (rank_correlation, structural_similarity):
     with pytest.raises(UserError, match='not finite'):
       compare(fine, bad)
-  with pytest.raises(UserError, match=r'maps in \[0, 1\]'):
+  with pytest.raises(UserError, match=r'maps are in \[0, 1\]'):
     structural_similarity(fine, fine - 1)
 
 

@@ -194,7 +194,7 @@ def test_fills(scenes):
   )
   np.testing.assert_allclose(fill_images(brightness, images, 'blur').shape, images.shape)
   np.testing.assert_array_equal(
-    fill_images(brightness, images, [1.0, 2.0, 3.0])[2, 0, 0], [1, 2, 3]
+    fill_images(brightness, images, [0.0, 0.5, 1.0])[2, 0, 0], [0, 0.5, 1]
   )
   np.testing.assert_array_equal(fill_images(brightness, images, images[1])[2], images[1])
 

@@ -21,7 +21,8 @@ from jax.core import Tracer
 from rest_jax.errors import UserError
 from rest_jax.explain.arguments import Face
 from rest_jax.explain.fills import fill_images
-from rest_jax.explain.metrics.order import ranks
+from rest_jax.explain.metrics.order import check_unit_maps, ranks
+from rest_jax.explain.outputs import PROBABLE, are_probable, distance_from_probabilities
 from rest_jax.explain.queries import chunked, resolve_targets
 from rest_jax.explain.taps import Tap
 from rest_jax.ops.platform import jit
@@ -115,8 +116,8 @@ def insertion_deletion(
   share = np.minimum(np.arange(last + 1) * step, turns[0].size) / turns[0].size
   fills = (fill_images(point, images, insertion_fill), fill_images(point, images, deletion_fill))
   share = jnp.broadcast_to(jnp.asarray(share, jnp.float32)[None], (len(images), last + 1))
-  curves = _curves(point, images, fills, turns, targets, share, last, query_batch)
-  check_finite_scores(curves.deletion, curves.insertion)
+  curves, distances = _curves(point, images, fills, turns, targets, share, last, query_batch)
+  check_scores(distances, curves.deletion, curves.insertion)
   return curves
 
 
@@ -126,7 +127,7 @@ def area(curve: jax.Array, share: jax.Array) -> jax.Array:
 
 
 @functools.partial(jit, static_argnames=('last', 'query_batch'))
-def _curves(point, images, fills, turns, targets, share, last: int, query_batch: int) -> Curves:
+def _curves(point, images, fills, turns, targets, share, last: int, query_batch: int):
   count, points = len(images), last + 1
   shape = (count, 2, points)
   items = tuple(jax.lax.broadcasted_iota(jnp.int32, shape, a).reshape(-1) for a in range(3))
@@ -139,12 +140,14 @@ def _curves(point, images, fills, turns, targets, share, last: int, query_batch:
     fill = jnp.where(deletes, fills[1][image], fills[0][image])
     return jnp.where(changed == deletes, fill, x)
 
-  scores = probabilities(point, make, items, query_batch).reshape(*shape, -1)
+  scores, distances = probabilities(point, make, items, query_batch)
+  scores = scores.reshape(*shape, -1)
   # The whole image is among the queries: what the class is costs no pass of its own.
   targets = resolve_targets(scores[:, 1, 0], targets)
   curves = of_target(scores, targets)
   insertion, deletion = curves[:, 0], curves[:, 1]
-  return Curves(insertion, deletion, area(insertion, share), area(deletion, share), share)
+  areas = area(insertion, share), area(deletion, share)
+  return Curves(insertion, deletion, *areas, share), distances
 
 
 def _turns(maps, shape: tuple[int, ...], step: int) -> tuple[int, Any]:
@@ -199,17 +202,18 @@ def drop_increase(
     query_batch: images a forward pass.
 
   Raises:
-    UserError: shapes that do not belong together, an unknown fill.
+    UserError: shapes that do not belong together, an unknown fill, maps or a fill beyond [0, 1].
   """
-  maps = check_maps(maps, images)
+  checked = check_maps(maps, images)
+  check_unit_maps(maps)
   fills = fill_images(point, images, fill)
-  found = _drop_increase(point, images, fills, maps, targets, query_batch)
-  check_finite_scores(found.drop)
+  found, distances = _drop_increase(point, images, fills, checked, targets, query_batch)
+  check_scores(distances, found.drop)
   return found
 
 
 @functools.partial(jit, static_argnames='query_batch')
-def _drop_increase(point, images, fills, maps, targets, query_batch: int) -> DropIncrease:
+def _drop_increase(point, images, fills, maps, targets, query_batch: int):
   shape = (2, len(images))
   items = tuple(jax.lax.broadcasted_iota(jnp.int32, shape, a).reshape(-1) for a in range(2))
 
@@ -218,16 +222,17 @@ def _drop_increase(point, images, fills, maps, targets, query_batch: int) -> Dro
     mask = jnp.where((masked == 1)[:, None, None], maps[image], 1.0)[..., None]
     return images[image] * mask + fills[image] * (1 - mask)
 
-  scores = probabilities(point, make, items, query_batch).reshape(*shape, -1)
+  scores, distances = probabilities(point, make, items, query_batch)
+  scores = scores.reshape(*shape, -1)
   targets = resolve_targets(scores[0], targets)
   whole, seen = (of_target(s, targets) for s in scores)
   size = jnp.where(whole == 0, 1, jnp.abs(whole))
-  return DropIncrease(jnp.maximum(whole - seen, 0) / size, seen > whole)
+  return DropIncrease(jnp.maximum(whole - seen, 0) / size, seen > whole), distances
 
 
 def probabilities(
   point: Tap, make: Callable[[Any], jax.Array], items: Any, query_batch: int
-) -> jax.Array:
+) -> tuple[jax.Array, jax.Array]:
   """Probabilities, or the score of one's own, of the images that `make(items)` gives.
 
   Never more than `query_batch` of them at once.
@@ -239,19 +244,27 @@ def probabilities(
     query_batch: images a forward pass.
 
   Returns:
-    float32 (N, K).
+    float32 (N, K); and int32 (N,), how far what the model gave is from probabilities already.
   """
 
   def run(chunk):
-    return point.probabilities(point(make(chunk)))
+    logits = point(make(chunk))
+    return point.probabilities(logits), distance_from_probabilities(logits)
 
   return chunked(run, items, query_batch)
 
 
-def check_finite_scores(*scores: jax.Array) -> None:
-  """Raises `UserError` unless all scores (B, ...) of images are finite; not inside jit."""
+def check_scores(distances: jax.Array, *scores: jax.Array) -> None:
+  """Raises `UserError` unless they are finite, of logits; not inside jit.
+
+  Args:
+    distances: int32 (N,), of the model's outputs from probabilities.
+    *scores: (B, ...) of images.
+  """
   if any(isinstance(values, Tracer) for values in scores):
     return
+  if are_probable(distances):
+    raise UserError(PROBABLE)
   for values in map(np.asarray, scores):
     wrong = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1))
     if len(wrong):

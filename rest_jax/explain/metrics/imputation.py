@@ -17,8 +17,8 @@ import jax.numpy as jnp
 
 from rest_jax.errors import UserError
 from rest_jax.explain.metrics.faithfulness import (
-  check_finite_scores,
   check_maps,
+  check_scores,
   measure,
   of_target,
   probabilities,
@@ -82,13 +82,13 @@ def road(
   if not noise >= 0:
     raise UserError(f'noise is 0 or more, got {noise}')
   shares = jnp.asarray(percentiles, jnp.float32)
-  found = _road(point, images, places, targets, key, shares, noise, query_batch)
-  check_finite_scores(found.whole, found.morf, found.lerf)
+  found, distances = _road(point, images, places, targets, key, shares, noise, query_batch)
+  check_scores(distances, found.whole, found.morf, found.lerf)
   return found
 
 
 @functools.partial(jit, static_argnames='query_batch')
-def _road(point, images, places, targets, key, percentiles, noise, query_batch: int) -> Road:
+def _road(point, images, places, targets, key, percentiles, noise, query_batch: int):
   pixels = places[0].size
   removed = jnp.round(percentiles * (pixels / 100)).astype(jnp.int32)
   # The most relevant pixels have the lowest ranks; a first query removes nothing.
@@ -105,10 +105,12 @@ def _road(point, images, places, targets, key, percentiles, noise, query_batch: 
     filled = impute(images[image], gone, tolerance=_TOLERANCE)
     return filled + jnp.where(gone[..., None], disturbance[None], 0)
 
-  scores = probabilities(point, make, items, query_batch).reshape(*shape, -1)
+  scores, distances = probabilities(point, make, items, query_batch)
+  scores = scores.reshape(*shape, -1)
   curves = of_target(scores, resolve_targets(scores[:, -1], targets))
   morf, lerf = jnp.split(curves[:, :-1], 2, axis=1)
-  return Road(percentiles, curves[:, -1], morf, lerf, jnp.mean(lerf - morf, 1) / 2)
+  found = Road(percentiles, curves[:, -1], morf, lerf, jnp.mean(lerf - morf, 1) / 2)
+  return found, distances
 
 
 def impute(

@@ -18,6 +18,7 @@ import numpy as np
 from jax.core import Tracer
 
 from rest_jax.errors import UserError
+from rest_jax.explain.maps import ROUNDING
 
 
 def ranks(maps: Any) -> Any:
@@ -44,6 +45,23 @@ def check_finite_maps(maps: np.ndarray) -> None:
   wrong = np.flatnonzero(~np.isfinite(maps).reshape(len(maps), -1).all(1))
   if len(wrong):
     raise UserError(f'map {wrong[0]} is not finite (nan or inf), so its pixels have no order')
+
+
+def check_unit_maps(maps: Any) -> None:
+  """Raises `UserError` unless all maps are in [0, 1]; nothing inside jit.
+
+  For measures that multiply by them: another scale, or a sign, gives another figure.
+  """
+  if isinstance(maps, Tracer):
+    return
+  maps = np.asarray(maps)
+  check_finite_maps(maps)
+  low, high = float(maps.min()), float(maps.max())
+  if low < -ROUNDING or high > 1 + ROUNDING:
+    raise UserError(
+      f'maps are in [0, 1], got values from {low:.6g} to {high:.6g}; explain.min_max brings them '
+      'there, and of signed values .maps of the explanation shows the support'
+    )
 
 
 def _ranks(maps: Any, xp: Any, argsort: Any) -> Any:

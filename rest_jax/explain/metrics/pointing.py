@@ -97,8 +97,18 @@ def box_masks(boxes: jax.Array | np.ndarray, size: tuple[int, int]) -> np.ndarra
 
   Returns:
     bool (B, H, W).
+
+  Raises:
+    UserError: edges in pixels, or not finite.
   """
-  ymin, xmin, ymax, xmax = (b[:, None] for b in np.asarray(boxes, np.float64).T)
+  edges = np.asarray(boxes, np.float64)
+  # A box may hang over the picture's edge, but not by as much again.
+  if edges.size and not -1 <= edges.min() <= edges.max() <= 2:
+    raise UserError(
+      'boxes are (ymin, xmin, ymax, xmax) in [0, 1], got edges from '
+      f'{edges.min():.6g} to {edges.max():.6g}; divide pixels by the height and the width'
+    )
+  ymin, xmin, ymax, xmax = (b[:, None] for b in edges.T)
   y, x = ((np.arange(side) + 0.5) / side for side in size)
   rows, columns = (ymin <= y) & (y <= ymax), (xmin <= x) & (x <= xmax)
   return rows[:, :, None] & columns[:, None]

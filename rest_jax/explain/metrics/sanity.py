@@ -22,7 +22,7 @@ from rest_jax.callables import as_function
 from rest_jax.errors import UserError
 from rest_jax.explain.maps import constant_maps
 from rest_jax.explain.methods import explain
-from rest_jax.explain.metrics.order import check_finite_maps
+from rest_jax.explain.metrics.order import check_finite_maps, check_unit_maps
 from rest_jax.explain.queries import check_images
 from rest_jax.layers import survey
 from rest_jax.ops.platform import jit
@@ -238,8 +238,8 @@ def structural_similarity(
       have no meaning; inside jit.
   """
   a, b = _pair(first, second)
-  if min(a.min(), b.min()) < 0 or max(a.max(), b.max()) > 1:
-    raise UserError('structural similarity is that of maps in [0, 1]; bring them there first')
+  for maps in (a, b):
+    check_unit_maps(maps)
   mean_a, mean_b = _smooth(a), _smooth(b)
   var_a, var_b = _smooth(a * a) - mean_a**2, _smooth(b * b) - mean_b**2
   covariance = _smooth(a * b) - mean_a * mean_b
