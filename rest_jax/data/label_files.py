@@ -118,7 +118,9 @@ def _collected(
   """Puts the rows of each picture together; `last` is what a box's far edges lack."""
   names: dict[str, str] = {}
   boxes: dict[str, tuple[Box, ...]] = {}
+  one_file = _OneFile()
   for line, file, row in rows:
+    file = one_file(file)
     label = (row.get('label') or '').strip()
     if not label:
       raise UserError(f'{path}, line {line}: {row.get("file") or file} has no label')
@@ -207,6 +209,21 @@ def _box(path: str, line: int, row: dict[str, str], last: int) -> tuple[Box, ...
   if box[2] - box[0] < 1 or box[3] - box[1] < 1:
     raise fractions_error(f'{path}, line {line}: {", ".join(texts)} is under a pixel')
   return (box,)
+
+
+class _OneFile:
+  """The first path of each picture, which a list may write in several ways: a.png and ./a.png."""
+
+  def __init__(self):
+    self._folders: dict[str, str] = {}
+    self._first: dict[tuple[str, str], str] = {}
+
+  def __call__(self, path: str) -> str:
+    # Folders are resolved, once each, and files are not: a store may keep two pictures as one.
+    folder, name = os.path.split(path)
+    if folder not in self._folders:
+      self._folders[folder] = os.path.realpath(folder)
+    return self._first.setdefault((self._folders[folder], name), path)
 
 
 class _Finder:

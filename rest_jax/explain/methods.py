@@ -226,7 +226,7 @@ class Explanation(NamedTuple):
   targets: jax.Array
   logits: jax.Array
   queries: int
-  image_queries: jax.Array
+  image_queries: jax.Array | np.ndarray
   values: jax.Array | None = None
   delta: jax.Array | None = None
   shown: Shown = Shown()

@@ -167,6 +167,12 @@ class Tap:
         'windows); explain.list_layers names others'
       )
     if len(shape) == 4:
+      if self.grid != shape[1:3] and _channels_first(shape, image_shape):
+        raise UserError(
+          f'{what} for images {tuple(image_shape[1:3])}, which seems to have its channels first; '
+          'name a layer that has them last, or give a pair (features_fn, head_fn) whose features '
+          f'are jnp.moveaxis(map, 1, -1); if they are last, say grid={shape[1:3]}'
+        )
       return shape  # pyright: ignore[reportReturnType]
     if len(shape) != 3:
       raise UserError(f'{what}, which is no map (B, h, w, C); explain.list_layers names those')
@@ -201,6 +207,20 @@ jax.tree_util.register_dataclass(
   data_fields=['function', 'head', 'score'],
   meta_fields=['layer', 'grid', 'output', 'mean'],
 )
+
+
+def _channels_first(shape: tuple[int, ...], image_shape: tuple[int, ...]) -> bool:
+  """Whether a map's last two axes have the shape of the images' plane and its first two not.
+
+  Either reading that fits will do: only what cannot be (B, h, w, C) is refused. The last two fit
+  where they are in the images' proportion, the first two where rounding may have led there.
+  """
+  _, first, second, third = shape
+  height, width = image_shape[1:3]
+  if second * width != third * height:
+    return False
+  off = abs(first * width - second * height)
+  return off > (0 if height == width else max(height, width))
 
 
 # Class and register tokens before those of the image.

@@ -289,6 +289,28 @@ def test_a_list_of_names(tmp_path):
   assert data.load_judged(tmp_path / 'labels.csv').digest == judged.digest
 
 
+@pytest.mark.parametrize(
+  'again',
+  ['images/i0.png', './images/i0.png', 'images/../images/i0.png', 'link/i0.png', 'ABSOLUTE'],
+)
+def test_a_picture_is_one_however_it_is_written(tmp_path, again):
+  write(tmp_path, 'images/i0.png', 'images/i1.png')
+  (tmp_path / 'link').symlink_to('images')
+  again = str(tmp_path / 'images' / 'i0.png') if again == 'ABSOLUTE' else again
+  head = 'file,label,xmin,ymin,xmax,ymax\ni0.png,a,0,0,1,1\ni1.png,b,0,0,1,1\n'
+  judged = listed(tmp_path, f'{head}{again},a,0,0,2,2\n')
+  assert names(judged.images, tmp_path) == ['images/i0.png', 'images/i1.png']
+  with pytest.raises(UserError, match=r'line 4: .*i0\.png is b here and a above'):
+    listed(tmp_path, f'{head}{again},b,0,0,2,2\n')
+
+
+def test_two_names_of_one_stored_file_are_two_pictures(tmp_path):
+  write(tmp_path, 'images/i0.png')
+  (tmp_path / 'images' / 'i1.png').symlink_to('i0.png')
+  judged = listed(tmp_path, 'file,label\ni0.png,a\ni1.png,b\n')
+  assert len(judged.images.files) == 2
+
+
 def test_a_list_of_numbers(tmp_path):
   judged = listed(tmp_path, 'file,label\na.png,10\nb.png,2\n', 'a.png', 'b.png')
   assert judged.numbered and judged.class_names == tuple(map(str, range(11)))

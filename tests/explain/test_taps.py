@@ -384,3 +384,68 @@ def test_a_layer_of_regions_is_no_map_of_images():
   assert explain.grad_cam(seen, images).shape == (2, 32, 32)
   with pytest.raises(UserError, match=r'part gives .*for 2 images.*not a map an image'):
     explain.grad_cam(seen, images, layer='part')
+
+
+class First(nn.Module):
+  """A block that takes and gives its channels first."""
+
+  width: int
+
+  @nn.compact
+  def __call__(self, x):
+    x = nn.Conv(self.width, (3, 3), strides=2)(x.transpose(0, 2, 3, 1))
+    return nn.relu(x).transpose(0, 3, 1, 2)
+
+
+class AllFirst(nn.Module):
+  width: int
+
+  @nn.compact
+  def __call__(self, x):
+    x = First(self.width, name='stage1')(x.transpose(0, 3, 1, 2))
+    return nn.Dense(3)(x.mean((2, 3)))
+
+
+@pytest.mark.parametrize('size', [(24, 16), (16, 16), (16, 40)])
+@pytest.mark.parametrize('method', ['grad_cam', 'group_cam', 'eigen_cam'])
+def test_a_map_with_its_channels_first_is_refused(size, method):
+  images = jax.random.uniform(jax.random.key(0), (2, *size, 3))
+  module = AllFirst(23)
+  model = Partial(module.apply, drawn(module, images))
+  with pytest.raises(UserError, match=r'stage1 gives .* channels first; name a layer') as caught:
+    explain.explain(model, images, method, layer='stage1')
+  assert '\n' not in str(caught.value)
+  with pytest.raises(UserError, match='channels first'):
+    explain.explain(model, images, method)
+  assert explain.explain(model, images, method, layer='stage1/Conv_0').maps.any()
+  pair = (
+    lambda x: explain.tap(model, 'stage1/Conv_0').features(x),
+    lambda a: jax.nn.relu(a).mean((1, 2))[:, :3],
+  )
+  assert explain.explain(pair, images, method).maps.shape == (2, *size)
+
+
+@pytest.mark.parametrize(
+  ('size', 'shape'),
+  [
+    ((16, 16), (8, 8, 8)),  # either reading
+    ((16, 16), (8, 8, 16)),
+    ((24, 16), (6, 4, 9)),
+    ((24, 16), (10, 6, 4)),  # rounded, may be a map of four channels
+    ((25, 17), (7, 5, 5)),
+    ((16, 16), (4, 8, 5)),
+    ((16, 16), (1, 1, 1)),
+    ((1, 64), (1, 8, 512)),
+  ],
+)
+def test_no_map_is_refused_that_may_have_its_channels_last(size, shape):
+  point = explain.tap((lambda x: jnp.zeros((len(x), *shape)) + x.mean(), lambda a: a.mean((1, 2))))
+  assert point.feature_shape(jnp.zeros((2, *size, 3))) == (2, *shape)
+
+
+def test_a_grid_is_the_users_word_on_a_map():
+  pair = (lambda x: jnp.zeros((len(x), 8, 16, 16)) + x.mean(), lambda a: a.mean((1, 2)))
+  images = jnp.zeros((2, 32, 32, 3))
+  with pytest.raises(UserError, match=r'say grid=\(8, 16\)'):
+    explain.tap(pair).feature_shape(images)
+  assert explain.tap(pair, grid=(8, 16)).feature_shape(images) == (2, 8, 16, 16)
