@@ -137,7 +137,7 @@ MOST = {
   'arrows inside attacks': 95,
   'arrows inside defend': 68,
   'files over 500 lines': 3,
-  'code lines of evaluation and reporting': 5295,
+  'code lines of evaluation and reporting': 5300,
 }
 
 
