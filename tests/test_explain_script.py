@@ -288,6 +288,14 @@ def test_a_model_whose_logits_are_no_numbers(photo, tmp_path, capsys, monkeypatc
   assert progress.failed == 1 and said.count('\n') == 1
 
 
+def test_a_model_that_ends_in_a_softmax(model, photo, tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(run, 'logits_once', lambda *_: np.array([[0.2, 0.3, 0.5]], np.float32))
+  about = ('--image', photo, '--model', model, '--method', 'gradient', '--output', tmp_path)
+  explain(*about, status=2)
+  said = capsys.readouterr().err
+  assert said.startswith('error: the outputs look like probabilities') and said.count('\n') == 1
+
+
 def test_progress_of_one_picture_off_a_terminal(monkeypatch, capsys):
   monkeypatch.setattr(saying, '_TICK', 0.001)
   monkeypatch.setattr(saying, '_SILENCE', 0.002)

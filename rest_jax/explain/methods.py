@@ -378,4 +378,4 @@ def _queries(
 
 
 def _mean(each: Any) -> int:
-  return math.ceil(np.mean(each))
+  return math.ceil(np.asarray(each).mean())  # in float64: a mean of 50.000004 is no 51

@@ -169,8 +169,9 @@ class Tap:
     if len(shape) == 4:
       if self.grid != shape[1:3] and _channels_first(shape, image_shape):
         raise UserError(
-          f'{what} for images {tuple(image_shape[1:3])}, which seems to have its channels first; '
-          'name a layer that has them last, or give a pair (features_fn, head_fn) whose features '
+          f'{self.resolve(image_shape)} gives {shape} for images {image_shape[1:3]}, which seems '
+          'to have its channels first; name a layer that has them last, or give a pair '
+          '(features_fn, head_fn) whose features '
           f'are jnp.moveaxis(map, 1, -1); if they are last, say grid={shape[1:3]}'
         )
       return shape  # pyright: ignore[reportReturnType]

@@ -3,6 +3,7 @@
 import csv
 import json
 import threading
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -31,6 +32,16 @@ def test_best_is_judged_as_printed_and_without_baselines():
   assert table.best_methods(ROWS, 'pointing') == []
   near = [Row('a', {'sanity': Interval(-0.2)}), Row('b', {'sanity': Interval(0.1)})]
   assert table.best_methods(near, 'sanity') == ['b']
+
+
+def test_queries_are_the_mean_over_all_images():
+  rows = [{'queries': n, 'insertion': 0.5, 'seconds': 0.1} for n in (66, 130, 2050)]
+  records = SimpleNamespace(
+    rows=lambda name: rows, column=lambda name, key, images: [rows[n].get(key) for n in images]
+  )
+  asked = SimpleNamespace(seed=0, batch_size=2)
+  of = SimpleNamespace(records=records, count=3, command=asked, options={'some': {}})
+  assert table._row(of, 'some').values['queries'].mean == np.mean([66, 130, 2050])
 
 
 def test_markdown_csv_and_the_sentence_on_group_cam(tmp_path):
