@@ -5,7 +5,8 @@
   ROOT/labels.csv          a list of labels (`label_files`) of pictures anywhere below; likewise
   ROOT/train/CLASS/images/*.JPEG, val/images/*.JPEG, val/val_annotations.txt: Tiny-ImageNet
 
-Classes and files are sorted by name, so that a class keeps its number on every machine.
+Classes and files are sorted by name, so that a class keeps its number on every machine; those of a
+list without splits too, so that its rows may stand in any order.
 """
 
 from __future__ import annotations
@@ -341,6 +342,8 @@ def _listed(root: str, path: str) -> Folder:
   for file, name in zip(labels.files, labels.names, strict=True):
     by_class[number[name]].append(file)
   base = os.path.dirname(path) or '.'
+  # Which tenth is for testing is a matter of the pictures, not of how a table was sorted.
+  by_class = [sorted(some, key=lambda file: os.path.relpath(file, base)) for some in by_class]
   folder = _unsplit(base, names, by_class, f'labels from {path}', labels)
   return dataclasses.replace(folder, root=root, numbered=labels.numbered, place=path)
 

@@ -7,6 +7,8 @@ import os
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from rest_jax import data
@@ -287,6 +289,21 @@ def test_a_list_of_names(tmp_path):
   assert list(judged.images.labels) == [0, 0, 1]
   assert f'labels from {tmp_path}/labels.csv' in judged.line()
   assert data.load_judged(tmp_path / 'labels.csv').digest == judged.digest
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@given(rows=st.permutations(range(24)), before=st.sampled_from(['', './', 'images/../']))
+def test_rows_in_any_order_and_writing_are_split_alike(tmp_path, rows, before):
+  files = [f'i{index:02}.png' for index in range(24)]
+  write(tmp_path, *(f'images/{file}' for file in files))
+  found = []
+  for order, prefix in ((range(24), ''), (rows, before)):
+    lines = [f'{prefix and prefix + "images/"}{files[i]},{"ab"[i % 2]}\n' for i in order]
+    (tmp_path / 'labels.csv').write_text(f'file,label\n{"".join(lines)}')
+    sources = data.load(tmp_path / 'labels.csv')
+    found.append([names(part, tmp_path) for part in (sources.train, sources.test)])
+  assert [[os.path.normpath(name) for name in part] for part in found[1]] == found[0]
+  assert len(found[0][1]) == 2
 
 
 @pytest.mark.parametrize(
