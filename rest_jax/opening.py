@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rest_jax.data.class_match import match_classes
+from rest_jax.data.class_match import by_names, match_classes
+from rest_jax.data.folder import FolderSource
 from rest_jax.data.sample import Sample, take_sample
 from rest_jax.data.source import ImageSource
 from rest_jax.data.sources import EMBEDDED, EMBEDDED_CLASSES, JudgedData, load, load_judged
@@ -83,6 +85,9 @@ def open_judged(
   """
   check_data(data, classifier, model)
   judged = load_judged(data, data_dir, split, tuple(extras))
+  if judged.numbered and (own := _by_names(judged.images, classifier, data, model)):
+    names = classifier.class_names
+    judged = dataclasses.replace(judged, images=own, class_names=names, numbered=False)
   classifier, note = matched(classifier, judged.class_names, data, model, judged.numbered)
   sample = take_sample(judged.images, len(judged.class_names), limit, seed)
   line = '; '.join(filter(None, (judged.line(sample, classifier.class_names), note)))
@@ -118,8 +123,20 @@ def open_training(
   """
   check_data(data, classifier, model)
   sources = load(data, data_dir)
+  if sources.numbered and (own := _by_names(sources.train, classifier, data, model)):
+    return classifier, own
   part, _ = matched(classifier, sources.class_names, data, model, sources.numbered)
   return part, sources.train
+
+
+def _by_names(
+  source: ImageSource, classifier: Classifier, data: str, model: str
+) -> FolderSource | None:
+  """A list of numbers with the model's classes for labels; None as `class_match.by_names`."""
+  if not isinstance(source, FolderSource):
+    return None
+  labels = by_names(source.labels, classifier.class_names, data=data, model=model)
+  return None if labels is None else dataclasses.replace(source, labels=array.array('i', labels))
 
 
 def matched(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -153,3 +156,23 @@ def test_the_training_split_for_what_is_fitted(model, tmp_path):
   assert part.class_names == COLOURS and len(source) == 9
   with pytest.raises(UserError, match="none of the model's"):
     open_training(folder(tmp_path / 'others', ('a', 'b', 'c')), None, whole, model)
+
+
+@pytest.mark.parametrize('names', [('1', '2', '3'), ('10', '2', '7'), ('003', '001', '007')])
+def test_numbers_of_a_list_are_classes_that_are_numbered_otherwise(model, tmp_path, names):
+  """Folders may be called 1 to 102; a list of them has no class 0."""
+  whole = dataclasses.replace(Classifier.load(model), class_names=names)
+  place = Path(folder(tmp_path / 'data', names, each=2))
+  rows = [f'{name}/{i}.png,{int(name)}\n' for i in range(2) for name in names]
+  (place / 'labels.csv').write_text(f'file,label\n{"".join(rows)}')
+  judged = open_judged(str(place / 'labels.csv'), None, whole, model)
+  part, source = open_training(str(place / 'labels.csv'), None, whole, model)
+  for own, images in ((judged.classifier, judged.data.images), (part, source)):
+    assert own.class_names == names and set(images.labels) == {0, 1, 2}
+    for path, label in zip(images.files, images.labels, strict=True):
+      assert Path(path).parent.name == names[label]
+  (place / 'labels.csv').write_text(
+    f'file,label\n{"".join(rows)}'.replace(f',{int(names[0])}', ',5')
+  )
+  with pytest.raises(UserError, match=f'has the label 5, .* called {names[0]}, {names[1]}'):
+    open_judged(str(place / 'labels.csv'), None, whole, model)

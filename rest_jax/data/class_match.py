@@ -77,6 +77,38 @@ def match_classes(
   raise UserError(_refusal(theirs, known, unknown, data, model))
 
 
+def by_names(
+  labels: Sequence[int], model_names: Sequence[str], *, data: str, model: str
+) -> list[int] | None:
+  """Labels of a list of numbers as classes of these names, where a model's names leave numbers out:
+  folders may be called 1 to 102.
+
+  Args:
+    labels: the numbers.
+    model_names: the name of each logit.
+    data: what the user called the data set.
+    model: what the user called the model.
+
+  Returns:
+    The model's class of each; None where every number up to the largest is a class, or the names
+    are none of numbers, which is for `match_classes`.
+
+  Raises:
+    UserError: a label that no class is called.
+  """
+  known = tuple(model_names)
+  place = {int(name): index for index, name in enumerate(known) if _is_number(name)}
+  largest = max(labels, default=-1)
+  if len(place) < len(known) or all(number in place for number in range(largest + 1)):
+    return None
+  if (strange := sorted({*labels} - {*place})) and largest >= 0:
+    raise UserError(
+      f'{data} has the label {strange[0]}, and the classes of the model {model} are called '
+      f'{_some(known)}; choose a model of this data set, or mend the labels'
+    )
+  return [place[label] for label in labels]
+
+
 def _by_number(count: int, known: tuple[str, ...], data: str, model: str) -> ClassMatch:
   """The first classes of a model, or those of these names where its names are numbers: folders are
   sorted as text, so that class '10' may come third.
