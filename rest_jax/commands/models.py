@@ -109,7 +109,7 @@ def _weights() -> dict[str, dict[str, str]]:
   found: dict[str, dict[str, str]] = {}
   for name in model_dir.zoo_names():
     place = Path(str(resources.files('rest_jax'))) / 'zoo' / name
-    model = json.loads((place / model_dir.CONFIG).read_text(encoding='utf-8'))['model']
+    model = json.loads((place / model_dir.CONFIG).read_text(encoding='utf-8-sig'))['model']
     state = 'here'
     if model_dir.is_packaged(place):
       try:

@@ -100,7 +100,7 @@ def read_annotations(path: str) -> Labelled:
     UserError: a line that is none, or a picture that is not there.
   """
   finder, found = _Finder(os.path.dirname(path) or '.'), []
-  with open(path, encoding='utf-8', errors='surrogateescape') as lines:
+  with open(path, encoding='utf-8-sig', errors='surrogateescape') as lines:
     for line, text in enumerate(lines, 1):
       parts = text.rstrip('\n').split('\t')
       if parts == ['']:

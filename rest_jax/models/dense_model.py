@@ -132,7 +132,7 @@ class _Dense:
     directory = _directory(name)
     path = directory / model_dir.CONFIG
     try:
-      config = DenseConfig.from_json(path.read_text(encoding='utf-8'))
+      config = DenseConfig.from_json(path.read_text(encoding='utf-8-sig'))
       if config.kind != cls.KIND:
         raise UserError(f'it describes a {config.kind}, not a {cls.KIND}')
       module = _build(config)
@@ -474,7 +474,7 @@ def kind_at(name: str | os.PathLike[str]) -> str:
   if not hub.is_remote(name) and model_dir.checkpoint(name) is not None:
     return ''
   try:
-    fields = json.loads((_directory(name) / model_dir.CONFIG).read_text(encoding='utf-8'))
+    fields = json.loads((_directory(name) / model_dir.CONFIG).read_text(encoding='utf-8-sig'))
   except (OSError, ValueError):
     return ''  # whoever opens it says what is wrong
   kind = fields.get('kind', '') if isinstance(fields, dict) else ''

@@ -298,7 +298,7 @@ def read_config(directory: Path) -> ModelConfig:
   """
   path = directory / CONFIG
   try:
-    return ModelConfig.from_json(path.read_text(encoding='utf-8'))
+    return ModelConfig.from_json(path.read_text(encoding='utf-8-sig'))
   except (OSError, UnicodeDecodeError, UserError) as error:
     raise UserError(f'{path}: {error}') from error
 

@@ -118,7 +118,7 @@ def unmade_on_failure(directory: str | Path) -> Iterator[None]:
 def _check_same(path: Path, config: dict[str, Any]) -> None:
   saved_path = path / 'config.json'
   try:
-    saved = json.loads(saved_path.read_text(encoding='utf-8'))
+    saved = json.loads(saved_path.read_text(encoding='utf-8-sig'))
     names = differing_keys(config, saved)
   except (OSError, ValueError, AttributeError) as error:
     raise UserError(

@@ -437,13 +437,14 @@ def test_lists_of_splits(tmp_path):
   assert list(sources.val.labels) == [1, 0] and list(sources.test.labels) == [1, 1]
 
 
-def test_tiny_imagenet_is_read_as_it_is(tmp_path):
+@pytest.mark.parametrize('mark', ['', '\ufeff'])  # as an editor may put in front
+def test_tiny_imagenet_is_read_as_it_is(tmp_path, mark):
   for name, number in itertools.product(('n01', 'n02'), range(2)):
     write(tmp_path, f'train/{name}/images/{name}_{number}.JPEG')
     (tmp_path / 'train' / name / f'{name}_boxes.txt').write_text('x')
   write(tmp_path, 'val/images/val_0.JPEG', 'val/images/val_1.JPEG', 'test/images/test_0.JPEG')
   annotations = 'val_0.JPEG\tn02\t0\t32\t44\t62\nval_1.JPEG\tn01\t63\t55\t63\t59\n'
-  (tmp_path / 'val' / 'val_annotations.txt').write_text(annotations)
+  (tmp_path / 'val' / 'val_annotations.txt').write_text(mark + annotations)
   (tmp_path / 'words.txt').write_text('n01\tgoldfish\n')
   sources = data.load(tmp_path)
   assert sources.class_names == ('n01', 'n02') and sources.splits == ('train', 'val', 'val')

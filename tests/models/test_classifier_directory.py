@@ -1,5 +1,6 @@
 """The model directory: exact, replaced as a whole, and every damage named."""
 
+import codecs
 import json
 import shutil
 
@@ -195,6 +196,14 @@ def test_a_config_that_is_no_json_is_named(text, directory):
   (directory / 'config.json').write_bytes(text)
   with pytest.raises(UserError, match=r'config\.json'):
     Classifier.load(directory)
+
+
+@pytest.mark.parametrize('name', ['labels.txt', 'config.json'])
+def test_a_mark_that_an_editor_put_in_front_is_no_text(name, directory):
+  before, path = Classifier.load(directory), directory / name
+  path.write_bytes(codecs.BOM_UTF8 + path.read_bytes())
+  after = Classifier.load(directory)
+  assert (after.class_names, after.config) == (before.class_names, before.config)
 
 
 def test_a_wrong_tensor_file_is_named(directory):

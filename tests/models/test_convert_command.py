@@ -58,7 +58,7 @@ def test_writes_a_model_directory(checkpoint, tmp_path, capsys):
 
 def test_another_head_and_labels(checkpoint, tmp_path, caplog):
   labels, out = tmp_path / 'labels.txt', tmp_path / 'out'
-  labels.write_text('cat\ndog\n')
+  labels.write_text('\ufeffcat\ndog\n')  # with a mark that an editor put in front
   words = (checkpoint, '--model', 'rest_lite', '--out', out, '--num_classes', 2)
   assert run(*words, '--labels', labels, '--drop_head') == 0
   assert 'head.weight' in caplog.text
