@@ -185,6 +185,16 @@ def better(plain: Result | None, averaged: Result | None) -> Result:
   return max(there, key=rank)
 
 
+def lead(plain: Result | None, averaged: Result | None) -> str:
+  """Why the better of two measurements is the better one, for the card."""
+  if plain is None or averaged is None:
+    return 'alone gives numbers'
+  one, other = rank(plain), rank(averaged)
+  if one[:2] != other[:2]:
+    return 'measured better'
+  return 'measured as well at a lower loss' if one != other else 'measured no worse'
+
+
 def short(result: Result) -> str:
   """The main figures in a few words."""
   return kind_of(result).short(result)

@@ -91,7 +91,9 @@ class Recorder:
   def judged(self, step: int, test: dict[str, Any]) -> None:
     """Logs and shows what the best weights do on the test split, which chose nothing."""
     if self._writer is not None:
-      self._writer.write(step, {'epoch': test['epoch'], **_logged('test', test)})
+      # A line is of the step that it is written at; the weights are those of another one.
+      best = {'best/step': test['step'], 'best/epoch': test['epoch']}
+      self._writer.write(step, {'epoch': self._plan.epoch(step), **best, **_logged('test', test)})
     self.say(f'epoch {test["epoch"]:5.1f}, the best: test {measured.line(test, None)}')
 
   def draw(self, at_most_every: float = _CURVES_SECONDS) -> None:

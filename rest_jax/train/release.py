@@ -24,7 +24,7 @@ class Results:
   Attributes:
     best: values measured with the released weights: step, epoch, top1, top5, loss, count; of a
       denoising model psnr and noisy_psnr instead of accuracies; averaged: whether they are the
-      moving average.
+      moving average, and 'lead' why they are the released ones.
     last: the same at the last evaluation.
     seconds: time of training so far, evaluations included.
     finished: False while the training still goes on.
@@ -75,7 +75,8 @@ def card(config: Config, results: Results, name: str) -> str:
   weights = 'weights'
   if config.train.ema:
     chosen = 'the average' if results.best.get('averaged', True) else 'the weights themselves'
-    weights = f'weights and their moving average, of which {chosen} measured better'
+    lead = results.best.get('lead', 'measured better')  # of runs from before it was kept
+    weights = f'weights and their moving average, of which {chosen} {lead}'
   sizes = purpose_of(config).sizes(config)
   model = f'{config.model.name} {config.model.overrides.to_dict() or ""}'.rstrip()
   begun = f', starting from {markdown_code(config.model.init)},' if config.model.init else ''

@@ -115,6 +115,8 @@ class Run:
     """
     plain, averaged = self._measure_both()
     result = measured.better(plain, averaged)
+    if self.state.ema is not None:
+      result = result | {'lead': measured.lead(plain, averaged)}
     self._meta |= {'evaluated': self.step, 'last': result}
     self.recorder.evaluation(plain, averaged, self._chooser)
     self._meta['since_best'] = self._meta.get('since_best', 0) + 1

@@ -72,6 +72,21 @@ def test_val_chooses_and_test_is_judged_once_at_the_end(experiment, tmp_path, mo
   assert asked == [12, 12, 20] and again['test'] == results['test']
 
 
+def test_the_last_line_is_of_the_end_and_says_which_weights_were_judged(
+  experiment, tmp_path, monkeypatch
+):
+  measure, accuracies = classifying.evaluate, iter((1.0, 0.25, 0.5))  # the first one is the best
+  monkeypatch.setattr(
+    classifying, 'evaluate', lambda *args: measure(*args) | {'top1': next(accuracies)}
+  )
+  loop.train(experiment, tmp_path / 'run')
+  (judged,) = [
+    line for line in read_metrics(tmp_path / 'run' / 'metrics.jsonl') if 'test/top1' in line
+  ]
+  assert (judged['step'], judged['epoch']) == (6, 1.0)
+  assert (judged['best/step'], judged['best/epoch']) == (3, 0.5)
+
+
 def test_two_splits_are_told_as_before(experiment, tmp_path, capsys):
   shutil.rmtree(tmp_path / 'data' / 'Valid')
   results = loop.train(experiment, tmp_path / 'run')

@@ -21,6 +21,7 @@ from rest_jax.train import (
   loop,
   measured,
   parallel,
+  release,
   run,
   totals,
   validation,
@@ -221,6 +222,27 @@ def test_of_equal_measures_the_clean_accuracy_then_the_loss_decides(worse, bette
   assert measured.rank(better) > measured.rank(worse)
   assert measured.merit(better) == measured.merit(worse)
   assert measured.better(worse, better) is better and measured.better(better, worse) is better
+
+
+@pytest.mark.parametrize(
+  ('plain', 'averaged', 'lead'),
+  [
+    (result(1, top1=0.4), result(1), 'measured better'),
+    (result(1, robust_top1=0.2), result(1, robust_top1=0.2, top1=0.6), 'measured better'),
+    (result(1, loss=0.9), result(1), 'measured as well at a lower loss'),
+    (result(1), result(1), 'measured no worse'),
+    (None, result(1), 'alone gives numbers'),
+    (result(1), None, 'alone gives numbers'),
+  ],
+)
+def test_the_card_says_better_of_what_was_better(config, plain, averaged, lead):
+  config.train.ema = 0.9
+  assert measured.lead(plain, averaged) == lead
+  best = measured.better(plain, averaged)
+  best = best | {'lead': lead, 'averaged': best is averaged}
+  chosen = 'the average' if best['averaged'] else 'the weights themselves'
+  results = release.Results(best, best, 1.0, True, 'x')
+  assert f'of which {chosen} {lead}; ' in release.card(config, results, 'run')
 
 
 def test_the_better_of_weights_and_average_is_released(experiment, tmp_path, monkeypatch):
