@@ -7,9 +7,11 @@ nothing else. For figures there is `rest_jax.evaluation.figures.literal`.
 
 from __future__ import annotations
 
+import collections
 import math
 import re
 import unicodedata
+from collections.abc import Sequence
 
 _SAME = 1e-7  # relative; a radius that went through float32 is written alike
 _FORMULA = ('=', '+', '-', '@', '\t', '\r', '\n')
@@ -44,6 +46,22 @@ def shortened(text: str, most: int) -> str:
     return text
   end = most // 3
   return f'{text[: most - 1 - end]}…{text[len(text) - end :]}'
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+  """Names as keys, one each: those that stand twice, as ImageNet's 'crane' does, get a number.
+
+  Args:
+    names: in order; the number is the place there, from 0.
+  """
+  count, used, keys = collections.Counter(names), set(names), []
+  for number, name in enumerate(names):
+    key = name
+    while count[name] > 1 and key in used:  # another one may be called as this would be
+      key = f'{key} ({number})'
+    used.add(key)
+    keys.append(key)
+  return keys
 
 
 def plural(count: int, word: str, words: str | None = None) -> str:

@@ -101,3 +101,18 @@ def test_numbers_and_their_words():
   assert text.plural(2, 'man', 'men') == '2 men'
   assert text.shortened('x' * 50, 10) == 'xxxxxx…xxx' and text.shortened('abc', 3) == 'abc'
   assert text.radius_text(1 / 255) == '1/255' and text.radius_text(0.5) == '0.5'
+
+
+@pytest.mark.parametrize(
+  'names',
+  [
+    ('crane', 'tench', 'crane'),
+    ('crane (2)', 'tench', 'crane', 'crane'),
+    ('crane', 'crane (0)', 'crane', 'crane (2)', 'crane (0)'),
+  ],
+)
+def test_no_name_is_lost_to_another(names):
+  keys = text.distinct(names)
+  assert len(set(keys)) == len(names)
+  assert all(key.startswith(name) for key, name in zip(keys, names, strict=True))
+  assert all(key == name for key, name in zip(keys, names, strict=True) if names.count(name) == 1)

@@ -130,19 +130,34 @@ def choose_targets(target: str, class_names: Sequence[str], logits: np.ndarray) 
   count = len(class_names)
   ranked = np.argsort(-logits, axis=1, kind='stable')
   if target in class_names:
-    return np.full((len(logits), 1), class_names.index(target), np.int32)
+    return np.full((len(logits), 1), _only(target, class_names, target), np.int32)
   if target == 'predicted':
     return ranked[:, :1].astype(np.int32)
   if match := re.fullmatch(r'top(\d+)', target):
     return _top(int(match[1]), target, ranked)
   folded = [name.casefold() for name in class_names]
   if target.casefold() in folded:
-    number = folded.index(target.casefold())
+    number = _only(target.casefold(), folded, target)
   elif re.fullmatch(r'-?\d+', target) and 0 <= int(target) < count:
     number = int(target)
   else:
     raise UserError(_no_class(target, class_names, folded))
   return np.full((len(logits), 1), number, np.int32)
+
+
+def _only(name: str, names: Sequence[str], target: str) -> int:
+  """The number of the class of a name.
+
+  Raises:
+    UserError: several are called so, which no map could stand for.
+  """
+  numbers = [number for number, other in enumerate(names) if other == name]
+  if len(numbers) > 1:
+    raise UserError(
+      f'--target {target}: {len(numbers)} classes of the model are called so, capitals aside; give '
+      f'the number of one: {", ".join(map(str, numbers[:10]))}'
+    )
+  return numbers[0]
 
 
 def _top(wanted: int, target: str, ranked: np.ndarray) -> np.ndarray:

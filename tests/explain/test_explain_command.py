@@ -190,6 +190,13 @@ def test_unknown_targets(target, message):
     choices.choose_targets(target, ('cat', 'dog', 'goldfish'), LOGITS)
 
 
+@pytest.mark.parametrize(('target', 'numbers'), [('crane', '0, 2'), ('CRANE', '0, 2')])
+def test_a_name_of_two_classes_is_no_target(target, numbers):
+  with pytest.raises(UserError, match=f'2 classes .* called so.* the number of one: {numbers}'):
+    choices.choose_targets(target, ('crane', 'dog', 'crane'), LOGITS)
+  assert choices.choose_targets('2', ('crane', 'dog', 'crane'), LOGITS)[0, 0] == 2
+
+
 def test_models_that_are_none(tmp_path):
   with pytest.raises(UserError, match=r'nothing_like_it.*digit_scenes'):
     choices.open_classifier('nothing_like_it')
