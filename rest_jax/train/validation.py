@@ -51,8 +51,8 @@ class Validation:
       its diagonal is what top1 counts).
     class_top1: float (K,), top-1 of each class; NaN where it has no example.
     bins: float (15, 3): examples, mean confidence and accuracy of each bin, NaN where empty.
-    images_per_second: reading and computing, without the first batch of a device, which compiles;
-      NaN where there was no other.
+    images_per_second: reading and computing of full batches, without the first one of a device,
+      which compiles; NaN where there was no other.
   """
 
   count: int

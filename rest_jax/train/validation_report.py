@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from rest_jax.evaluation.document import Block, Figure, Heading, Text, plain_table, to_markdown
 from rest_jax.evaluation.environment import command_line, describe_devices, environment
 from rest_jax.evaluation.figures import literal, new_figure
-from rest_jax.text import markdown, markdown_code, plural
+from rest_jax.text import distinct, markdown, markdown_code, plural
 from rest_jax.train.validation import Validation
 from rest_jax.train.workdir import save_figure, write_json, write_text
 
@@ -69,16 +68,11 @@ def _results(result: Validation, names, model: str, source: str, view: dict[str,
     'loss': result.loss,
     'ece': result.ece,
     'images_per_second': result.images_per_second,
-    'class_top1': dict(zip(_distinct(names), result.class_top1.tolist(), strict=True)),
+    'class_top1': dict(zip(distinct(names), result.class_top1.tolist(), strict=True)),
     'calibration': result.bins.tolist(),
     'confusion': result.confusion.tolist(),
     'environment': environment(),
   }
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-  """Names as keys: of those that stand twice, as ImageNet's 'crane' does, the number is said."""
-  return [name if names.count(name) == 1 else f'{name} ({i})' for i, name in enumerate(names)]
 
 
 def _parts(directory: Path, result: Validation, names, view: dict[str, Any]) -> list[Block]:
@@ -89,7 +83,7 @@ def _parts(directory: Path, result: Validation, names, view: dict[str, Any]) -> 
     f'{result.top5:.2%}' if len(names) > 5 else '–',
     f'{result.loss:.4f}',
     f'{result.ece:.2%}',
-    'one batch only' if math.isnan(speed) else f'{speed:.0f}',
+    'too few batches' if math.isnan(speed) else f'{speed:.0f}',
   ]
   counts = result.confusion.sum(axis=1)
   classes = [
@@ -114,7 +108,7 @@ def _parts(directory: Path, result: Validation, names, view: dict[str, Any]) -> 
     plain_table(['images', 'mean confidence', 'accuracy'], bins),
     Text(
       f'{markdown_code(command_line())} on {describe_devices()}. images/s is reading, decoding and '
-      'computing together, without the first batch of each device, which compiles.'
+      'computing together, of full batches, without the first of each device, which compiles.'
     ),
   ]
 

@@ -45,6 +45,33 @@ def batches(labels, size=8):
     yield {'image': image, 'label': label, 'mask': np.arange(size) < len(rows)}
 
 
+@pytest.mark.parametrize(
+  ('batches', 'speed'),
+  [
+    ([8, 8, 8], 8.0),
+    ([8, 8, 8, 1], 8.0),  # of nine more images in two seconds it was 5.67
+    ([8, 8, 7], 8.0),
+    ([8, 3], None),  # of the one full batch the time is that of compiling
+    ([8], None),
+    ([3], None),
+    ([], None),
+  ],
+)
+def test_the_speed_is_of_full_batches(monkeypatch, batches, speed):
+  """A batch takes a second, however many of its rows are images."""
+  now = itertools.count()
+  monkeypatch.setattr(validation.time, 'perf_counter', lambda: float(next(now)))
+  judging, records = validation._Judging(None), Records(None, {})
+  meter = validation._Speed(judging, None)
+  meter.first = batches[0] if batches else 0
+  for images in batches:
+    judging.warm.add('device')
+    meter('model', images)
+  meter.keep(records)
+  found = [row['images_per_second'] for row in records.rows('speed').values()]
+  assert found == ([] if speed is None else [speed])
+
+
 @pytest.fixture(scope='module')
 def measured():
   rng = np.random.default_rng(3)
