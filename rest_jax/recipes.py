@@ -431,12 +431,24 @@ def _texts_of_parts(glue: Any, parts: tuple[Recipe, ...], leaves: Iterator[Any])
     left_out.add(len(parts) - 1)  # the function's own attributes
   elif isinstance(glue, _Object):
     yield f'{_name_of(glue.kind)} {" ".join(glue.names)} {_text_of_call(glue.kind)}'
+  elif isinstance(glue, _Tree) and 'CustomNode' in str(glue):
+    yield from _texts_of_nodes(glue.structure)
   else:
-    text = str(glue)  # packages' own nodes tell addresses and what else changes
-    yield re.sub(r'0x[0-9a-f]+', '', text) if 'CustomNode' not in text else 'tree'
+    yield re.sub(r'0x[0-9a-f]+', '', str(glue))
   for at, part in enumerate(parts):
     found = list(_texts(part, leaves)) if at not in left_out else _skip(part, leaves)
     yield from found
+
+
+def _texts_of_nodes(structure: Any) -> Iterator[str]:
+  """The types of a pytree's nodes and what they hold beside their leaves, such as functions."""
+  node = structure.node_data()
+  if node is None:
+    return
+  kind, held = node
+  yield from (_name_of(kind), digest(held))
+  for child in structure.children():
+    yield from _texts_of_nodes(child)
 
 
 def _skip(recipe: Recipe, leaves: Iterator[Any]) -> list[str]:

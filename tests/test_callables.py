@@ -6,16 +6,19 @@ import gc
 import os
 import subprocess
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from flax import nnx, struct
 from jax.tree_util import Partial, register_dataclass
 
 from rest_jax import attacks
 from rest_jax.callables import as_function
+from rest_jax.defend.denoise import Denoiser
+from rest_jax.defend.protection import protect
 from rest_jax.errors import UserError
 from rest_jax.recipes import digest
 
@@ -337,6 +340,7 @@ print(digest(Mine(0.1, {'one': 1, 'two': [2]})))
 print(digest(steps(3)))
 print(digest(functools.partial(steps, count=3)))
 print(digest(attacks.bpda(steps(3), steps(4))))
+print(digest({'node': Partial(steps(5), {'inside': Partial(steps(6))})}))
 """
 
 
@@ -351,7 +355,7 @@ def test_a_digest_is_the_same_in_other_processes():
     ).stdout
     for seed in ('1', '2')
   ]
-  assert outs[0] == outs[1] and len(set(outs[0].split())) == 4
+  assert outs[0] == outs[1] and len(set(outs[0].split())) == 5
 
 
 @jax.custom_vjp
@@ -401,6 +405,37 @@ def test_a_digest_tells_functions_apart_that_differ_in_anything_but_arrays(monke
   assert digest(as_function(functions['bpda'])) == digest(as_function(attacks.bpda(quantise)))
   monkeypatch.setitem(globals(), 'STEP', 3.0)
   assert digest(functions['global']) != found['global']
+
+
+@struct.dataclass
+class Node:
+  weight: jax.Array
+  function: Any = struct.field(pytree_node=False)
+
+
+def test_a_digest_tells_pytrees_apart_by_the_functions_of_their_nodes():
+  """A defended model is one, with the user's denoiser in it."""
+
+  def denoising(change):
+    return Denoiser('own', jnp.float32(1), *map(Partial, (_same, change, _same)))
+
+  trees = {}
+  for name, function in {'round': lambda x, s: jnp.round(x), 'floor': lambda x, s: x // s}.items():
+    trees |= {
+      f'a dictionary, {name}': {'model': Partial(function)},
+      f'deeper, {name}': [0.0, {'model': (Partial(jnp.tanh), [Partial(function)])}],
+      f'an argument, {name}': Partial(jnp.tanh, {'model': Partial(function)}),
+      f'a field that is no leaf, {name}': Node(jnp.ones(2), function),
+      f'a denoiser, {name}': denoising(function),
+      f'a defended model, {name}': protect(Partial(Plain(jnp.ones(2))), denoising(function)),
+    }
+  found = {name: digest(tree) for name, tree in trees.items()}
+  assert len(set(found.values())) == len(found), found
+  assert digest(Node(jnp.zeros(2), _same)) == digest(Node(jnp.ones(2), _same))
+
+
+def _same(x, *_):
+  return x
 
 
 def test_a_digest_is_not_one_of_arrays():

@@ -41,7 +41,8 @@ class State:
     targets: int32 (B,); the labels where there are none.
     eps: float32 (B,).
     keys: PRNG keys (B,).
-    iteration: int32 (B,), steps taken.
+    iteration: int32 (B,), the number of the step to come; an algorithm may leave some out.
+    steps: int32 (B,), how many were taken.
     adv: the adversarial image to return, `images` where none was found.
     success: bool (B,), whether `adv` is one within eps.
   """
@@ -52,6 +53,7 @@ class State:
   eps: jax.Array
   keys: jax.Array
   iteration: jax.Array
+  steps: jax.Array
   adv: jax.Array
   success: jax.Array
 
@@ -65,6 +67,7 @@ class State:
       eps=eps,
       keys=keys,
       iteration=jnp.zeros(eps.shape, jnp.int32),
+      steps=jnp.zeros(eps.shape, jnp.int32),
       adv=images,
       success=jnp.zeros(eps.shape, bool),
       **more,
@@ -148,7 +151,8 @@ def advance(algorithm: Algorithm, model: Partial, state: Any, stop_early: bool) 
   new = algorithm.step(model, state)
   sound = jnp.all(jnp.isfinite(new.adv), axis=tuple(range(1, new.adv.ndim)))
   adv, success = select(sound, (new.adv, new.success), (state.adv, state.success))
-  return select(active, dataclasses.replace(new, adv=adv, success=success), state)
+  new = dataclasses.replace(new, adv=adv, success=success, steps=state.steps + 1)
+  return select(active, new, state)
 
 
 def run(

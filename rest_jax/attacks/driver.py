@@ -31,7 +31,7 @@ from rest_jax.attacks.queries import (
   outputs_once,
 )
 from rest_jax.attacks.slots import GRAIN, Found, Jobs, Keys, Progress, Sizes, run_jobs
-from rest_jax.attacks.threat import Given, Inputs, check_host, check_key
+from rest_jax.attacks.threat import Given, Inputs, check_given, check_host, check_key
 from rest_jax.attacks.wrappers import grain_of
 from rest_jax.evaluation.batches import batch_rows
 from rest_jax.inputs import Norm, check_count
@@ -94,6 +94,8 @@ class IterativeAttack(Algorithm):
     Raises:
       UserError: bad input.
     """
+    if not self.minimum_norm:
+      check_given(eps)
     return self.carry_out(Given(logits_fn, images, labels, eps, targets), key)
 
   def carry_out(self, given: Given, key: Any) -> Outcome:

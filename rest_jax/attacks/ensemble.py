@@ -25,7 +25,7 @@ from rest_jax.attacks.fast_adaptive_boundary import FAB
 from rest_jax.attacks.queries import is_random
 from rest_jax.attacks.registry import register
 from rest_jax.attacks.square_attack import Square
-from rest_jax.attacks.threat import check_inputs
+from rest_jax.attacks.threat import check_given, check_inputs
 from rest_jax.errors import UserError
 from rest_jax.inputs import NORMS, Norm, check_choice
 
@@ -137,6 +137,7 @@ class AutoAttack:
     progress: Progress | None = None,
   ) -> Report:
     """Attacks images; see `auto_attack_report`."""
+    check_given(eps)
     inputs = check_inputs(logits_fn, images, labels, norm=self.norm, eps=eps)
     if self.version == 'rand':
       inputs = inputs._replace(model=_with_draws(inputs.model))

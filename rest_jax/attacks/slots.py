@@ -223,7 +223,7 @@ class _Batch:
     self.next = self.done = self.stepped = 0
     slots = sizes.best(min(len(jobs.image), sizes.most), algorithm.length)
     self.slot_job = np.full(slots, -1)  # -1: free
-    self.iteration = np.zeros(slots, np.int64)
+    self.iteration, self.steps = np.zeros((2, slots), np.int64)
     self.rows = self._rows(self.slot_job)
     self.state: Any = None
 
@@ -251,6 +251,7 @@ class _Batch:
       if self.next == len(self.jobs.image):
         break
       self.slot_job[slot], self.iteration[slot], fresh[slot] = self.next, 0, True
+      self.steps[slot] = 0
       self.next += 1
     if fresh.any():
       self.rows = self._rows(np.where(fresh, self.slot_job, -1))
@@ -288,6 +289,7 @@ class _Batch:
     order = np.argsort(~running, kind='stable')[:size]
     self.state, self.rows = lay_out(self.model, _take((self.state, self.rows), order))
     self.slot_job, self.iteration = self.slot_job[order], self.iteration[order]
+    self.steps = self.steps[order]
     return fresh[order], running[order]
 
   def _enough(self, running: int) -> int:
@@ -296,9 +298,10 @@ class _Batch:
       return max(running - max(len(self.slot_job) // SHARE, 1), 0)
     return self.sizes.below(running)
 
-  def _collect(self, outcome, score, success, iteration, count) -> None:
+  def _collect(self, outcome, score, success, iteration, steps, count) -> None:
     self.stepped += int(count) * len(self.slot_job)
-    success, self.iteration = np.asarray(success), np.asarray(iteration).astype(np.int64)
+    success, self.iteration = np.asarray(success), np.array(iteration, np.int64)
+    self.steps = np.array(steps, np.int64)
     over = self.iteration >= self.algorithm.length
     over = ((over | success) if self.stop_early else over) & (self.slot_job >= 0)
     if over.any():
@@ -319,7 +322,7 @@ class _Batch:
     self.found.offer(image, adv, success, score)
 
   def _free(self, slot) -> None:
-    self.found.steps[self.jobs.image[self.slot_job[slot]]] += self.iteration[slot]
+    self.found.steps[self.jobs.image[self.slot_job[slot]]] += self.steps[slot]
     self.slot_job[slot] = -1
     self.done += 1
 
@@ -374,4 +377,4 @@ def _segment(algorithm, model, state, rows, fresh, running, enough, stop_early: 
   state, count = lax.while_loop(unfinished, go_on, (state, jnp.int32(0)))
   state = lay_out(model, state)
   outcome, score = algorithm.outcome(state)
-  return state, (outcome, score, state.success, state.iteration, count)
+  return state, (outcome, score, state.success, state.iteration, state.steps, count)

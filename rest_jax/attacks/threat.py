@@ -256,6 +256,12 @@ def _check_classes(name: str, values: Any, batch: int, num_classes: int) -> jax.
   return jnp.asarray(np.asarray(array).astype(np.int32) if is_known(array) else array, jnp.int32)
 
 
+def check_given(eps: Any) -> None:
+  """Raises `UserError` where an attack within a radius has none."""
+  if eps is None:
+    raise UserError('the radius is missing: give eps, or infinity (math.inf) for no limit')
+
+
 def check_radii(eps: Any, norm: str, batch: int) -> jax.Array:
   """Radii float32 (B,), none larger than what was given; infinity where that is None."""
   if eps is None:

@@ -187,7 +187,7 @@ def read_boxes(path: str) -> Boxes:
   except (OSError, ElementTree.ParseError) as error:
     raise _unreadable(path, error) from error
   edges = []
-  for box in root.iterfind('object/bndbox'):
+  for box in _box_nodes(root, path):
     texts = [(box.findtext(edge) or '').strip() for edge in EDGES]
     if (found := box_of(texts, first=VOC_FIRST)) is None:
       raise UserError(f'{path}: {", ".join(texts)} is no box; it is xmin, ymin, xmax, ymax')
@@ -198,6 +198,15 @@ def read_boxes(path: str) -> Boxes:
     edges.append((max(left, 0.0), max(top, 0.0), right, bottom))
   width, height = (_whole(root.findtext(f'size/{side}')) for side in ('width', 'height'))
   return Boxes(tuple(edges), (width, height) if width and height else None, path)
+
+
+def _box_nodes(root: ElementTree.Element, path: str) -> Iterator[ElementTree.Element]:
+  """The box of each object: one that is left out would be outside of every box."""
+  for number, found in enumerate(root.iterfind('object'), 1):
+    boxes = found.findall('bndbox')
+    if not boxes:
+      raise UserError(f'{path}: object {number} has no bndbox; give it one or remove it')
+    yield from boxes
 
 
 def fractions_error(found: str) -> UserError:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from rest_jax.data import rle
+from rest_jax.data.box_files import fractions_error
 from rest_jax.data.images import check_size, read_image
 from rest_jax.data.objects import check_box, check_names, learnt
 from rest_jax.errors import UserError, did_you_mean
@@ -123,9 +124,10 @@ def load_coco(
     Where the file gives no area, it is that of the mask, or of the box without masks.
 
   Raises:
-    UserError: the file cannot be read or is no such JSON; a box outside of its image or of negative
-      size, an unknown class or image, two of one id or name, an empty outline, an area or a mark
-      of crowds that is none, a missing picture. The message names the file and the id.
+    UserError: the file cannot be read or is no such JSON; boxes in shares of a side instead of
+      pixels; a box outside of its image or of negative size, an unknown class or image, two of one
+      id or name, an empty outline, an area or a mark of crowds that is none, a missing picture. The
+      message names the file and the id.
   """
   file = Path(file)
   content = _read(file)
@@ -141,6 +143,7 @@ def load_coco(
     _check_annotation(annotation, where, seen, places, category_ids)
     place = places[annotation['image_id']]
     objects[place].append(_object(annotation, where, images[place][2:], category_ids, masks))
+  _check_pixels(file, objects)
   return CocoSource(
     file,
     folder,
@@ -151,6 +154,13 @@ def load_coco(
     masks,
     _count_specks(images, objects),
   )
+
+
+def _check_pixels(file: Path, objects: list[list[CocoObject]]) -> None:
+  """Refuses a file whose boxes all end at the first pixels, as those in shares of a side do."""
+  ends = [edge for found in objects for one in found for edge in one.box]
+  if ends and max(ends) < 2:  # a tool may leave the picture by a rounding
+    raise fractions_error(f'{file}: no edge is beyond the second pixel')
 
 
 def _count_specks(images, objects: list[list[CocoObject]]) -> int:

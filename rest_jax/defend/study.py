@@ -356,7 +356,7 @@ def _records(
 ) -> Records:
   """Where rows go; what may grow (strengths, denoisers by other names, bands) is not pinned."""
   path = None if output_dir is None else local(output_dir, 'output_dir') / RESULTS
-  pins = {one.label: weights_hash(one.denoiser.with_strength(1.0)) for one in chosen}
+  pins = {one.label: pin(one.denoiser.with_strength(1.0)) for one in chosen}
   settings = {
     'perturbations': {s.name: weights_hash((s.images, s.delta, s.labels)) for s in subjects},
     'denoisers': pins,

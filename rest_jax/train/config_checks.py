@@ -236,10 +236,16 @@ _NOT_DENSE = {
 
 def _check_dense(flat: dict[str, Any]) -> None:
   """What is for classifiers has no place where boxes or pixels are learnt."""
+  kind = kind_of(flat['model.name'])
+  if flat['model.as_init']:
+    raise UserError(
+      f'model.as_init trains the classifier of model.init itself, not a {kind} '
+      f'({flat["model.name"]}); leave it out: model.init alone gives the backbone its weights'
+    )
   names = [name for name, off in _NOT_DENSE.items() if (flat[name] or off) != off]
   if names:
     raise UserError(
-      f'{" and ".join(names)}: not for a {kind_of(flat["model.name"])} ({flat["model.name"]}), '
+      f'{" and ".join(names)}: not for a {kind} ({flat["model.name"]}), '
       'whose augmentation is in the group dense; leave it out'
     )
 

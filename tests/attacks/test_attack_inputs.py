@@ -226,6 +226,12 @@ def test_no_limit_is_the_largest_radius_that_there_is(name, norm):
     np.testing.assert_array_equal(np.asarray(mixed)[::2], images[::2])
 
 
+@pytest.mark.parametrize('name', RADIUS_ATTACKS)
+def test_a_radius_that_is_missing_is_not_infinite(name):
+  with pytest.raises(UserError, match='the radius is missing: give eps, or infinity'):
+    RADIUS_ATTACKS[name].run(case.logits_fn, case.IMAGES, case.LABELS, key=key, eps=None)
+
+
 def test_no_limit_under_a_trace():
   def traced(eps):
     return attacks.apgd(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from rest_jax import attacks
+from rest_jax.attacks.threat import Given
 
 
 @pytest.mark.parametrize('norm', ['l2', 'linf'])
@@ -95,6 +96,23 @@ def test_cw_that_aborts_early_fools_what_it_fools_without(share, targeted):
     assert (said == targets if targeted else said != labels).all()
   early, whole = (np.asarray(attacks.distances(adv, images, 'l2')) for adv in found)
   np.testing.assert_allclose(early, whole, rtol=0.02)
+
+
+@pytest.mark.parametrize('abort_early', [False, True])
+def test_cw_counts_the_queries_that_it_asked(abort_early):
+  """A round that is ended early spares the rest of its steps."""
+  asked, attack = [], attacks.CW(steps=40, search_steps=3, abort_early=abort_early)
+
+  def counting(images):
+    jax.debug.callback(lambda: asked.append(1))
+    return case.logits_fn(images)
+
+  given = Given(counting, case.IMAGES[:1], case.LABELS[:1], None, None)
+  (queries,) = attack.carry_out(given, jax.random.key(0)).queries
+  jax.effects_barrier()
+  beside = len(asked) - queries  # whether the image is wrong already
+  assert 0 <= beside <= 2
+  assert queries < 3 * 40 if abort_early else queries == 3 * 40
 
 
 def test_cw_changes_its_constant_as_published():

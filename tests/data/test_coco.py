@@ -236,6 +236,20 @@ def test_annotations_are_of_the_upright_picture(folder, orientation):
       read(folder, data)[0]
 
 
+def test_boxes_in_shares_of_a_side_are_refused(folder):
+  data = content()
+  sizes = {image['id']: (image['width'], image['height']) for image in data['images']}
+  for found in data['annotations']:
+    width, height = sizes[found['image_id']]
+    left, top, *lengths = found['bbox']
+    found['bbox'] = [left / width, top / height, lengths[0] / width, lengths[1] / height]
+  with pytest.raises(UserError, match=r'instances\.json: .* look like fractions; give pixels'):
+    read(folder, data)
+  # One that ends beyond the first pixels says that they are pixels.
+  data['annotations'][0]['bbox'] = [0, 0, 2.5, 1]
+  assert len(read(folder, data).objects[0]) == 2
+
+
 def test_files_that_are_no_json(folder):
   with pytest.raises(UserError, match=r'cannot read the annotations .*instances.json'):
     read(folder, '{"images": ')

@@ -528,6 +528,7 @@ def test_pointing_and_detection_read_one_file_alike(tmp_path):
   ('text', 'words'),
   [
     ('<annotation>', 'cannot read the boxes'),
+    ('<annotation><object><polygon/></object></annotation>', 'object 1 has no bndbox; give it one'),
     (annotation({**BOX, 'xmax': 0}), 'is no box'),
     (annotation({**BOX, 'xmax': 'inf'}), '1, 0, inf, 2 is no box'),
     (annotation({'xmin': 1}), 'is no box'),

@@ -12,7 +12,7 @@ from PIL import Image
 from seen_devices import devices
 
 from rest_jax.defend import figures
-from rest_jax.defend.denoise import denoiser
+from rest_jax.defend.denoise import Denoiser, denoiser
 from rest_jax.defend.features import at_layer
 from rest_jax.defend.study import noise_study
 from rest_jax.defend.study_results import NoiseStudy
@@ -237,6 +237,28 @@ def test_a_study_that_was_stopped_goes_on_and_nothing_is_measured_twice(attacked
   assert file.read_text().startswith(before) and len(lines) == 1 + 10 * 10  # undefended too
   other = study(Partial(by_stripes, jnp.float32(0.5)), tmp_path)  # gives way
   assert other.models[0].clean.value == 1 and len(file.read_text().splitlines()) == len(lines)
+
+
+def test_a_denoiser_of_other_code_is_measured_anew(attacked, tmp_path):
+  images, labels, even, _ = attacked
+
+  def study(change):
+    own = Denoiser('own', jnp.float32(1), *map(Partial, (_same, change, _back)))
+    options = dict(strengths=(1.0,), bands=0, context=True, output_dir=tmp_path)
+    return noise_study(by_brightness, images, labels, even, [own], **options).denoisers[-1]
+
+  same = study(lambda z, strength: z)
+  undone = study(lambda z, strength: 1 - z)
+  assert (same.clean.value, undone.clean.value) == (1, 0)
+  assert study(lambda z, strength: 1 - z) == undone
+
+
+def _same(images):
+  return images
+
+
+def _back(z, shape):
+  return z
 
 
 def test_tables_json_and_conclusion(attacked):

@@ -238,6 +238,7 @@ def test_weights_of_a_classifier_become_the_backbone():
     ({'augment.mixup': 0.2}, 'augment.mixup: not for a detector'),
     ({'adversarial.kind': 'pgd', 'data.cache': True}, 'adversarial.kind and data.cache'),
     ({'train.class_weights': 'balanced'}, 'train.class_weights: not for a detector'),
+    ({'model.as_init': True}, 'model.as_init trains the classifier of model.init'),
     ({'dense.canvases': ((32,),)}, 'height, width'),
     ({'dense.short': (0,)}, 'whole numbers above 0'),
     ({'dense.crop_share': (0.5, 1.5)}, 'at most 1'),
