@@ -421,7 +421,7 @@ def test_where_no_measure_is_a_number_the_latest_weights_are_kept(measures, kept
   run.recorder = SimpleNamespace(evaluation=lambda *_: None, restart_clock=lambda _: None)
   run._checkpoints = SimpleNamespace(save_best=lambda *_: seen.append(run.step))
   run._release = lambda _: None
-  run.state = None
+  run.state = SimpleNamespace(ema=None)
   run._plan, run._config = (
     SimpleNamespace(total=9),
     SimpleNamespace(train=SimpleNamespace(patience=0)),
