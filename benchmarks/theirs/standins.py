@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.machinery
 import sys
 import types
 from collections.abc import Callable
@@ -19,6 +20,7 @@ def module(name: str, **contents: Any) -> None:
   except ImportError:
     made = types.ModuleType(name)
     made.__path__ = []  # type: ignore[attr-defined]
+    made.__spec__ = importlib.machinery.ModuleSpec(name, None)  # torch asks for it
     vars(made).update(contents)
     sys.modules[name] = made
 
