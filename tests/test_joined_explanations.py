@@ -1,0 +1,65 @@
+"""Records of explanations from several runs: joined, kept, compared image by image."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from rest_jax.errors import UserError
+from rest_jax.evaluation.records import Records
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks import explanations
+
+SETTINGS = {'data': 'photos.csv', 'seed': 0}
+MODEL = {'weights': 'w', 'probe': [], 'code': 'c'}
+
+
+def run(folder, cases, settings=SETTINGS):
+  """Records as an evaluation writes them: {case: insertion of the images from 0 on}."""
+  records = Records(folder / 'results.jsonl', settings, model=MODEL)
+  for case, values in cases.items():
+    rest = {name: [0.5] * len(values) for name in ('deletion', 'drop', 'road')}
+    records.add(case, list(range(len(values))), {'insertion': values, **rest})
+  return folder
+
+
+def test_runs_are_joined_and_an_evaluation_goes_on_from_them(tmp_path):
+  one = run(tmp_path / 'one', {'centre': [0.1, 0.2], 'grad_cam': [0.3]})
+  two = run(tmp_path / 'two', {'centre': [0.9, 0.9, 0.9], 'rise': [1 / 3]})
+  kept, folder = tmp_path / 'all.jsonl.gz', tmp_path / 'all'
+  assert explanations.main([str(one), str(two), '--join', str(kept)]) == 0
+  assert explanations.main([str(kept), '--join', str(folder)]) == 0
+  records = Records(folder / 'results.jsonl', SETTINGS, model=MODEL)
+  assert records.column('centre', 'insertion', range(3)) == [0.1, 0.2, 0.9]  # the first run's
+  assert records.column('rise', 'insertion', [0]) == [0.333333]
+  assert sorted(records.cases) == ['centre', 'grad_cam', 'rise']
+
+
+def test_runs_of_other_settings_are_refused(tmp_path):
+  one, two = run(tmp_path / 'one', {}), run(tmp_path / 'two', {}, SETTINGS | {'seed': 1})
+  with pytest.raises(UserError, match=r'two/results\.jsonl is of another model or other settings'):
+    explanations.main([str(one), str(two)])
+  with pytest.raises(UserError, match=r'cannot read the records .*three'):
+    explanations.main([str(one), str(tmp_path / 'three')])
+  (two / 'results.jsonl').write_text(json.dumps({'format': 2})[:-1])
+  with pytest.raises(UserError, match='cannot read the records'):
+    explanations.main([str(two)])
+
+
+def test_methods_are_compared_on_the_images_that_both_have(tmp_path, capsys):
+  cases = {'group_cam': [0.5, 0.6, None, 0.9], 'grad_cam': [0.25, 0.35, 0.4], 'rise': [0.7]}
+  cases |= {'eigen_cam': [None], 'grad_cam:sanity': [0.1]}
+  place = run(tmp_path / 'run', cases)
+  found = explanations.differences(explanations.joined([place / 'results.jsonl'])[1], 'group_cam')
+  assert list(found) == ['grad_cam', 'rise', 'eigen_cam']
+  interval, count = found['grad_cam']['insertion']
+  assert count == 2 and interval == pytest.approx((0.25, 0.25, 0.25))
+  assert found['eigen_cam']['insertion'][1] == 0
+  assert explanations.main([str(place), '--method', 'group_cam']) == 0
+  out = capsys.readouterr().out
+  assert '| Grad-CAM | **+0.250** [+0.250, +0.250] | +0.000 [+0.000, +0.000] |' in out
+  assert '| RISE | -0.200 [-0.200, -0.200] |' in out and '| EigenCAM | –' in out
+  with pytest.raises(UserError, match='no records of score_cam; there are group_cam, grad_cam'):
+    explanations.main([str(place), '--method', 'score_cam'])
