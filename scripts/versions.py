@@ -14,11 +14,13 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# Models, gradients, layers, attacks, explanations, commands and files: what new releases break.
+# Models, gradients, layers, attacks, explanations, commands, files, and bytecode, which each Python
+# has another one of: what new releases break.
 QUICK = (
   'tests/test_front_door.py',
   'tests/test_foreign_layers.py',
   'tests/test_commands.py',
+  'tests/test_callables.py',
   'tests/export/test_export.py',
   'tests/ops/test_depthwise.py',
   'tests/models/test_rest_golden.py',
