@@ -442,11 +442,8 @@ def _texts_of_parts(glue: Any, parts: tuple[Recipe, ...], leaves: Iterator[Any])
 
 def _texts_of_nodes(structure: Any) -> Iterator[str]:
   """The types of a pytree's nodes and what they hold beside their leaves, such as functions."""
-  node = structure.node_data()
-  if node is None:
-    return
-  kind, held = node
-  yield from (_name_of(kind), digest(held))
+  if (node := structure.node_data()) is not None:
+    yield from (_name_of(node[0]), digest(node[1]))
   for child in structure.children():
     yield from _texts_of_nodes(child)
 
