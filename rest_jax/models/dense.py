@@ -225,6 +225,21 @@ def best_detections(
   )
 
 
+def undefined_told(found: Detections, outputs: Sequence[jax.Array]) -> Detections:
+  """Scores of NaN for an image of which some output is no number.
+
+  Comparisons pass over such boxes, proposals and masks, and what is left looks like an image on
+  which nothing was found.
+
+  Args:
+    found: of a batch.
+    outputs: of the heads, (B, ...) each; -inf is a number, of a class that is ruled out.
+  """
+  broken = [~(x < jnp.inf).all(tuple(range(1, x.ndim))) for x in outputs]
+  bad = jnp.stack(broken).any(0)
+  return found._replace(scores=jnp.where(bad[:, None], jnp.nan, found.scores))
+
+
 def lying_on(boxes: jax.Array, box: jax.Array, threshold: float) -> jax.Array:
   """Which boxes are results for a place: (..., N, 4), (4,) -> (..., N) bool, without gradient.
 

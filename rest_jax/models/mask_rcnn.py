@@ -37,6 +37,7 @@ from rest_jax.models.dense import (
   lying_on,
   per_device,
   strongest,
+  undefined_told,
   xavier_uniform,
 )
 from rest_jax.models.fpn import FPN
@@ -217,13 +218,16 @@ class MaskRCNN(DetectorModel):
   def detect(self, images, sizes, train: bool) -> Detections:
     """Objects and their masks; see `DetectorModel`."""
     pyramid, strides = self.pyramid(images, train)
-    found = self._propose(self.proposal_levels(pyramid, strides), sizes, train=False)
+    levels = self.proposal_levels(pyramid, strides)
+    found = self._propose(levels, sizes, train=False)
     read = self._read(pyramid, found.boxes, strides, self.box_size)
     logits, deltas = self._box_outputs(read)
+    outputs = [*levels.logits, *levels.deltas, logits, deltas]
     detections = jax.vmap(self._select_one)(logits, deltas, *found, sizes)
-    if not self.masks:
-      return detections
-    return detections._replace(masks=self._masks(pyramid, strides, detections))
+    if self.masks:
+      masks = self._masks(pyramid, strides, detections)
+      detections, outputs = detections._replace(masks=masks), [*outputs, masks]
+    return undefined_told(detections, outputs)
 
   def _propose(self, levels: Levels, sizes, train: bool) -> Proposals:
     """The regions that the heads look at, as many as in training or in use."""

@@ -33,6 +33,7 @@ from rest_jax.models.dense import (
   per_device,
   strongest,
   total,
+  undefined_told,
 )
 from rest_jax.models.fpn import FPN, TopBlock
 from rest_jax.models.layers import Dtype, check_stages
@@ -175,7 +176,8 @@ class RetinaNet(DetectorModel):
       logits, deltas, size = image
       return self._select_one(logits, deltas, size, levels.anchors)
 
-    return lax.map(one, (levels.logits, levels.deltas, sizes))
+    found = lax.map(one, (levels.logits, levels.deltas, sizes))
+    return undefined_told(found, (*levels.logits, *levels.deltas))
 
   def _select_one(self, logits, deltas, size, anchors) -> Detections:
     """The results of one image."""
@@ -187,10 +189,8 @@ class RetinaNet(DetectorModel):
   def _candidates(self, logits, deltas, anchors):
     """The best pairs of one level: boxes, scores, labels."""
     scores = jax.nn.sigmoid(logits).ravel()
-    undefined = jnp.isnan(scores).any()
     scores = jnp.where(scores > self.score_threshold, scores, -jnp.inf)
     scores, index = lax.top_k(scores, min(self.candidates, scores.size))
-    scores = jnp.where(undefined, jnp.nan, scores)  # which top-k would pass over
     place, label = jnp.divmod(index, self.num_classes)
     return box_ops.decode(deltas[place], jnp.asarray(anchors)[place]), scores, label
 

@@ -186,6 +186,21 @@ def test_training_finds_the_objects(variables, targets, step, key):
   assert min(np.abs(best - box).max() for box in targets.boxes[0, :2]) < 12
 
 
+def test_no_part_that_is_no_number_looks_like_an_empty_picture(variables):
+  """Of a network that diverged nothing lies anywhere: that is no picture without objects."""
+  find = jax.jit(lambda v: MODEL.apply(v, images('mask_rcnn')).scores)
+  assert np.isfinite(find(variables)).all()
+  names = ('rpn/logits', 'rpn/deltas', 'box_head/class_out', 'box_head/box_out', 'mask_head/out')
+  for name in ('', *names):
+    broken = jax.tree_util.tree_map_with_path(
+      lambda path, leaf, name=name: (
+        leaf * np.nan if name in jax.tree_util.keystr(path, simple=True, separator='/') else leaf
+      ),
+      variables,
+    )
+    assert np.isnan(find(broken)).all(), name
+
+
 def test_without_masks(variables):
   model = MODEL.clone(masks=False)
   x = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)

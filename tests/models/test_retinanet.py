@@ -212,8 +212,11 @@ def test_scores_can_be_explained_and_attacked(levels):
   assert (slopes > 0).sum() == 1 and (slopes < 0).sum() == 0
 
 
-def test_a_score_that_is_no_number_is_not_passed_over(levels):
-  broken = (levels.logits[0].at[0, 3, 0].set(jnp.nan), *levels.logits[1:])
-  found = MODEL.select(levels._replace(logits=broken), jnp.asarray(SIZES, jnp.float32))
-  assert np.isnan(found.scores[0]).all() and not found.valid[0].all()
+@pytest.mark.parametrize('part', ['logits', 'deltas'])
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_an_output_that_is_no_number_is_not_passed_over(levels, part, value):
+  outputs = getattr(levels, part)
+  broken = (outputs[0].at[0, 3, 0].set(value), *outputs[1:])
+  found = MODEL.select(levels._replace(**{part: broken}), jnp.asarray(SIZES, jnp.float32))
+  assert np.isnan(found.scores[0]).all()
   assert np.isfinite(found.scores[1]).all()
