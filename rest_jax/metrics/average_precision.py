@@ -16,6 +16,7 @@ import numpy as np
 
 from rest_jax.data import rle
 from rest_jax.errors import UserError
+from rest_jax.text import distinct
 
 NAMES = ('AP', 'AP50', 'AP75', 'AP_small', 'AP_medium', 'AP_large')
 
@@ -27,10 +28,10 @@ class AveragePrecision:
     """Starts at nothing.
 
     Args:
-      class_names: the name of each label.
+      class_names: the name of each label; one that stands twice gets the number of its label.
       masks: whether masks are judged beside the boxes.
     """
-    self.class_names, self.masks = tuple(class_names), masks
+    self.class_names, self.masks = tuple(distinct(class_names)), masks
     self._images: dict[Any, dict[str, int]] = {}
     self._truth: list[dict[str, Any]] = []
     self._found: list[dict[str, Any]] = []
@@ -46,14 +47,16 @@ class AveragePrecision:
         bool where they are judged. Only what is there: no padding.
 
     Raises:
-      UserError: a picture that was added before, or arrays that do not fit.
+      UserError: a picture that was added before, arrays that do not fit, or numbers that are none;
+        nothing of the picture is kept then.
     """
     key, size = example['image_id'], tuple(example['image'].shape[:2])
     if key in self._images:
       raise UserError(f'the picture {key} was judged already; its image_id occurs twice')
+    for part, what in ((example, 'the truth of'), (found, 'what was found in')):
+      self._check(part, size, f'{what} picture {key}')
+      _check_values(part, f'{what} picture {key}')
     self._images[key] = {'height': size[0], 'width': size[1]}
-    self._check(example, size, f'the truth of picture {key}')
-    self._check(found, size, f'what was found in picture {key}')
     for i in range(len(example['labels'])):
       entry = self._entry(example, i, key)
       entry |= {'id': len(self._truth) + 1, 'area': float(example['areas'][i])}
@@ -71,8 +74,9 @@ class AveragePrecision:
         f'{what}: labels reach from {labels.min()} to {labels.max()}, there are '
         f'{len(self.class_names)} classes'
       )
-    if 'scores' in part and len(part['scores']) != count:
-      raise UserError(f'{what}: {len(part["scores"])} scores for {count} labels')
+    for name in ('scores', 'ignore', 'areas'):
+      if name in part and len(part[name]) != count:
+        raise UserError(f'{what}: {len(part[name])} {name} for {count} labels')
     masks = part.get('masks') if self.masks else ()
     if self.masks and (masks is None or tuple(np.shape(masks)) != (count, *size)):
       got = None if masks is None else np.shape(masks)
@@ -145,6 +149,22 @@ class AveragePrecision:
     own = (precision[:, :, i] for i in range(len(self.class_names)))
     values = (float(np.mean(p[p > -1])) if (p > -1).any() else float('nan') for p in own)
     return dict(zip(self.class_names, values, strict=True))
+
+
+def _check_values(part: Mapping[str, Any], what: str) -> None:
+  """Refuses values that pycocotools takes: to it what is no number overlaps everything."""
+  for name in ('boxes', 'scores', 'areas', 'labels'):
+    values = np.asarray(part.get(name, ()), np.float64)
+    if not np.isfinite(values).all():
+      raise UserError(f'{what}: {name} are not finite numbers')
+    if name == 'labels' and (values % 1).any():
+      raise UserError(f'{what}: labels are not whole numbers')
+  masks = np.asarray(part.get('masks', ()))
+  if masks.dtype.kind == 'f' and ((masks != 0) & (masks != 1)).any():
+    raise UserError(f'{what}: masks are bool, not shares of a pixel; give masks >= 0.5')
+  corners = np.asarray(part['boxes'])
+  if (corners[:, 2:] < corners[:, :2]).any():
+    raise UserError(f'{what}: a box ends before it begins; boxes are corners (x1, y1, x2, y2)')
 
 
 def _numbered(entries: list[dict[str, Any]], numbers: dict[Any, int]) -> list[dict[str, Any]]:

@@ -37,7 +37,14 @@ class Confusion:
     Args:
       num_classes: K.
       ignore: label of pixels that nobody judges.
+
+    Raises:
+      UserError: `ignore` is one of the classes.
     """
+    if 0 <= ignore < num_classes:
+      raise UserError(
+        f'ignore {ignore} is one of the {num_classes} classes, none of whose pixels would be judged'
+      )
     self.ignore = ignore
     self.counts = np.zeros((num_classes, num_classes), np.int64)  # rows are the labels
 
@@ -54,6 +61,9 @@ class Confusion:
     labels, predictions = np.asarray(labels), np.asarray(predictions)
     if labels.shape != predictions.shape:
       raise UserError(f'labels are {labels.shape}, predictions {predictions.shape}; give one size')
+    for name, values in (('labels', labels), ('predictions', predictions)):
+      if not np.issubdtype(values.dtype, np.integer):
+        raise UserError(f'{name} are numbers of classes, not {values.dtype}; take the argmax')
     judged = labels != self.ignore
     own, found = labels[judged].astype(np.int64), predictions[judged].astype(np.int64)
     size = len(self.counts)
@@ -65,7 +75,9 @@ class Confusion:
     self.counts += np.bincount(own * size + found, minlength=size * size).reshape(size, size)
 
   def merge(self, counts: np.ndarray) -> None:
-    """Adds the table of another process."""
+    """Adds the table of another process; `UserError` for one of another size."""
+    if np.shape(counts) != self.counts.shape:
+      raise UserError(f'tables are {self.counts.shape}, got {np.shape(counts)}')
     self.counts += np.asarray(counts, np.int64)
 
   def figures(self) -> SegmentationFigures:

@@ -111,6 +111,24 @@ def test_pointing_wants_objects(maps, objects, words):
     explain.pointing_game(maps, objects)
 
 
+@pytest.mark.parametrize('values', [(0.001, 1), (3, 255), (np.nan, np.nan)])
+def test_masks_of_several_values_are_not_all_object(values):
+  """Shares of pixels, or classes with what is to be ignored, would hold all of any map: 100 %."""
+  objects = np.full((1, 4, 4), values[0])
+  objects[0, :2, :2] = values[1]
+  maps = np.arange(16.0).reshape(1, 4, 4)
+  for measured in (explain.pointing_game, explain.energy_share):
+    with pytest.raises(UserError, match='one value beside 0'):
+      measured(maps, objects)
+
+
+def test_masks_of_one_value_are_that_object():
+  maps = np.arange(16.0).reshape(1, 4, 4)
+  objects = maps > 11
+  for value in (1, 0.5, 255):
+    assert explain.energy_share(maps, value * objects) == explain.energy_share(maps, objects)
+
+
 def test_bootstrap_of_a_proportion():
   """Of 400 draws of 0 and 1 the interval is the normal one, to a tenth of its width."""
   values = np.arange(400) < 120

@@ -139,6 +139,12 @@ def test_the_same_as_pycocotools_on_the_file(tmp_path):
     (dict(boxes=np.zeros((2, 4))), r'boxes are \(2, 4\) for 1 labels'),
     (dict(scores=[1, 2]), '2 scores for 1 labels'),
     (dict(masks=np.zeros((1, 3, 3), bool)), r'masks are \(1, 3, 3\), not \(1, 64, 80\)'),
+    (dict(masks=np.full((1, 64, 80), 0.01)), 'masks are bool'),
+    # To pycocotools what is no number overlaps everything: AP 100 %.
+    (dict(boxes=np.full((1, 4), np.nan)), 'boxes are not finite'),
+    (dict(scores=[np.nan]), 'scores are not finite'),
+    (dict(labels=np.array([0.9])), 'labels are not whole numbers'),
+    (dict(boxes=np.array([[30, 30, 10, 10]])), 'a box ends before it begins'),
   ],
 )
 def test_refuses(change, match):
@@ -147,6 +153,24 @@ def test_refuses(change, match):
   with pytest.raises(UserError, match=match) as error:
     metric.add(example, found(example, [0.5]) | change)
   assert 'picture 5' in str(error.value)
+  metric.add(example, found(example, [0.5]))  # nothing was kept of it
+  np.testing.assert_allclose(metric.figures()['box']['AP'], 1)
+
+
+def test_refuses_a_truth_that_is_none():
+  metric = AveragePrecision(('a',))
+  example = truth(5, [[4, 4, 20, 20]], [0])
+  for change in (dict(areas=[np.nan]), dict(areas=[1, 2]), dict(ignore=[])):
+    with pytest.raises(UserError, match='the truth of picture 5'):
+      metric.add(example | change, found(example, [0.5]))
+
+
+def test_classes_of_one_name_stay_apart():
+  metric = AveragePrecision(('crane', 'crane'))
+  example = truth(5, [[4, 4, 20, 20]], [0])
+  metric.add(example, found(example, [0.5]))
+  one, other = metric.figures()['box']['classes'].values()
+  assert one > 0.999 and np.isnan(other)
 
 
 def test_refuses_a_picture_twice_and_none():

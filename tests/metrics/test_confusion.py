@@ -56,3 +56,9 @@ def test_nothing_and_what_is_wrong():
     table.add(np.array([2]), np.array([0]))
   with pytest.raises(UserError, match='predictions reach from 255'):
     table.add(np.array([1]), np.array([255]))
+  with pytest.raises(UserError, match='predictions are numbers of classes, not float64'):
+    table.add(np.array([1, 0]), np.array([0.9, 0.2]))  # probabilities would all be class 0
+  with pytest.raises(UserError, match=r'tables are \(2, 2\), got \(2,\)'):
+    table.merge(np.array([5, 5]))
+  with pytest.raises(UserError, match='ignore 255 is one of the 300 classes'):
+    Confusion(300)

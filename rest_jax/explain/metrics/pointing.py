@@ -28,7 +28,8 @@ def pointing_game(
 
   Args:
     maps: float (B, H, W).
-    objects: bool (B, H, W), or boxes (B, 4) as TFDS has them (ymin, xmin, ymax, xmax in [0, 1]).
+    objects: bool (B, H, W), or 0 and another number; or boxes (B, 4) as TFDS has them (ymin, xmin,
+      ymax, xmax in [0, 1]).
     tolerance: pixels between the maximum and the nearest pixel of the object that still count;
       15/224 of the shorter side by default.
 
@@ -36,8 +37,8 @@ def pointing_game(
     bool (B,).
 
   Raises:
-    UserError: shapes that do not belong together, an object without a pixel, a negative tolerance,
-      a map that is not finite; inside jit.
+    UserError: shapes that do not belong together, an object without a pixel, masks of several
+      values, a negative tolerance, a map that is not finite; inside jit.
   """
   maps, masks = _maps_and_masks(maps, objects)
   height, width = maps.shape[1:]
@@ -63,8 +64,8 @@ def energy_share(maps: jax.Array | np.ndarray, objects: jax.Array | np.ndarray) 
     float64 (B,) in [0, 1]; 0 for a map of zeros.
 
   Raises:
-    UserError: shapes that do not belong together, an object without a pixel, a map that is not
-      finite or has values under 0; inside jit.
+    UserError: shapes that do not belong together, an object without a pixel, masks of several
+      values, a map that is not finite or has values under 0; inside jit.
   """
   maps, masks = _maps_and_masks(maps, objects)
   if maps.min() < 0:
@@ -114,6 +115,17 @@ def box_masks(boxes: jax.Array | np.ndarray, size: tuple[int, int]) -> np.ndarra
   return rows[:, :, None] & columns[:, None]
 
 
+def _one_value(objects: np.ndarray) -> np.ndarray:
+  """Masks as bool: of shares of pixels, or of several classes, all would be the object."""
+  values = np.unique(objects[objects != 0])
+  if len(values) > 1 or not np.isfinite(values).all():
+    raise UserError(
+      'masks have one value beside 0, and these have several, or what is no number; give bool, '
+      'such as objects >= 0.5 or objects == label'
+    )
+  return objects.astype(bool)
+
+
 def _maps_and_masks(maps, objects) -> tuple[np.ndarray, np.ndarray]:
   if isinstance(maps, Tracer) or isinstance(objects, Tracer):
     raise UserError('this measure runs on the host, so not inside jit; give it arrays')
@@ -124,7 +136,7 @@ def _maps_and_masks(maps, objects) -> tuple[np.ndarray, np.ndarray]:
   if objects.shape == (len(maps), 4) and np.issubdtype(objects.dtype, np.floating):
     masks = box_masks(objects, (maps.shape[1], maps.shape[2]))
   elif objects.shape == maps.shape:
-    masks = objects.astype(bool)
+    masks = _one_value(objects)
   else:
     raise UserError(
       f'objects of {objects.dtype} {objects.shape} do not fit maps {maps.shape}; '
