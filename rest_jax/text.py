@@ -14,6 +14,7 @@ import unicodedata
 from collections.abc import Sequence
 
 _SAME = 1e-7  # relative; a radius that went through float32 is written alike
+_WHOLE = 1e-9  # a mean of shares that are all 1 is that near to it
 _FORMULA = ('=', '+', '-', '@', '\t', '\r', '\n')
 _PUNCTUATION = re.compile(r'\\([!-/:-@\[-`{-~])')
 
@@ -70,6 +71,23 @@ def plural(count: int, word: str, words: str | None = None) -> str:
     return f'{count} {word}'
   ending = 'es' if word.endswith(('s', 'x', 'z', 'ch', 'sh')) else 's'
   return f'{count} {words or word + ending}'
+
+
+def percent(share: float, digits: int = 0, sign: str = '') -> str:
+  """A share in percent: '88', '99.6'; '-' for what is no number.
+
+  Args:
+    share: 1 is all.
+    digits: after the point; more where rounding would make all or nothing of what is neither, for
+      100 % says that there was no mistake.
+    sign: what stands behind the number.
+  """
+  if math.isnan(share):
+    return '-'
+  shown = f'{100 * share:.{digits}f}'
+  if float(shown) in (0, 100) and not math.isclose(share, round(share), abs_tol=_WHOLE):
+    return percent(share, digits + 1, sign)
+  return shown + sign
 
 
 def radius_text(value: float | None) -> str:

@@ -116,3 +116,21 @@ def test_no_name_is_lost_to_another(names):
   assert len(set(keys)) == len(names)
   assert all(key.startswith(name) for key, name in zip(keys, names, strict=True))
   assert all(key == name for key, name in zip(keys, names, strict=True) if names.count(name) == 1)
+
+
+@pytest.mark.parametrize(
+  ('share', 'digits', 'shown'),
+  [
+    *(
+      (1, 0, '100'),
+      (1 - 2e-16, 1, '100.0'),
+      (0, 2, '0.00'),
+      (0.876, 0, '88'),
+      (0.876, 2, '87.60'),
+    ),
+    *((0.996, 0, '99.6'), (49999 / 50000, 2, '99.998'), (1 / 5000, 0, '0.02'), (-0.004, 0, '-0.4')),
+    (float('nan'), 1, '-'),
+  ],
+)
+def test_a_percentage_is_all_or_nothing_of_that_alone(share, digits, shown):
+  assert text.percent(share, digits) == shown

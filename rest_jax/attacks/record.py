@@ -243,7 +243,7 @@ def robust_accuracy_curve(
 
 def markdown(rows: Sequence[Row], confidence: float = 0.95) -> str:
   """The table as Markdown."""
-  interval = f'{confidence:.0%} interval'
+  interval = f'{100 * confidence:g}% interval'
   names = ['norm', 'radius', 'attack', 'images', 'clean', 'robust', interval]
   names += ['median distance', 'queries']
   return markdown_table(names, [_cells(row, row.robust_accuracy) for row in rows]) + '\n'
@@ -255,9 +255,9 @@ def _cells(row: Row, robust: Interval) -> list[str]:
     text.radius_text(row.eps),
     text.markdown(row.attack),
     str(row.images),
-    f'{row.clean_accuracy.value:.2%}',
-    f'{robust.value:.2%}',
-    f'{robust.low:.2%} to {robust.high:.2%}',
+    text.percent(row.clean_accuracy.value, 2, '%'),
+    text.percent(robust.value, 2, '%'),
+    f'{text.percent(robust.low, 2)}% to {text.percent(robust.high, 2)}%',
     '-' if row.median_distance is None else f'{row.median_distance:.4g}',
     '-' if row.mean_queries is None else f'{row.mean_queries:.0f}',
   ]

@@ -145,7 +145,7 @@ class TransferMatrix(NamedTuple):
     lines = ['| made on \\ evaluated on | ' + ' | '.join(names) + ' |']
     lines.append('|---' * (len(self.names) + 1) + '|')
     for name, row in zip(names, self.success, strict=True):
-      lines.append(f'| {name} | ' + ' | '.join(f'{value:.2%}' for value in row) + ' |')
+      lines.append(f'| {name} | ' + ' | '.join(text.percent(value, 2, '%') for value in row) + ' |')
     return '\n'.join(lines) + '\n'
 
 

@@ -30,6 +30,7 @@ from rest_jax.defend.table import (
   blocks,
   findings,
   gain,
+  interval,
   percent,
   radius_text,
   title_of,
@@ -52,6 +53,7 @@ from rest_jax.evaluation.figures import Strip, draw_strips
 from rest_jax.evaluation.files import write_json, write_text
 from rest_jax.evaluation.progress import clock
 from rest_jax.text import markdown, markdown_code, plural
+from rest_jax.text import percent as in_percent
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'numpy')
 COLUMNS = 6
@@ -152,7 +154,7 @@ def _table(block: Sequence[DefenceRow], confidence: float) -> Table:
     'Green: best defence of the column; red: its worst.'
   )
   head = ['defence', 'no attack', 'non-adaptive attack', 'adaptive attack', 'worst of both']
-  head += [f'{confidence:.0%} interval', 'gain in points']
+  head += [f'{100 * confidence:g}% interval', 'gain in points']
   return Table(caption, head, [_row(row, block) for row in block])
 
 
@@ -161,10 +163,9 @@ def _row(row: DefenceRow, block: Sequence[DefenceRow]) -> list[Cell]:
   cells = [Cell(f'{name} {FLAG}' if row.masked_gradients else name)]
   for kind in ('clean', 'non_adaptive', 'adaptive', 'worst'):
     share = getattr(row, kind)
-    text = '–' if share is None else f'{100 * share.value:.1f}'
+    text = '–' if share is None else in_percent(share.value, 1)
     cells.append(Cell(text, _mark(row, block, kind)))
-  interval = f'{100 * row.worst.low:.1f} to {100 * row.worst.high:.1f}'
-  return [*cells, Cell(interval, 'quiet'), Cell(gain(row))]
+  return [*cells, Cell(interval(row), 'quiet'), Cell(gain(row))]
 
 
 def _mark(row: DefenceRow, block: Sequence[DefenceRow], kind: str) -> str:
@@ -360,8 +361,8 @@ def study_blocks(found: Found, folder: Path) -> list[Block]:
 
 def _study_table(model: ModelResult, rows: list[DenoiserResult]) -> Table:
   caption = (
-    f'Noise alone, {plural(model.images, "image")}: {model.clean.value:.1%} are right without a '
-    f'perturbation, {model.attacked.value:.1%} with all of it.'
+    f'Noise alone, {plural(model.images, "image")}: {in_percent(model.clean.value, 1)}% are right '
+    f'without a perturbation, {in_percent(model.attacked.value, 1)}% with all of it.'
   )
   head = ['denoiser', 'strength', 'energy removed %', 'accuracy %', '95% interval']
   return Table(caption, head, [_study_row(row) for row in rows])
@@ -372,9 +373,9 @@ def _study_row(row: DenoiserResult) -> list[Cell]:
   return [
     Cell(markdown(row.denoiser)),
     Cell(f'{row.strength:g}'),
-    Cell(f'{100 * row.alone.removed:.1f}'),
-    Cell(f'{100 * accuracy.value:.1f}'),
-    Cell(f'{100 * accuracy.low:.1f} to {100 * accuracy.high:.1f}', 'quiet'),
+    Cell(in_percent(row.alone.removed, 1)),
+    Cell(in_percent(accuracy.value, 1)),
+    Cell(f'{in_percent(accuracy.low, 1)} to {in_percent(accuracy.high, 1)}', 'quiet'),
   ]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 from rest_jax.evaluation.document import markdown_table
 from rest_jax.evaluation.intervals import Interval
 from rest_jax.text import markdown, plural
+from rest_jax.text import percent as in_percent
 
 EVEN = 'weaker'  # the reference: the perturbation multiplied by one number
 REFERENCE = 'reference'  # its family
@@ -212,13 +212,13 @@ def _conclusion(study: NoiseStudy) -> str:
 
 def _percent(share: float) -> str:
   """'41 %'; '-' for what is not known."""
-  return '-' if math.isnan(share) else f'{100 * share:.0f} %'
+  return in_percent(share, 0, ' %')
 
 
 def _shown(interval: Interval | None) -> str:
   if interval is None:
     return '-'
-  return f'{_percent(interval.value)} ({100 * interval.low:.0f}-{100 * interval.high:.0f})'
+  return f'{_percent(interval.value)} ({in_percent(interval.low)}-{in_percent(interval.high)})'
 
 
 def _heading(model: ModelResult) -> str:

@@ -16,6 +16,7 @@ from rest_jax.evaluation.document import markdown_table
 from rest_jax.evaluation.intervals import Interval, accuracy_interval, mcnemar
 from rest_jax.inputs import Norm
 from rest_jax.text import markdown as as_text
+from rest_jax.text import percent as in_percent
 from rest_jax.text import plural, radius_text
 
 SHARES = ('clean_undefended', 'clean', 'non_adaptive', 'adaptive', 'worst')
@@ -247,7 +248,7 @@ def markdown(rows: Sequence[DefenceRow], confidence: float) -> str:
     confidence: of the intervals.
   """
   names = ['attack', 'radius', 'defence', 'clean %', 'non-adaptive %', 'adaptive %', 'worst %']
-  names += [f'{confidence:.0%} interval', 'gain', '']
+  names += [f'{100 * confidence:g}% interval', 'gain', '']
   lines = []
   for block in blocks(rows):
     best = {kind: best_rows(block, kind) for kind in SHARES}
@@ -255,7 +256,7 @@ def markdown(rows: Sequence[DefenceRow], confidence: float) -> str:
       cells = [as_text(row.attack), f'{row.norm} {radius_text(row.eps)}', as_text(row.defence)]
       for kind in ('clean', 'non_adaptive', 'adaptive', 'worst'):
         cells.append(_percent(getattr(row, kind), row in best[kind]))
-      cells += [f'{100 * row.worst.low:.1f} to {100 * row.worst.high:.1f}', gain(row)]
+      cells += [interval(row), gain(row)]
       lines.append([*cells, FLAG if row.masked_gradients else ''])
   return '\n'.join([markdown_table(names, lines), '', *_flags(rows)]) + '\n'
 
@@ -268,6 +269,11 @@ def blocks(rows: Sequence[DefenceRow]) -> list[list[DefenceRow]]:
   return list(found.values())
 
 
+def interval(row: DefenceRow) -> str:
+  """Of the worst of both, in percent."""
+  return f'{in_percent(row.worst.low, 1)} to {in_percent(row.worst.high, 1)}'
+
+
 def gain(row: DefenceRow) -> str:
   """Points that the defence adds in the worst case, with a star where chance hardly explains it."""
   if row.gain_p is None:
@@ -278,7 +284,7 @@ def gain(row: DefenceRow) -> str:
 def _percent(share: Interval | None, bold: bool) -> str:
   if share is None:
     return '–'
-  text = f'{100 * share.value:.1f}'
+  text = in_percent(share.value, 1)
   return f'**{text}**' if bold else text
 
 
@@ -314,7 +320,7 @@ def _csv_row(row: DefenceRow, plain: Sequence[str]) -> list[Any]:
 def percent(share: float) -> str:
   """A share as a whole percentage, with a digit where it is small."""
   value = 100 * share
-  return f'{value:.0f} %' if value >= 10 or value == round(value) else f'{value:.1f} %'
+  return f'{in_percent(share, 0 if value >= 10 or value == round(value) else 1)} %'
 
 
 def verdict(rows: Sequence[DefenceRow]) -> str:
@@ -396,8 +402,8 @@ def _about(block: Sequence[DefenceRow]) -> str:
   if top is best:
     return text + f'; once the attacker knows, it is still the best, with {_kept(best)}.'
   return text + (
-    f', of which {_kept(best)} remain once the attacker knows; then {top.defence} is the best '
-    f'with {_kept(top)}.'
+    f', and has {_kept(best)} once the attacker knows; then {top.defence} is the best with '
+    f'{_kept(top)}.'
   )
 
 

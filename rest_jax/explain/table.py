@@ -25,7 +25,7 @@ from rest_jax.explain import figures
 from rest_jax.explain.figures import title_of
 from rest_jax.explain.study import BASELINES, Study, sanity_of
 from rest_jax.files import write_array, write_json, write_text
-from rest_jax.text import legible, markdown, plural
+from rest_jax.text import legible, markdown, percent, plural
 
 EXAMPLES = 6  # scenes of examples.png
 _NOT_SHOWN = ('correct', 'marked', 'seconds', 'queries')
@@ -117,12 +117,11 @@ def to_markdown(rows: Sequence[Row], notes: Sequence[str] = (), intervals: bool 
 def _cell(value: Interval | None, kind: Measure, bold: bool, intervals: bool) -> str:
   if value is None or math.isnan(value.value):
     return '–'
-  text = f'{value.value * kind.scale:.{kind.digits}f}'
-  text = f'**{text}**' if bold else text
+  shown = [percent(n, kind.digits) if kind.scale == 100 else f'{n:.{kind.digits}f}' for n in value]
+  text = f'**{shown[0]}**' if bold else shown[0]
   if not intervals or math.isnan(value.low):
     return text
-  low, high = (f'{end * kind.scale:.{kind.digits}f}' for end in (value.low, value.high))
-  return f'{text} [{low}, {high}]'
+  return f'{text} [{shown[1]}, {shown[2]}]'
 
 
 def standing(rows: Sequence[Row], method: str) -> str:
@@ -304,8 +303,8 @@ def _notes(study: Study, rows: Sequence[Row]) -> list[str]:
   ]
   notes = [
     f'{markdown(study.line)}. Model {markdown(study.command.model)} at {size} px '
-    f'({_accuracy(study):.1%} of them right); the predicted class is explained. In brackets: 95 % '
-    'bootstrap intervals over the images. Bold: best.',
+    f'({percent(_accuracy(study), 1)}% of them right); the predicted class is explained. In '
+    'brackets: 95 % bootstrap intervals over the images. Bold: best.',
     'Insertion starts from the blurred image, deletion ends at the mean colour, a 28th of the '
     f'pixels a step; pointing is strict, {15 / 224 * size:.1f} px tolerance (15 px at 224); '
     'ROAD removes 20, 50 and 80 %.',

@@ -18,7 +18,7 @@ from rest_jax.evaluation.progress import clock
 from rest_jax.files import make_folder
 from rest_jax.models.dense_drawing import beside, draw_objects, draw_segmentation
 from rest_jax.models.dense_model import Objects, load_dense_model
-from rest_jax.text import legible, markdown, markdown_code, plural
+from rest_jax.text import legible, markdown, markdown_code, percent, plural
 from rest_jax.train import dense_evaluate, dense_opening
 from rest_jax.train.measured import over
 from rest_jax.train.parallel import check_batch, make_mesh, memory_advice
@@ -155,7 +155,7 @@ def _blocks(found: Any, result: dict[str, Any], gallery: Any, note: str) -> list
   left = 'Left: what is true. Right: what was found (from a score of 0.3).'
   return [
     Text(
-      f'{plural(result["count"], "picture")}{noted}; means{over(result)}; '
+      f'{plural(result["count"], "picture")}{noted}; {_over(result)}; '
       f'{dense_opening.words(found.config)}; {where}. '
       f'Command: {markdown_code(command_line())}'
     ),
@@ -172,11 +172,16 @@ def _figures(result: dict[str, Any]) -> dict[str, float]:
   return {n: v for n, v in result.items() if n not in ('classes', 'judged', 'count', 'seconds')}
 
 
+def _over(result: dict[str, Any]) -> str:
+  """'AP over 3 of 4 classes'; sizes and `mean_accuracy` are means over those with such objects."""
+  return ('AP' if 'AP' in result else 'mIoU') + over(result)
+
+
 def _percent(value: float) -> str:
-  return '-' if np.isnan(value) else f'{100 * value:.1f} %'
+  return percent(value, 1, ' %')
 
 
 def _line(model: str, where: str, result: dict[str, Any], output: Path) -> str:
   shown = ', '.join(f'{name} {_percent(value)}' for name, value in _figures(result).items())
   pictures = plural(result['count'], 'picture')
-  return f'{model} on {pictures} of {where}: {shown}; means{over(result)}; report in {output}'
+  return f'{model} on {pictures} of {where}: {shown}; {_over(result)}; report in {output}'

@@ -144,11 +144,11 @@ def _perturbed(config: Config, results: Results) -> list[str]:
     return []
   adversarial = config.adversarial
   training = f'trained with `{adversarial.kind}`' if adversarial.kind else 'trained on clean images'
+  best, last = (measured.figure(one['robust_top1'], '.2%') for one in (results.best, results.last))
   return [
     f'Right before and after {plural(adversarial.eval_steps, "step")} of PGD within '
-    f'{adversarial.norm} {radius_text(adversarial.eps)}: {results.best["robust_top1"]:.2%} '
-    '(best, chosen by it), '
-    f'{results.last["robust_top1"]:.2%} (last); {training}. PGD alone gives an upper bound; '
+    f'{adversarial.norm} {radius_text(adversarial.eps)}: {best} '
+    f'(best, chosen by it), {last} (last); {training}. PGD alone gives an upper bound; '
     'AutoAttack is the stronger judge.',
     '',
   ]

@@ -93,3 +93,10 @@ def test_table_by_hand():
   assert rows['pgd'].mean_queries == 7 and rows[WORST_CASE].mean_queries == 14
   table = markdown(list(rows.values()))
   assert '| linf | 0.1 | pgd | 3 | 66.67% | 33.33% |' in table
+
+
+def test_a_table_of_many_images_shows_the_one_that_held():
+  """And an interval of 99.5 % is not called one of 100 %."""
+  pgd = {i: record(i, success=i != 3) for i in range(30_000)}
+  shown = markdown(summarise({pgd[0].run: pgd}, {'linf': [0.1]}, 0.995), 0.995)
+  assert '| 99.5% interval |' in shown and '| 100.00% | 0.003% |' in shown

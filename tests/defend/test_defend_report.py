@@ -105,8 +105,8 @@ def test_the_findings_name_radius_defence_and_price():
   near, far, price, bound = findings(ROWS)
   assert near == (
     'PGD within 2/255 (linf): undefended, the model stays right on 40 % of the images. Against an '
-    'attacker who does not know of them, jpeg 0.5 is the best defence with 80 %, of which 45 % '
-    'remain once the attacker knows; then median 0.5 is the best with 60 %.'
+    'attacker who does not know of them, jpeg 0.5 is the best defence with 80 %, and has 45 % '
+    'once the attacker knows; then median 0.5 is the best with 60 %.'
   )
   assert far.endswith('with 30 %; once the attacker knows, none is left behind any of them.')
   assert price == (
@@ -121,7 +121,11 @@ def test_the_findings_name_radius_defence_and_price():
 
 
 @pytest.mark.parametrize(
-  ('value', 'text'), [(0.0, '0 %'), (0.0312, '3.1 %'), (0.05, '5 %'), (0.876, '88 %'), (1, '100 %')]
+  ('value', 'text'),
+  [
+    *((0.0, '0 %'), (0.0312, '3.1 %'), (0.05, '5 %'), (0.876, '88 %'), (1, '100 %')),
+    *((0.996, '99.6 %'), (0.0002, '0.02 %')),
+  ],
 )
 def test_percent(value, text):
   assert percent(value) == text

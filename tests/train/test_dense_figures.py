@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,10 +21,12 @@ from pycocotools.cocoeval import COCOeval
 from rest_jax.data import rle
 from rest_jax.data.dense_batches import DenseEvalBatches, View
 from rest_jax.data.dense_sources import load_dense
+from rest_jax.metrics import Confusion
 from rest_jax.metrics.average_precision import NAMES
 from rest_jax.models.dense import Detections
 from rest_jax.train import measured
 from rest_jax.train.dense_evaluate import judge_detector
+from rest_jax.train.dense_validation import _line
 
 ROOM = 12  # results of a picture
 # (id, folder, height, width): no order, gaps, three shapes, the first without objects.
@@ -199,3 +202,17 @@ def test_nothing_found_is_no_precision_where_there_are_objects(tmp_path):
   figures = judge_detector(step, None, batches, source.class_names, True)
   assert figures['AP'] == figures['mask_AP50'] == figures['classes']['mask']['cat'] == 0
   assert np.isnan(figures['classes']['box']['none of it'])
+
+
+def test_the_line_says_of_which_figure_the_classes_are_counted():
+  """`mean_accuracy` here is a mean over the two classes that the labels have, not over three."""
+  table = Confusion(3)
+  table.add(np.array([0, 1, 0, 1]), np.array([0, 1, 2, 1]))
+  found = table.figures()
+  assert (found.miou, found.mean_accuracy, found.judged) == (0.5, 0.75, 3)
+  classes = dict(zip('abc', found.iou, strict=True))
+  result = {'miou': 0.5, 'mean_accuracy': 0.75, 'classes': classes, 'judged': 3, 'count': 1}
+  line = _line('model', 'data', result, Path('out'))
+  assert 'mean_accuracy 75.0 %; mIoU over 3 of 3 classes; ' in line
+  result = {'AP': 0.9996, 'classes': {'box': classes}, 'judged': 2, 'count': 1}
+  assert 'AP 99.96 %; AP over 2 of 3 classes' in _line('model', 'data', result, Path('out'))
