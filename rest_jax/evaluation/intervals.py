@@ -95,7 +95,8 @@ def bootstrap(
   """
   if isinstance(values, Tracer):
     raise UserError('a bootstrap runs on the host, so not inside jit; give it arrays')
-  table = np.asarray(values, np.float64)
+  # What is masked is without a value; NumPy alone would count what stands under the mask.
+  table = np.ma.masked_array(values, dtype=np.float64).filled(np.nan)
   if table.ndim not in (1, 2) or not len(table):
     raise UserError(f'a bootstrap needs values (N,) or (N, columns), N > 0, got {table.shape}')
   if not np.isfinite(table).all():

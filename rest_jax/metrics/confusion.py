@@ -58,6 +58,8 @@ class Confusion:
     Raises:
       UserError: other shapes or values.
     """
+    if np.ma.isMaskedArray(labels) or np.ma.isMaskedArray(predictions):
+      raise UserError(f'arrays are masked; where nobody judges labels are {self.ignore}')
     labels, predictions = np.asarray(labels), np.asarray(predictions)
     if labels.shape != predictions.shape:
       raise UserError(f'labels are {labels.shape}, predictions {predictions.shape}; give one size')

@@ -183,6 +183,7 @@ def test_what_runs_on_the_host_says_so_inside_jit():
   [
     ([], {}, 'N > 0'),
     ([1.0, np.nan], {}, 'finite'),
+    (np.ma.masked_array([1.0, 100.0], [False, True]), {}, 'finite'),  # 100 is no value of it
     ([1.0], {'level': 1.0}, 'level'),
     ([1.0], {'resamples': 0}, 'resamples'),
   ],

@@ -204,7 +204,8 @@ def test_fills(scenes):
   [
     ({'variant': 'old'}, "got 'old'"),
     ({'pixels_per_step': 4, 'variant': 'latest'}, 'leave it or pixels_per_step out'),
-    ({'pixels_per_step': 0}, '1 or more, got 0'),
+    ({'pixels_per_step': 0}, 'whole number from 1, not 0'),
+    ({'pixels_per_step': 1.7}, 'whole number from 1, not 1.7'),
     ({'query_batch': 0}, 'query_batch'),
     ({'insertion_fill': 'snow'}, "'snow'; there are blur"),
     ({'deletion_fill': np.zeros(4)}, 'give a colour'),

@@ -62,3 +62,5 @@ def test_nothing_and_what_is_wrong():
     table.merge(np.array([5, 5]))
   with pytest.raises(UserError, match='ignore 255 is one of the 300 classes'):
     Confusion(300)
+  with pytest.raises(UserError, match='masked; where nobody judges labels are 255'):
+    table.add(np.ma.masked_array([1, 0], [False, True]), np.array([1, 1]))

@@ -25,6 +25,7 @@ from rest_jax.explain.metrics.order import check_unit_maps, ranks
 from rest_jax.explain.outputs import PROBABLE, are_probable, distance_from_probabilities
 from rest_jax.explain.queries import chunked, resolve_targets
 from rest_jax.explain.taps import Tap
+from rest_jax.inputs import check_count
 from rest_jax.ops.platform import jit
 
 QUERY_BATCH = 64  # images a forward pass unless told
@@ -163,8 +164,7 @@ def _pixels_per_step(given: int | None, variant: str | None, width: int) -> int:
   if variant is not None and given is not None:
     raise UserError('variant says how many pixels a step: leave it or pixels_per_step out')
   step = ROWS_PER_STEP[variant or 'paper'] * width if given is None else given
-  if step < 1:
-    raise UserError(f'pixels_per_step is 1 or more, got {step}')
+  check_count('pixels_per_step', step)
   return int(step)
 
 
