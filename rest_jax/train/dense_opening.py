@@ -84,10 +84,12 @@ def pictures(found: Any, options: dict[str, Any]) -> tuple[DenseSource, str]:
       + (f'; the model does not know {", ".join(missing[:3])}' if missing else '')
     )
   source: Any = sources.test
-  if options['limit'] and options['limit'] < len(source):
-    chosen = np.random.default_rng(options['seed']).permutation(len(source))[: options['limit']]
+  where, limit, seed = f'{name} ({split})', options['limit'], options['seed']
+  if limit and limit < len(source):
+    where = f'{where}, {limit} of its {len(source)}, seed {seed}'
+    chosen = np.random.default_rng(seed).permutation(len(source))[:limit]
     source = dataclasses.replace(source, examples=_Some(source.examples, tuple(chosen.tolist())))
-  return source, f'{name} ({split})'
+  return source, where
 
 
 @dataclasses.dataclass(frozen=True)

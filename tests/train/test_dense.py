@@ -211,6 +211,17 @@ def test_views_that_a_detector_has_not_are_refused(trained, squares, given, word
     evaluated(trained[0], squares, **given)
 
 
+def test_a_sample_is_called_one_wherever_its_figures_stand(squares):
+  asked = SimpleNamespace(
+    config=SimpleNamespace(kind='segmenter'), class_names=('ground', 'red', 'green')
+  )
+  given = {'data': str(squares), 'data_dir': None, 'split': None, 'seed': 3, 'model': 'own'}
+  source, where = dense_opening.pictures(asked, given | {'limit': 2})
+  assert len(source) == 2 and where.endswith('(test), 2 of its 4, seed 3')
+  source, where = dense_opening.pictures(asked, given | {'limit': 4})
+  assert len(source) == 4 and where.endswith('(test)')
+
+
 @pytest.mark.parametrize('scales', [[], ['0'], ['x'], ['nan'], ['-1', '1']])
 def test_scales_that_are_none_are_one_line(scales):
   with pytest.raises(UserError, match=r'--scales .*it takes such as') as error:
