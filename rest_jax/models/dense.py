@@ -68,7 +68,8 @@ class Detections(NamedTuple):
 
   Attributes:
     boxes: float32 (B, D, 4), corners in pixels of the canvas, inside of the image.
-    scores: float32 (B, D) in [0, 1]; 0 for padding.
+    scores: float32 (B, D) in [0, 1]; 0 for padding; NaN for an image of which some output of the
+      network is no number.
     labels: int32 (B, D), 0..K - 1; -1 for padding.
     valid: bool (B, D).
     masks: float32 (B, D, 28, 28) in the frame of each box, values in [0, 1] (`ops.paste_masks`

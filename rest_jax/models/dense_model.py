@@ -297,7 +297,7 @@ class Detector(_Dense):
       The objects, in pixels of the picture.
 
     Raises:
-      UserError: what is no picture, or scores that are no numbers.
+      UserError: what is no picture, or outputs that are no numbers.
     """
     canvas, seen, size = self.view(picture)
     found = jax.device_get(self(canvas, np.array([seen], np.int32)))

@@ -85,7 +85,7 @@ def judge_detector(
     pictures.
 
   Raises:
-    NotFiniteError: scores that are no numbers.
+    NotFiniteError: outputs that are no numbers.
     UserError: a picture or an annotation that cannot be read.
   """
   judge = AveragePrecision(class_names, masks=masks)
@@ -118,7 +118,7 @@ def _check_scores(scores: np.ndarray, examples: list[dict[str, Any]]) -> None:
   ]
   if wrong:
     raise NotFiniteError(
-      f'the scores of {len(wrong)} pictures are not finite ({", ".join(map(str, wrong[:5]))})'
+      f'the outputs for {len(wrong)} pictures are not finite ({", ".join(map(str, wrong[:5]))})'
     )
 
 
