@@ -8,6 +8,7 @@ from attack_toys import CLASSES, SHAPE, data, linear, linear_model
 from jax.tree_util import Partial
 
 from rest_jax import attacks
+from rest_jax.attacks.transferability import TransferMatrix
 from rest_jax.errors import UserError
 
 THREAT = attacks.Threat('linf', 0.05)
@@ -115,3 +116,9 @@ def test_bad_input(changes, message, key):
   given |= changes
   with pytest.raises(UserError, match=message):
     attacks.transfer_matrix(given.pop('models'), given.pop('images'), given.pop('labels'), **given)
+
+
+def test_a_model_that_is_right_nowhere_has_a_dash():
+  success = np.array([[0.99999, np.nan], [1, np.nan]])
+  shown = TransferMatrix(('a', 'b'), np.array([1.0, 0]), np.ones((2, 2)), success).markdown()
+  assert '| a | 99.999% | - |' in shown and '| b | 100.00% | - |' in shown
