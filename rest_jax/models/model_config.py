@@ -24,8 +24,8 @@ _LITE = dict(mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
 _VIEWS: tuple[tuple[str, dict[str, Any]], ...] = (
   # ResTv2's code takes the whole shorter side.
   ('restv2', dict(crop_pct=1.0)),
-  # 32 px as they are.
-  ('resnet.*_cifar', dict(input_size=32, resize='squash')),
+  # 32 px as they are; those of 6n + 2 layers are the paper's for CIFAR alone.
+  (r'resnet(\d+_cifar|20|32|44|56|110)$', dict(input_size=32, resize='squash')),
   # torchvision's reference evaluation.
   ('resnet|vgg', dict(interpolation='bilinear')),
   # EfficientNet-Lite's code: a margin of 32 px, grey levels minus 127 over 128.

@@ -106,7 +106,9 @@ def test_the_published_views():
   assert published_view('rest_small') == {}
   assert published_view('restv2_tiny') == {'crop_pct': 1.0}
   assert published_view('resnet50') == published_view('vgg16') == {'interpolation': 'bilinear'}
-  assert published_view('resnet18_cifar')['input_size'] == 32
+  for name in ('resnet18_cifar', 'resnet20', 'resnet110'):  # on CIFAR's 32 px, as they are
+    assert published_view(name) == {'input_size': 32, 'resize': 'squash'}
+  assert published_view('resnet101') == published_view('resnet50')
 
 
 def test_classes_of_imagenet():
