@@ -215,7 +215,8 @@ def from_detectron2(state_dict: Mapping[str, Any], detector: nn.Module) -> dict[
     {'params': ..., 'batch_stats': ...}, float32.
 
   Raises:
-    UserError: names are missing, unexpected or misshapen; all are listed.
+    UserError: names are missing, unexpected or misshapen, all are listed; or weights are no finite
+      floats.
   """
   return _convert(state_dict, detector, detectron2_table(detector))
 
@@ -240,7 +241,8 @@ def from_mmseg(state_dict: Mapping[str, Any], segmenter: nn.Module) -> dict[str,
     {'params': ..., 'batch_stats': ...}, float32.
 
   Raises:
-    UserError: names are missing, unexpected or misshapen; all are listed.
+    UserError: names are missing, unexpected or misshapen, all are listed; or weights are no finite
+      floats.
   """
   return _convert(state_dict, segmenter, mmseg_table(segmenter))
 
@@ -280,6 +282,9 @@ def _convert(state_dict, model: nn.Module, table: tuple[Row, ...]) -> dict[str, 
   targets = _targets(expected, table, model)
   state_dict = {name: value for name, value in state_dict.items() if not is_constant(name)}
   _check(state_dict, expected, targets, model)
+  names = {path: to.torch_name for path, to in targets.items() if to is not None}
+  there = {name: expected[path] for path, name in names.items() if name in state_dict}
+  model_dir.check_floats(state_dict, there, 'the state dict')
   leaves = {}
   for path, spec in expected.items():
     to = targets[path]
@@ -288,6 +293,8 @@ def _convert(state_dict, model: nn.Module, table: tuple[Row, ...]) -> dict[str, 
       leaves[path] = np.full(spec.shape, _OURS[path.rpartition('/')[2]], spec.dtype)
     else:
       leaves[path] = np.require(to.transform.from_torch(np.asarray(array)), spec.dtype, 'C')
+  named: dict[str, Any] = {names[path]: leaves[path] for path in names}
+  model_dir.check_finite(named, 'the state dict')
   return model_dir.unflatten(jax.device_put(leaves))
 
 

@@ -132,6 +132,33 @@ def check_finite(tensors: Mapping[str, Any], where: str) -> None:
     )
 
 
+def check_floats(
+  tensors: Mapping[str, Any], expected: Mapping[str, jax.ShapeDtypeStruct], where: str
+) -> None:
+  """Refuses whole numbers, truths and complex numbers in the place of weights.
+
+  Args:
+    tensors: {name: array}.
+    expected: what the model has under some of these names.
+    where: what they are the weights of.
+
+  Raises:
+    UserError: names them; the whole numbers of a quantised model mean nothing without their scales.
+  """
+  wrong = [
+    f'{name} ({np.asarray(tensors[name]).dtype})'
+    for name, spec in expected.items()
+    if jnp.issubdtype(spec.dtype, jnp.floating)
+    and not jnp.issubdtype(np.asarray(tensors[name]).dtype, jnp.floating)
+  ]
+  if wrong:
+    more = f' and {len(wrong) - _SHOWN} more' if len(wrong) > _SHOWN else ''
+    raise UserError(
+      f'{where}: weights are floats, unlike {", ".join(wrong[:_SHOWN])}{more}; take a checkpoint '
+      'that is not quantised'
+    )
+
+
 def zoo_names() -> list[str]:
   """The models that come with the package."""
   zoo = Path(str(resources.files('rest_jax'))) / 'zoo'
@@ -357,8 +384,8 @@ def read_variables(directory: Path, expected: Mapping[str, jax.ShapeDtypeStruct]
     The variables tree, in the expected dtypes.
 
   Raises:
-    UserError: the file cannot be read, does not fit, or holds NaN or infinity; the message names
-      the file.
+    UserError: the file cannot be read, does not fit, or holds NaN, infinity or whole numbers for
+      weights; the message names the file.
   """
   path = directory / WEIGHTS
   try:
@@ -368,6 +395,7 @@ def read_variables(directory: Path, expected: Mapping[str, jax.ShapeDtypeStruct]
   wrong = misfits(shapes(expected), shapes(tensors))
   if wrong:
     raise UserError(f'{path} does not fit its {CONFIG}: {wrong}')
+  check_floats(tensors, expected, str(path))
   with np.errstate(over='ignore'):  # what is beyond float32 is told below
     cast = {n: tensors[n].astype(s.dtype) for n, s in expected.items()}
   check_finite(cast, str(path))

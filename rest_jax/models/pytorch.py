@@ -208,7 +208,7 @@ def from_pytorch(
 
   Raises:
     UserError: names are missing, unexpected or misshapen, all are listed; or arrays that are used
-      hold NaN, infinity or numbers beyond float32.
+      hold NaN, infinity or numbers beyond float32, or weights are no floats.
   """
   tensors = unwrap(state_dict, 'what was given') if state_dict else {}
   state_dict = plain_names({name: to_numpy(tensor) for name, tensor in tensors.items()})
@@ -220,6 +220,9 @@ def from_pytorch(
   wanted = {path: spec for path, spec in expected.items() if path not in new}
   targets = _targets(wanted, model)
   _check(state_dict, wanted, targets, model, head_advice)
+  there = {targets[path].torch_name: spec for path, spec in wanted.items()}
+  there = {name: spec for name, spec in there.items() if name in state_dict}
+  model_dir.check_floats(state_dict, there, 'the state dict')
   arrays = {path: _convert(state_dict, targets[path], spec) for path, spec in wanted.items()}
   named = {targets[path].torch_name: array for path, array in arrays.items()}
   model_dir.check_finite(named, 'the state dict')

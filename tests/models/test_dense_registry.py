@@ -279,6 +279,18 @@ def test_every_name_goes_both_ways(name, backbone, options, expected):
       np.testing.assert_array_equal(again[path], array)
 
 
+@pytest.mark.parametrize(
+  ('value', 'message'),
+  [(np.int8(3), r'weights are floats, unlike \S+ \(int8\)'), (np.float32(np.nan), 'hold NaN')],
+)
+def test_weights_that_are_no_numbers_are_refused(value, message):
+  module = create_segmenter('semantic_fpn_resnet18', 3, backbone=TWO, fpn_width=8, width=8)
+  _, state_dict = random_state(module, to_mmseg)
+  name = 'decode_head.conv_seg.weight'
+  with pytest.raises(UserError, match=message):
+    from_mmseg(state_dict | {name: np.full(state_dict[name].shape, value)}, module)
+
+
 def test_normalising_leaves_padding_at_zero():
   images = np.full((2, 4, 6, 3), 51, np.uint8)
   sizes = np.array([[4, 6], [2, 3]])

@@ -200,6 +200,17 @@ def test_other_floats_become_float32(tiny):
     np.testing.assert_array_equal(np.asarray(head), bias.astype(np.float32))
 
 
+@pytest.mark.parametrize('kind', [np.int8, bool, np.complex64])
+def test_weights_that_are_no_floats_are_refused(tiny, kind):
+  """Those of a quantised model mean nothing without their scales."""
+  model, state_dict = tiny
+  broken = state_dict | {'norm.bias': np.ones(32, kind)}
+  with pytest.raises(
+    UserError, match=rf'weights are floats, unlike norm.bias \({np.dtype(kind)}\)'
+  ):
+    from_pytorch(broken, model)
+
+
 @pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf, 1e300])
 def test_numbers_that_are_none_are_named(tiny, bad):
   """Half precision of 70000 is infinity already; 1e300 is none of float32's."""
