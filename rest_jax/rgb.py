@@ -162,7 +162,8 @@ def converted(image: Image.Image) -> Image.Image:
     raise UserError(f"a picture in mode 'F' (floats) has no known range: {_ADVICE}")
   elif wide:
     _check_bits(int(np.asarray(image).max()) * 256)
-  if image.mode in ('P', 'PA', 'LA', 'La', 'RGBa') or 'transparency' in image.info:
+  image = image.convert('LA') if image.mode == 'La' else image  # Pillow has no other way
+  if image.mode in ('P', 'PA', 'LA', 'RGBa') or 'transparency' in image.info:
     image = image.convert('RGBA')  # the direct way warns, or does not exist
   image = image if image.mode in ('L', 'CMYK') else image.convert('RGB')
   return to_srgb(image, profile)

@@ -95,6 +95,15 @@ def sort_out(paths: Iterable[str]) -> Found:
   return Found(files, passed[True], passed[False])
 
 
+def identity(file: Path) -> object:
+  """What a file is whatever it is called; its name where it cannot be looked at."""
+  try:
+    found = file.stat()
+  except OSError:
+    return file.absolute()
+  return found.st_dev, found.st_ino
+
+
 def has_pictures(folder: str | os.PathLike[str]) -> bool:
   """Whether there is a picture that can be read in a folder or below it."""
   readable = readable_suffixes()

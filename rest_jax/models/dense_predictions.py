@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from rest_jax.data.picture_files import read_picture
+from rest_jax.data.picture_files import identity, read_picture
 from rest_jax.errors import UserError
 from rest_jax.files import replacing
 from rest_jax.models.dense_drawing import draw_objects, draw_segmentation
@@ -92,20 +92,11 @@ def drawn_files(files: Sequence[Path], output: Path | None) -> Sequence[Path | N
   if output is None:
     return [None] * len(files)
   places = [output / f'{name}.png' for name in output_names(files)]
-  read = {_identity(file) for file in files}
+  read = {identity(file) for file in files}
   for place in places:
-    if place.exists() and _identity(place) in read:
+    if place.exists() and identity(place) in read:
       raise UserError(f'--output {output} would write over the picture {place}: give another one')
   return places
-
-
-def _identity(file: Path) -> Any:
-  """What a file is whatever it is called; its name where it cannot be looked at."""
-  try:
-    found = file.stat()
-  except OSError:
-    return file.absolute()
-  return found.st_dev, found.st_ino
 
 
 def _look(

@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from rest_jax.command_line import Parser
-from rest_jax.data.picture_files import transparency_note
+from rest_jax.data.picture_files import identity, transparency_note
 from rest_jax.errors import UserError, as_line
 from rest_jax.files import make_folder, replacing
 from rest_jax.models import predictions
@@ -84,7 +84,7 @@ def main(argv: Sequence[str], program: str = 'python -m rest_jax predict') -> in
   if note := transparency_note(pictures):
     print(note, file=sys.stderr)
   kind = _kind(args)
-  with _table(args.csv) as table:
+  with _table(args.csv, pictures) as table:
     answer = _classify if kind == '' else _detect
     text, failed = answer(args, pictures, kind)
     if table is not None:
@@ -126,7 +126,7 @@ def _kind(args: argparse.Namespace) -> str:
 
 
 @contextlib.contextmanager
-def _table(csv: str | None) -> Iterator[Path | None]:
+def _table(csv: str | None, pictures: Sequence[Path]) -> Iterator[Path | None]:
   """Where the table is written to, looked at before any work; None where none is asked for."""
   if csv is None:
     yield None
@@ -134,6 +134,8 @@ def _table(csv: str | None) -> Iterator[Path | None]:
   path = local(csv, '--csv')
   if path.is_dir():
     raise UserError(f'--csv {csv} is a folder: name a file in it')
+  if identity(path) in map(identity, pictures):
+    raise UserError(f'--csv {csv} would write over that picture: {_ADVICE}')
   with replacing(path, advice=_ADVICE) as temporary:
     temporary.touch()
     yield temporary

@@ -8,7 +8,7 @@ import functools
 import glob
 import io
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -129,11 +129,14 @@ def expand(pictures: Any) -> list[Any]:
   """
   if isinstance(pictures, str | os.PathLike):
     return list(_files(pictures))
-  if isinstance(pictures, np.ndarray) and pictures.ndim == 4:
-    return list(pictures)  # a stack; a single one has (H, W) or (H, W, C)
-  if isinstance(pictures, Image.Image | np.ndarray):
+  if isinstance(pictures, Image.Image):
     return [pictures]
-  if isinstance(pictures, Iterable):
+  if hasattr(pictures, '__array__'):  # of NumPy, JAX or PyTorch
+    array = np.asarray(pictures)
+    if array.ndim != 4:
+      return [array]
+    pictures = list(array)  # a stack; a single one has (H, W) or (H, W, C)
+  if isinstance(pictures, Iterable) and not isinstance(pictures, Mapping):
     found = [one for picture in pictures for one in expand(picture)]
     if found:
       return found
@@ -271,8 +274,13 @@ def _top_classes(
 
 @functools.partial(jit, static_argnums=2)
 def _best(classifier: Any, images: jax.Array, top: int) -> tuple[jax.Array, jax.Array]:
-  """The largest probabilities (B, top) and their classes."""
-  return jax.lax.top_k(probabilities(jnp.asarray(classifier(images))), top)
+  """The largest probabilities (B, top) and their classes.
+
+  By their logits: beside a sure class many others have the same probability, 0.
+  """
+  logits = jnp.asarray(classifier(images))
+  _, classes = jax.lax.top_k(logits, top)
+  return jnp.take_along_axis(probabilities(logits), classes, axis=-1), classes
 
 
 def _prediction(

@@ -65,10 +65,19 @@ def test_one_logit_is_a_yes_or_no_wherever_it_is_read(folder):
   np.testing.assert_allclose(red.probabilities, explained[0], rtol=1e-6)
 
 
+def test_classes_beside_a_sure_one_are_in_the_order_of_their_logits():
+  """The probabilities of all others are 0 then."""
+  config = ModelConfig('colours', 3, mean=(0.0,) * 3, std=(0.01,) * 3, input_size=32)
+  sure = Classifier(Colours(), {}, config, NAMES)  # logits of 1000, 4 and 392
+  (found,) = sure.predict(picture(255, 1, 100))
+  assert found.classes == (0, 2, 1) and found.probabilities == (1, 0, 0)
+
+
 def test_every_kind_of_picture(classifier, folder):
   path = folder / 'b.png'
   green = picture(0, 255, 0)
-  for given in (path, str(path), green, np.asarray(green), [green], np.asarray(green)[None]):
+  rows = jnp.asarray(np.asarray(green))  # not one picture after another
+  for given in (path, str(path), green, np.asarray(green), [green], np.asarray(green)[None], rows):
     (found,) = classifier.predict(given, top=2)
     assert found.class_names[0] == 'green' and found.classes[0] == 1
     expected = jax.nn.softmax(jnp.array([0.0, 10.0, 0.0]))
@@ -133,6 +142,8 @@ def test_of_a_long_picture_is_said_how_little_counts(classifier, folder):
     ([], {}, 'the list is empty'),
     (7, {}, 'not int'),
     (np.zeros((2, 3), np.float32), {}, 'uint8 array'),
+    (np.zeros((0, 4, 4, 3), np.uint8), {}, 'the list is empty'),
+    ({'a.png': picture(1, 2, 3)}, {}, 'not dict'),
     ('absent.png', {}, 'absent.png'),
     (picture(1, 2, 3), dict(top=0), 'top is a whole number from 1, not 0'),
     (picture(1, 2, 3), dict(batch_size=True), 'batch_size is a whole number'),
@@ -187,6 +198,13 @@ def test_command(run, folder, capsys):
   assert errors[0].startswith('error: ') and 'd.png' in errors[0]
   assert (folder / 'sub' / 'out.csv').read_text().count('\n') == 4
   assert run(folder / 'a.png')[0] in (0, None)
+
+
+def test_a_table_does_not_take_the_place_of_a_picture(run, folder):
+  before = (folder / 'a.png').read_bytes()
+  with pytest.raises(UserError, match='would write over that picture'):
+    run(folder, '--csv', folder / '..' / folder.name / 'a.png')
+  assert (folder / 'a.png').read_bytes() == before
 
 
 def test_odd_names(run, folder, capsys):

@@ -43,6 +43,12 @@ def test_any_picture_becomes_a_batch_of_one(width, height, mode, size, **options
   assert mode in DITHERED or np.ptp(out.reshape(-1, 3), axis=0).max() <= 1 / 255 + 1e-6
 
 
+@pytest.mark.parametrize('mode, plain', [('La', 'LA'), ('RGBa', 'RGBA'), ('PA', 'P')])
+def test_a_mode_that_pillow_converts_by_another_is_read(mode, plain):
+  image = picture(9, 7).convert(plain)
+  np.testing.assert_array_equal(to_rgb(image.convert(mode)), to_rgb(image))
+
+
 def test_right_size_is_left_alone():
   image = picture(24, 24)
   for resize in ('squash', 'resize_crop'):
