@@ -77,11 +77,17 @@ def difference(function: Any, session: Any, shape: tuple[int, int, int]) -> floa
   images = np.random.default_rng(0).uniform(size=(3, *shape)).astype(np.float32)
   found = session.run(None, {session.get_inputs()[0].name: images})
   wanted = [np.asarray(leaf) for leaf in jax.tree.leaves(_call(function, images))]
-  shares = [
-    np.abs(a.astype(np.float64) - b).max() / max(np.abs(b).max(), 1e-30)
-    for a, b in zip(found, wanted, strict=True)
-  ]
-  return float(max(shares))
+  return float(np.max([_share(a, b) for a, b in zip(found, wanted, strict=True)]))  # NaN stays
+
+
+def _share(found: np.ndarray, wanted: np.ndarray) -> float:
+  """The largest difference as a share of the largest value; no number where one alone is none."""
+  a, b = found.astype(np.float64), wanted.astype(np.float64)
+  differ = ~((a == b) | (np.isnan(a) & np.isnan(b)))  # two infinities differ by no number
+  finite = np.abs(b[np.isfinite(b)])
+  with np.errstate(invalid='ignore'):
+    apart = np.abs(a - b)[differ]
+  return float(apart.max(initial=0) / finite.max(initial=1e-30))
 
 
 _call = jax.jit(lambda function, images: function(images))  # weights are its argument

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from drawn_weights import drawn
 from flax import linen as nn
+from jax.tree_util import Partial
 
 from rest_jax import Classifier, UserError, attacks, export, ops
+from rest_jax.export.onnx import difference as onnx_difference
 from rest_jax.models import create_model
 
 pytest.importorskip('flatbuffers')  # what jax.export writes with
@@ -167,6 +169,24 @@ def test_onnx_computes_the_same(images, tmp_path, name, overrides):
   told = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
   assert json.loads(told['class_names']) == ['0', '1', '2', '3', '4']
   assert (tmp_path / 'model.onnx.json').is_file()
+
+
+def test_what_is_no_number_in_one_program_alone_is_a_difference():
+  """In any of the outputs; what is none in both, or the same infinity, is the same."""
+  none, most = np.array([np.nan, np.inf, 1.0]), np.array([1.0, np.inf, 1.0])
+
+  class Session:
+    def run(self, names, feed):
+      return [np.ones(3), none]
+
+    def get_inputs(self):
+      return [type('Input', (), {'name': 'images'})]
+
+  def compared(second):
+    function = Partial(lambda value, _: (jnp.ones(3), value), second)
+    return onnx_difference(function, Session(), (8, 8, 3))
+
+  assert compared(none) == 0 and np.isnan(compared(most))
 
 
 @pytest.mark.parametrize(
