@@ -26,6 +26,7 @@ from rest_jax.text import plural
 
 # Options that say how a model runs, not which it is: a model directory does not keep them.
 _RUNTIME = ('dtype', 'bn_axis_name', 'remat')
+_FAR_BEYOND = 10  # of [0, 1]; a picture of 0 to 255 without a level above it is black
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -80,13 +81,13 @@ class Classifier:
     Raises:
       UserError: an unknown model or option, or a wrong number of class names.
     """
-    kept = {k: v for k, v in (overrides or {}).items() if k not in _RUNTIME}
+    kept = {k: freeze(v) for k, v in (overrides or {}).items() if k not in _RUNTIME}
     module = registry.create_model(model, num_classes, **kept)
     config |= {'overrides': freeze_overrides(kept)}
     frozen = {name: freeze(value) for name, value in config.items()}
-    names = tuple(map(str, range(num_classes))) if class_names is None else tuple(class_names)
+    names = tuple(map(str, range(num_classes))) if class_names is None else class_names
     _check_names(names, num_classes)
-    return cls(module, variables, ModelConfig(model, num_classes, **frozen), names)
+    return cls(module, variables, ModelConfig(model, int(num_classes), **frozen), tuple(names))
 
   @classmethod
   def load(
@@ -275,7 +276,7 @@ class Classifier:
       float32 (B, K).
 
     Raises:
-      UserError: another rank, channel count or dtype.
+      UserError: another rank, channel count or dtype, or levels of 0 to 255.
     """
     return self._apply(images, '__call__').astype(jnp.float32)
 
@@ -297,6 +298,7 @@ class Classifier:
         f'a classifier takes floats in [0, 1] of shape (B, H, W, {channels}), got {dtype} {shape}; '
         'pixels of 0 to 255 are divided by 255 first, a single image gets a leading axis'
       )
+    check_scale(images)
 
   def preprocess(self, image: Image.Image | np.ndarray) -> np.ndarray:
     """A picture as this classifier was evaluated on it.
@@ -406,6 +408,26 @@ def runs_alone(module: nn.Module, variables: Any, images: Any) -> bool:
   return True
 
 
+def check_scale(images: Any) -> None:
+  """Refuses pixels of 0 to 255 as floats, of which a model says something like of any others.
+
+  Arrays on the host alone are looked at: a call would have to wait for those of a device.
+
+  Args:
+    images: arrays of any dtype.
+
+  Raises:
+    UserError: floats far beyond 1; what a filter or noise overshoots passes.
+  """
+  if not isinstance(images, np.ndarray) or not jnp.issubdtype(images.dtype, jnp.floating):
+    return
+  if images.size and (most := float(images.max())) > _FAR_BEYOND:
+    raise UserError(
+      f'images are floats in [0, 1], got values up to {most:g}; pixels of 0 to 255 are divided by '
+      '255 first'
+    )
+
+
 def _models() -> str:
   return ', '.join(registry.list_models())
 
@@ -417,10 +439,13 @@ def check_text(names: Sequence[str]) -> None:
     names: one a class.
 
   Raises:
-    UserError: a name is empty, has several lines, or no UTF-8 (as a folder's can be).
+    UserError: they are one text, whose letters would be the names; or a name is no text, is empty,
+      has several lines, or no UTF-8 (as a folder's can be).
   """
+  if isinstance(names, str):
+    raise UserError(f'class names are a list, one a class, not the text {names[:40]!r}')
   for name in names:
-    if len(name.splitlines()) != 1:
+    if not isinstance(name, str) or len(name.splitlines()) != 1:
       raise UserError(f'a class name is one line of text, unlike {name!r}')
     try:
       name.encode()
@@ -430,10 +455,10 @@ def check_text(names: Sequence[str]) -> None:
       ) from error
 
 
-def _check_names(names: tuple[str, ...], num_classes: int) -> None:
+def _check_names(names: Sequence[str], num_classes: int) -> None:
+  check_text(names)
   if len(names) != num_classes:
     raise UserError(f'{plural(len(names), "class name")} for {plural(num_classes, "class")}')
-  check_text(names)
 
 
 jax.tree_util.register_dataclass(

@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import lax
 
 from rest_jax.data.canvas import PADDING, REGION
 from rest_jax.errors import UserError
+from rest_jax.inputs import is_known
 from rest_jax.models.layers import BatchNorm, Conv, Dtype
 from rest_jax.ops.boxes import area, intersection, iou
 from rest_jax.ops.matching import IGNORED, NEGATIVE
@@ -81,6 +83,26 @@ class Detections(NamedTuple):
   labels: jax.Array
   valid: jax.Array
   masks: Any = None
+
+
+def check_sizes(images: Any, sizes: Any) -> None:
+  """Refuses sizes of pictures that their canvases do not hold; of their shape says `normalise`.
+
+  Args:
+    images: canvases (B, H, W, C).
+    sizes: (B, 2) height and width of each picture; under jit they cannot be looked at.
+
+  Raises:
+    UserError: no whole numbers from 1 to the canvas's.
+  """
+  if sizes is None or not is_known(sizes) or np.ndim(sizes) != 2 or np.ndim(images) != 4:
+    return
+  found, canvas = np.asarray(sizes), np.shape(images)[1:3]
+  if (found != np.floor(found)).any() or (found < 1).any() or (found > canvas).any():
+    raise UserError(
+      f'sizes are whole numbers of pixels, from 1 to the {canvas[0]}x{canvas[1]} of the canvas, '
+      f'got {found.min():g} to {found.max():g}'
+    )
 
 
 def normalise(

@@ -8,7 +8,13 @@ import math
 from typing import Any
 
 from rest_jax.errors import UserError
-from rest_jax.models.model_config import IMAGENET_MEAN, IMAGENET_STD, freeze, freeze_overrides
+from rest_jax.models.model_config import (
+  IMAGENET_MEAN,
+  IMAGENET_STD,
+  check_statistics,
+  freeze,
+  freeze_overrides,
+)
 
 KINDS = ('detector', 'segmenter')
 
@@ -61,11 +67,7 @@ class DenseConfig:
     check_scales(self.scales)
     if not isinstance(self.mirrored, bool):
       raise UserError(f'mirrored is true or false, not {self.mirrored!r}')
-    numbers = (*self.mean, *self.std)
-    if not self.mean or len(self.mean) != len(self.std) or not all(map(_finite, numbers)):
-      raise UserError(f'mean and std are a pair of numbers a channel, not {self.mean}, {self.std}')
-    if min(self.std) <= 0:
-      raise UserError(f'std is above 0, not {self.std}')
+    check_statistics(self.mean, self.std)
 
   def to_json(self) -> str:
     """The text of config.json."""

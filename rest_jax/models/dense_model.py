@@ -15,14 +15,14 @@ import numpy as np
 from flax import linen as nn
 from PIL import Image
 
-from rest_jax import hub, rgb
+from rest_jax import hub
 from rest_jax.data.canvas import smallest_canvas
 from rest_jax.data.dense_batches import View
 from rest_jax.data.images import read_image
 from rest_jax.errors import UserError
-from rest_jax.models import dense_registry, model_dir
-from rest_jax.models.classifier import check_text, runs_alone
-from rest_jax.models.dense import Detections, normalise
+from rest_jax.models import dense_registry, model_dir, predictions
+from rest_jax.models.classifier import check_scale, check_text, runs_alone
+from rest_jax.models.dense import Detections, check_sizes, normalise
 from rest_jax.models.dense_config import KINDS, DenseConfig
 from rest_jax.models.dense_question import Question, class_number
 from rest_jax.models.model_config import freeze, freeze_overrides
@@ -99,9 +99,9 @@ class _Dense:
     Raises:
       UserError: an unknown model or option.
     """
-    check_text(tuple(class_names))
+    check_text(class_names)
     kept, below = (
-      {k: v for k, v in (options or {}).items() if k not in _RUNTIME}
+      {k: freeze(v) for k, v in (options or {}).items() if k not in _RUNTIME}
       for options in (overrides, backbone)
     )
     frozen = {name: freeze(value) for name, value in config.items()}
@@ -113,7 +113,7 @@ class _Dense:
       freeze_overrides(kept),
       **frozen,
     )
-    return cls(_build(described), variables, described, tuple(class_names))
+    return cls(dense_registry.build(described), variables, described, tuple(class_names))
 
   @classmethod
   def load(cls, name: str | os.PathLike[str]) -> Any:
@@ -135,12 +135,11 @@ class _Dense:
       config = DenseConfig.from_json(path.read_text(encoding='utf-8-sig'))
       if config.kind != cls.KIND:
         raise UserError(f'it describes a {config.kind}, not a {cls.KIND}')
-      module = _build(config)
+      module, expected = dense_registry.described(config)
     except (OSError, UnicodeDecodeError, UserError) as error:
       raise UserError(f'{path}: {error}') from error
     names = model_dir.read_labels(directory, config.num_classes)
-    variables = model_dir.read_variables(directory, model_dir.abstract_tensors(module))
-    return cls(module, variables, config, names)
+    return cls(module, model_dir.read_variables(directory, expected), config, names)
 
   def save(
     self,
@@ -204,8 +203,10 @@ class _Dense:
       `Detections` of a detector, float32 logits (B, H, W, K) of a segmenter.
 
     Raises:
-      UserError: another rank or channel count.
+      UserError: another rank or channel count, floats of 0 to 255, or sizes beyond the canvas.
     """
+    check_scale(images)
+    check_sizes(images, sizes)
     if runs_alone(self.module, self.variables, images):
       return _forward(self.variables, images, sizes, self.module, self.config)
     return _apply(self.variables, images, sizes, self.module, self.config)
@@ -243,26 +244,16 @@ def _pixels(picture: Any) -> np.ndarray:
   if isinstance(picture, str | os.PathLike):
     return read_image(Path(picture))
   if isinstance(picture, Image.Image):
-    return np.asarray(rgb.to_rgb(picture))
+    return np.asarray(predictions.read(picture))
   array = np.asarray(picture)
   if array.dtype != np.uint8 or array.ndim != 3 or array.shape[-1] != 3:
     raise UserError(
       f'a picture is a file, a Pillow image or a uint8 array (H, W, 3), not {array.dtype} '
       f'{array.shape}'
     )
+  if not array.size:
+    raise UserError('the image has no pixels')
   return array
-
-
-def _build(config: DenseConfig) -> nn.Module:
-  """The module that a config describes."""
-  makers = {
-    'detector': dense_registry.create_detector,
-    'segmenter': dense_registry.create_segmenter,
-  }
-  options = dict(config.overrides)
-  return makers[config.kind](
-    config.model, config.num_classes, backbone=dict(config.backbone), **options
-  )
 
 
 def _apply(variables: Any, images: Any, sizes: Any, module: nn.Module, config: DenseConfig) -> Any:
@@ -291,14 +282,16 @@ class Detector(_Dense):
 
     Args:
       picture: a file, a Pillow image or a uint8 array (H, W, 3) of any size.
-      least_score: results under it are left out.
+      least_score: results under it are left out; from 0 to 1.
 
     Returns:
       The objects, in pixels of the picture.
 
     Raises:
-      UserError: what is no picture, or outputs that are no numbers.
+      UserError: what is no picture, another least score, or outputs that are no numbers.
     """
+    if not isinstance(least_score, int | float | np.number) or not 0 <= least_score <= 1:
+      raise UserError(f'least_score is a number from 0 to 1, not {least_score!r}')
     canvas, seen, size = self.view(picture)
     found = jax.device_get(self(canvas, np.array([seen], np.int32)))
     _check_finite(found.scores)

@@ -8,10 +8,12 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from flax import linen as nn
 
 from rest_jax.errors import UserError, did_you_mean
-from rest_jax.models import registry
+from rest_jax.models import model_dir, registry
+from rest_jax.models.dense_config import DenseConfig
 
 # Head -> (module, class).
 _DETECTORS = {
@@ -97,6 +99,26 @@ def create_segmenter(
     UserError: an unknown name or option.
   """
   return _create('segmenter', _SEGMENTERS, name, num_classes, backbone, overrides)
+
+
+def build(config: DenseConfig) -> nn.Module:
+  """The module that a config describes; errors as `create_detector`."""
+  create = {'detector': create_detector, 'segmenter': create_segmenter}[config.kind]
+  below, options = dict(config.backbone), dict(config.overrides)
+  return create(config.model, config.num_classes, backbone=below, **options)
+
+
+def described(config: DenseConfig) -> tuple[nn.Module, dict[str, jax.ShapeDtypeStruct]]:
+  """The module that a config describes, and its tensors.
+
+  Raises:
+    UserError: there is none.
+  """
+  try:
+    module = build(config)
+    return module, model_dir.abstract_tensors(module)
+  except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError) as error:
+    raise UserError(f'it describes no model: {error}') from error  # options that are nonsense
 
 
 @functools.cache

@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import numpy as np
 from flax.core import FrozenDict
 
 from rest_jax.errors import UserError
@@ -73,7 +75,7 @@ class ModelConfig:
       raise UserError(f'num_classes and input_size are whole numbers, not {whole}')
     if self.num_classes < 0 or self.input_size < 1:
       raise UserError(f'num_classes is at least 0 and input_size at least 1, not {whole}')
-    self._check_statistics()
+    check_statistics(self.mean, self.std)
     if not _is_number(self.crop_pct) or not 0 < self.crop_pct <= 1:
       raise UserError(f'crop_pct is a number in (0, 1], not {self.crop_pct!r}')
     if self.resize not in RESIZE_POLICIES or self.interpolation not in INTERPOLATIONS:
@@ -81,13 +83,6 @@ class ModelConfig:
         f'resize is one of {RESIZE_POLICIES} and interpolation one of {INTERPOLATIONS}, '
         f'not {self.resize!r} and {self.interpolation!r}'
       )
-
-  def _check_statistics(self) -> None:
-    for values in (self.mean, self.std):
-      if not isinstance(values, tuple) or not all(_is_number(n) for n in values):
-        raise UserError(f'mean and std are lists of numbers, not {values!r}')
-    if not self.mean or len(self.mean) != len(self.std) or min(self.std) <= 0:
-      raise UserError(f'mean {self.mean} and std {self.std}: a pair a channel, each std above 0')
 
   def to_json(self) -> str:
     """The text of config.json."""
@@ -120,12 +115,40 @@ class ModelConfig:
       raise UserError(str(error).replace('ModelConfig.__init__() ', '')) from error
 
 
+def check_statistics(mean: Any, std: Any) -> None:
+  """Refuses what is no normalisation of images in [0, 1].
+
+  Args:
+    mean: a value a channel.
+    std: likewise.
+
+  Raises:
+    UserError: no tuples of numbers, of different length, or of another range: those of pixels of 0
+      to 255 make every picture the same dark one.
+  """
+  for values in (mean, std):
+    if not isinstance(values, tuple) or not all(_is_number(n) for n in values):
+      raise UserError(f'mean and std are lists of numbers, not {values!r}')
+  if not mean or len(mean) != len(std) or min(std) <= 0:
+    raise UserError(f'mean {mean} and std {std}: a pair a channel, each std above 0')
+  if min(mean) < 0 or max(*mean, *std) > 1:
+    raise UserError(
+      f'mean {mean} and std {std}: of images in [0, 1], so none is beyond 1; those of 0 to 255 are '
+      'divided by 255'
+    )
+
+
 def _is_number(value: Any, kind: Any = int | float) -> bool:
   return isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def freeze(value: Any) -> Any:
-  """Lists as tuples, mappings and dataclasses as `FrozenDict`: hashable, the same after JSON."""
+  """Lists as tuples, mappings and dataclasses as `FrozenDict`: hashable, the same after JSON.
+
+  Numbers and arrays of NumPy and JAX become Python's, which JSON has.
+  """
+  if isinstance(value, np.generic | np.ndarray | jax.Array):
+    value = np.asarray(value).tolist()
   if dataclasses.is_dataclass(value) and not isinstance(value, type):
     value = dataclasses.asdict(value)
   if isinstance(value, Mapping):

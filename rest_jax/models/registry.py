@@ -9,6 +9,7 @@ from collections.abc import Callable
 from flax import linen as nn
 
 from rest_jax.errors import UserError, did_you_mean
+from rest_jax.inputs import check_count
 from rest_jax.models.compression import parse_compression
 
 _BUILDERS: dict[str, Callable[..., nn.Module]] = {}
@@ -65,7 +66,7 @@ def create_model(name: str, num_classes: int = 1000, **overrides) -> nn.Module:
     normalised float NHWC images; `method='features'` the maps of the four stages.
 
   Raises:
-    UserError: an unknown name, override, or option of compression.
+    UserError: an unknown name, override, or option of compression, or no number of classes.
   """
   builders = _builders()
   if name not in builders:
@@ -75,7 +76,8 @@ def create_model(name: str, num_classes: int = 1000, **overrides) -> nn.Module:
   for key in overrides:
     if key not in fields:
       raise UserError(f'{name} has no option {key!r}; {did_you_mean(key, fields)}')
+  check_count('num_classes', num_classes, least=0)
   frozen = {k: tuple(v) if isinstance(v, list) else v for k, v in overrides.items()}
   if 'compression' in frozen:
     frozen['compression'] = parse_compression(frozen['compression'])
-  return builders[name](num_classes=num_classes, **frozen)
+  return builders[name](num_classes=int(num_classes), **frozen)

@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import weakref
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -164,6 +165,13 @@ def test_wrong_images_are_refused(images, classifier):
     classifier(images)
 
 
+def test_levels_of_0_to_255_are_no_images(classifier, images):
+  levels = np.float32(255) * images
+  for call in (classifier, classifier.features, classifier.normalise):
+    with pytest.raises(UserError, match='divided by 255 first'):
+      call(levels)
+
+
 def test_other_floats_are_computed_in_float32(classifier, images):
   for dtype in (np.float64, jnp.bfloat16):
     assert classifier.normalise(images.astype(dtype)).dtype == jnp.float32
@@ -203,6 +211,12 @@ def test_create_checks_its_arguments(classifier):
     (dict(class_names=['a', 'b']), '2 class names for 5 classes'),
     (dict(class_names=['a\nb', *'cdef']), 'one line of text'),
     (dict(class_names=['', *'cdef']), 'one line of text'),
+    (dict(class_names=[1, *'cdef']), 'one line of text'),
+    (dict(class_names='abcde'), "a list, one a class, not the text 'abcde'"),
+    (dict(num_classes=-1), 'num_classes is a whole number from 0'),
+    (dict(num_classes=5.0), 'num_classes is a whole number from 0'),
+    (dict(mean=(124.0, 116.0, 104.0), std=(58.0, 57.0, 57.0)), 'are divided by 255'),
+    (dict(mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0)), 'are divided by 255'),
     (dict(overrides={'widht': 3}), "no option 'widht'"),
     (dict(mean=(0.5,), std=(0.5, 0.5)), 'a pair a channel'),
     (dict(std=(0.5, 0.0, 0.5)), 'std above 0'),
@@ -214,6 +228,16 @@ def test_create_checks_its_arguments(classifier):
   ):
     with pytest.raises(UserError, match=message):
       create(**options)
+
+
+def test_numbers_of_numpy_are_pythons(classifier, tmp_path):
+  overrides = OPTIONS | {'width': np.int64(OPTIONS['width'])}
+  options: dict[str, Any] = dict(mean=np.array(MEAN), std=jnp.array([0.25, 0.5, 1.0]))
+  options |= dict(num_classes=np.int32(5), overrides=overrides)
+  made = Classifier.create('resnet18', classifier.variables, **options)
+  assert made.module == classifier.module and made.config.std == (0.25, 0.5, 1.0)
+  made.save(tmp_path / 'model')
+  assert Classifier.load(tmp_path / 'model').config == made.config
 
 
 def test_runtime_options_are_not_part_of_the_model(classifier):

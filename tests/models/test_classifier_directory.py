@@ -178,6 +178,7 @@ def edit(directory, **changes):
     (dict(overrides={'depths': ['a', 1, 1, 1]}), 'describes no model'),
     (dict(overrides={'width': 0.5}), 'describes no model'),
     (dict(std=['a', 'b', 'c']), 'numbers'),
+    (dict(mean=[124, 116, 104], std=[58, 57, 57]), 'are divided by 255'),
     (dict(std=[1, float('nan'), 1]), 'numbers'),
     (dict(crop_pct='big'), 'crop_pct is a number'),
     (dict(resize=['squash']), 'resize is one of'),

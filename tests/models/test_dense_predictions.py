@@ -1,6 +1,7 @@
 """`rest-jax predict` of detectors and segmenters: lines, the table, pictures, what is refused."""
 
 import csv
+import dataclasses
 import io
 from typing import Any
 
@@ -14,6 +15,7 @@ from PIL import Image
 from rest_jax import __main__ as command
 from rest_jax.errors import UserError
 from rest_jax.models import create_detector, dense_drawing, dense_model
+from rest_jax.models.dense_config import DenseConfig
 from rest_jax.models.dense_drawing import colour
 from rest_jax.models.dense_model import Detector, Objects, kind_at
 
@@ -118,6 +120,42 @@ def test_outputs_that_are_no_numbers_are_no_empty_picture(models):
     broken = jax.tree.map(lambda leaf: jnp.asarray(leaf).at[0].set(jnp.nan), model)
     with pytest.raises(UserError, match='not finite'):
       broken.predict(squares())
+
+
+def test_an_opened_picture_is_seen_as_its_file_is(models, tmp_path):
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  Image.fromarray(squares((8, 16, RED))).save(tmp_path / 'a.png', exif=exif)
+  for model in models.values():
+    with Image.open(tmp_path / 'a.png') as opened:
+      seen, *_ = model.view(opened)
+    np.testing.assert_array_equal(seen, model.view(tmp_path / 'a.png')[0])
+
+
+def test_what_would_be_another_question_is_refused(models):
+  detector, canvas = models['detector'], squares((8, 16, RED))[None]
+  for call, message in (
+    (lambda: detector.predict(squares(), least_score=30), 'from 0 to 1, not 30'),
+    (lambda: detector.predict(squares(), least_score=float('nan')), 'from 0 to 1, not nan'),
+    (lambda: detector.predict(squares(), least_score='0.3'), 'from 0 to 1'),
+    (lambda: detector.predict(np.zeros((0, 9, 3), np.uint8)), 'no pixels'),
+    (lambda: detector(canvas.astype(np.float32)), 'divided by 255 first'),
+    (lambda: detector(canvas, np.array([[64, 65]])), 'the 64x64 of the canvas, got 64 to 65'),
+    (lambda: detector(canvas, np.array([[0, 64]])), 'from 1'),
+    (lambda: detector(canvas, np.array([[63.5, 64]])), 'whole numbers'),
+  ):
+    with pytest.raises(UserError, match=message):
+      call()
+
+
+def test_options_that_are_nonsense_are_named(tmp_path):
+  config = DenseConfig('detector', 'retinanet_resnet18', 2)
+  for options in ({'width': 'a'}, {'octaves': 0.5}, {'stages': [1, 9]}):
+    wrong = dataclasses.replace(config, overrides=tuple(options.items()))
+    (tmp_path / 'config.json').write_text(wrong.to_json())
+    with pytest.raises(UserError, match=r'config\.json: ') as error:
+      Detector.load(tmp_path)
+    assert '\n' not in str(error.value)
 
 
 def test_a_saved_detector_from_its_directory(folder, tmp_path, capsys):
