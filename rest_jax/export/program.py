@@ -152,19 +152,28 @@ def _description(model: Any, signature: Signature, place: Path) -> dict[str, Any
     'outputs': outputs,
     'versions': {'rest_jax': rest_jax.__version__, 'jax': jax.__version__},
   }
-  return found | (_of_config(model) if hasattr(model, 'config') else {})
+  if not hasattr(model, 'config'):
+    return found
+  return found | _of_config(model) | {'preprocessing': _steps(model.config, height, width)}
 
 
 def _of_config(model: Any) -> dict[str, Any]:
   """What a model of ours says of itself."""
   config = model.config
-  kept = ('input_size', 'resize', 'crop_pct', 'interpolation', 'short', 'long')
-  steps = {name: getattr(config, name) for name in kept if hasattr(config, name)}
-  if hasattr(config, 'canvases'):
-    steps['padding'] = 'right and below, in the mean colour'
   return {
     'model': config.model,
     'normalisation': {'inside': True, 'mean': list(config.mean), 'std': list(config.std)},
-    'preprocessing': steps,
     'class_names': list(model.class_names),
   }
+
+
+def _steps(config: Any, height: int, width: int) -> dict[str, Any]:
+  """How a picture becomes the input of that size; {} where the model says nothing of it."""
+  if hasattr(config, 'canvases'):
+    padding = 'right and below, in the mean colour'
+    steps = {'short': config.short, 'long': config.long, 'padding': padding}
+    return steps if (height, width) in config.canvases else {}
+  if height != width:
+    return {}
+  kept = {name: getattr(config, name) for name in ('resize', 'crop_pct', 'interpolation')}
+  return {'input_size': height, **kept}

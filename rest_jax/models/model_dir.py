@@ -366,6 +366,8 @@ def read_labels(directory: Path, num_classes: int) -> tuple[str, ...]:
     names = tuple(path.read_text(encoding='utf-8-sig').splitlines())
   except (OSError, UnicodeDecodeError) as error:
     raise UserError(f'{path}: {error}') from error
+  if (blank := names.count('')) and len(names) == num_classes:
+    raise UserError(f'{path}: {plural(blank, "line")} without a class name')
   if len(names) != num_classes:
     raise UserError(
       f'{path} has {plural(len(names), "line")}, the model {plural(num_classes, "class")}'

@@ -73,6 +73,14 @@ def test_a_stablehlo_file_runs_without_this_library(classifier, images, tmp_path
   assert told['platforms'] == ['cpu', 'cuda', 'tpu']
 
 
+@pytest.mark.parametrize(('shape', 'size'), [((40, 40, 3), 40), ((32, 48, 3), None)])
+def test_how_a_picture_becomes_the_input_is_told_of_its_size(classifier, shape, size, tmp_path):
+  """The classifier's own is 32; what is not square it does not make of a picture."""
+  classifier.export(tmp_path / 'm.stablehlo', image_shape=shape, platforms=('cpu',))
+  told = json.loads((tmp_path / 'm.stablehlo.json').read_text())['preprocessing']
+  assert told.get('input_size') == size and bool(told) == (size is not None)
+
+
 def test_the_form_of_each_platform_is_in_the_file_and_the_weights_once(images, tmp_path):
   weights = np.random.default_rng(1).normal(size=(3, 3, 1, 3)).astype(np.float32)
   large = jnp.linspace(0, 1e-6, 1_000_000)  # a constant of one value takes no place

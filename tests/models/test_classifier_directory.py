@@ -199,6 +199,13 @@ def test_a_config_that_is_no_json_is_named(text, directory):
     Classifier.load(directory)
 
 
+def test_a_line_without_a_class_name_is_told(directory):
+  names = (directory / 'labels.txt').read_text().splitlines()
+  (directory / 'labels.txt').write_text('\n'.join(['', *names[1:]]) + '\n')
+  with pytest.raises(UserError, match=r'labels\.txt: 1 line without a class name'):
+    Classifier.load(directory)
+
+
 @pytest.mark.parametrize('name', ['labels.txt', 'config.json'])
 def test_a_mark_that_an_editor_put_in_front_is_no_text(name, directory):
   before, path = Classifier.load(directory), directory / name
