@@ -17,7 +17,7 @@ from jax.core import Tracer
 from PIL import Image
 
 from rest_jax import hub, ops
-from rest_jax.errors import UserError
+from rest_jax.errors import UserError, as_line
 from rest_jax.models import imagenet, model_dir, predictions, pytorch, registry
 from rest_jax.models.model_config import ModelConfig, freeze, freeze_overrides, published_view
 from rest_jax.models.summary import summary
@@ -134,7 +134,9 @@ class Classifier:
       expected = {} if away else model_dir.abstract_tensors(module)
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
       # UserError, and whatever else a module makes of options that are nonsense.
-      raise UserError(f'{directory / model_dir.CONFIG} describes no model: {error}') from error
+      raise UserError(
+        f'{directory / model_dir.CONFIG} describes no model: {as_line(error)}'
+      ) from error
     if away:
       return cls(module, _packaged(directory, module), config, imagenet.words())
     names = model_dir.read_labels(directory, config.num_classes)

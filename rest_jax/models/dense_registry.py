@@ -11,7 +11,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
-from rest_jax.errors import UserError, did_you_mean
+from rest_jax.errors import UserError, as_line, did_you_mean
 from rest_jax.models import model_dir, registry
 from rest_jax.models.dense_config import DenseConfig
 
@@ -118,7 +118,9 @@ def described(config: DenseConfig) -> tuple[nn.Module, dict[str, jax.ShapeDtypeS
     module = build(config)
     return module, model_dir.abstract_tensors(module)
   except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError) as error:
-    raise UserError(f'it describes no model: {error}') from error  # options that are nonsense
+    raise UserError(
+      f'it describes no model: {as_line(error)}'
+    ) from error  # options that are nonsense
 
 
 @functools.cache
