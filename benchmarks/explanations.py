@@ -27,6 +27,7 @@ from rest_jax.evaluation.intervals import Interval, bootstrap
 from rest_jax.evaluation.records import RESULTS
 from rest_jax.explain.figures import title_of
 from rest_jax.explain.table import MEASURES
+from rest_jax.files import replacing
 
 COMPARED = ('insertion', 'deletion', 'drop', 'road')
 DIGITS = 6  # of a value that is kept
@@ -89,11 +90,9 @@ def write(place: Path, header: Mapping[str, Any], rows: Rows) -> None:
     for image, row in sorted(found.items())
   ]
   text = ''.join(json.dumps(line) + '\n' for line in lines).encode()
-  if place.name.endswith('.jsonl.gz'):
-    place.write_bytes(gzip.compress(text, mtime=0))
-  else:
-    place.mkdir(parents=True, exist_ok=True)
-    (place / RESULTS).write_bytes(text)
+  packed = place.name.endswith('.jsonl.gz')
+  with replacing(place if packed else place / RESULTS) as temporary:
+    temporary.write_bytes(gzip.compress(text, mtime=0) if packed else text)
 
 
 def _short(value: Any) -> Any:

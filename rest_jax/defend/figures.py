@@ -6,7 +6,6 @@ also shows in its line and marker.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -69,7 +68,7 @@ def draw_bars(path: Path, rows: Sequence[DefenceRow]) -> None:
     axes.barh(where, values, height * 0.92, color=colour, label=label)
     axes.errorbar(values, where, xerr=spread, fmt='none', ecolor='0.25', elinewidth=1, capsize=2)
     for y, share in zip(where, shares, strict=True):
-      axes.text(share.high + 0.012, y, f'{percent(share.value)}%', va='center', fontsize=8)
+      axes.text(share.high + 0.012, y, percent(share.value, 0, '%'), va='center', fontsize=8)
   axes.set_yticks(range(len(rows)), [literal(row.defence) for row in rows])
   axes.invert_yaxis()
   axes.set(xlim=(0, 1.1), xlabel='images classified correctly')
@@ -171,8 +170,8 @@ def _curves(
   axes.axhline(clean, color='0.35', linewidth=1.2)
   axes.axhline(attacked, color='0.35', linewidth=1.2, linestyle=(0, (5, 3)))
   text = {'fontsize': 8, 'va': 'bottom', 'color': '0.25'}
-  axes.text(_LEAST, min(clean + 0.015, 1.03), f' clean images: {percent(clean)}%', **text)
-  axes.text(1.02, attacked + 0.015, f'no denoiser: {percent(attacked)}%', ha='right', **text)
+  axes.text(_LEAST, min(clean + 0.015, 1.03), f' clean images: {percent(clean, 0, "%")}', **text)
+  axes.text(1.02, attacked + 0.015, f'no denoiser: {percent(attacked, 0, "%")}', ha='right', **text)
   axes.axvline(0.5, color='0.8', linewidth=1, zorder=0)
   axes.text(0.49, 1.085, 'half of it', ha='right', **text | {'va': 'top', 'color': '0.5'})
   for label, group in _by_denoiser(rows):
@@ -256,12 +255,13 @@ def _heat(axes: Any, values: np.ndarray, model: ModelResult) -> Any:
   )
   axes.tick_params(length=0)
   for (row, column), value in np.ndenumerate(values):
-    shown = '-' if math.isnan(value) else f'{percent(value)}%'
     colour = 'white' if not value > 0.5 else 'black'
-    axes.text(column, row, shown, ha='center', va='center', fontsize=8, color=colour)
+    axes.text(
+      column, row, percent(value, 0, '%'), ha='center', va='center', fontsize=8, color=colour
+    )
   axes.axhline(0.5, color='white', linewidth=3)
-  clean, attacked = percent(model.clean.value), percent(model.attacked.value)
-  axes.set_title(f'{literal(model.model)}: {clean}% clean, {attacked}% attacked', fontsize=10)
+  clean, attacked = (percent(one.value, 0, '%') for one in (model.clean, model.attacked))
+  axes.set_title(f'{literal(model.model)}: {clean} clean, {attacked} attacked', fontsize=10)
   return image
 
 

@@ -361,8 +361,8 @@ def study_blocks(found: Found, folder: Path) -> list[Block]:
 
 def _study_table(model: ModelResult, rows: list[DenoiserResult]) -> Table:
   caption = (
-    f'Noise alone, {plural(model.images, "image")}: {in_percent(model.clean.value, 1)}% are right '
-    f'without a perturbation, {in_percent(model.attacked.value, 1)}% with all of it.'
+    f'Noise alone, {plural(model.images, "image")}: {in_percent(model.clean.value, 1, "%")} are '
+    f'right without a perturbation, {in_percent(model.attacked.value, 1, "%")} with all of it.'
   )
   head = ['denoiser', 'strength', 'energy removed %', 'accuracy %', '95% interval']
   return Table(caption, head, [_study_row(row) for row in rows])

@@ -320,7 +320,7 @@ def _csv_row(row: DefenceRow, plain: Sequence[str]) -> list[Any]:
 def percent(share: float) -> str:
   """A share as a whole percentage, with a digit where it is small."""
   value = 100 * share
-  return f'{in_percent(share, 0 if value >= 10 or value == round(value) else 1)} %'
+  return in_percent(share, 0 if value >= 10 or value == round(value) else 1, ' %')
 
 
 def verdict(rows: Sequence[DefenceRow]) -> str:

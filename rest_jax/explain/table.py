@@ -303,7 +303,7 @@ def _notes(study: Study, rows: Sequence[Row]) -> list[str]:
   ]
   notes = [
     f'{markdown(study.line)}. Model {markdown(study.command.model)} at {size} px '
-    f'({percent(_accuracy(study), 1)}% of them right); the predicted class is explained. In '
+    f'({percent(_accuracy(study), 1, "%")} of them right); the predicted class is explained. In '
     'brackets: 95 % bootstrap intervals over the images. Bold: best.',
     'Insertion starts from the blurred image, deletion ends at the mean colour, a 28th of the '
     f'pixels a step; pointing is strict, {15 / 224 * size:.1f} px tolerance (15 px at 224); '

@@ -55,7 +55,7 @@ class AveragePrecision:
       raise UserError(f'the picture {key} was judged already; its image_id occurs twice')
     for part, what in ((example, 'the truth of'), (found, 'what was found in')):
       self._check(part, size, f'{what} picture {key}')
-      _check_values(part, f'{what} picture {key}')
+      _check_values(part, f'{what} picture {key}', self.masks)
     self._images[key] = {'height': size[0], 'width': size[1]}
     for i in range(len(example['labels'])):
       entry = self._entry(example, i, key)
@@ -151,7 +151,7 @@ class AveragePrecision:
     return dict(zip(self.class_names, values, strict=True))
 
 
-def _check_values(part: Mapping[str, Any], what: str) -> None:
+def _check_values(part: Mapping[str, Any], what: str, with_masks: bool) -> None:
   """Refuses values that pycocotools takes: to it what is no number overlaps everything."""
   for name in ('boxes', 'scores', 'areas', 'labels'):
     values = np.asarray(part.get(name, ()), np.float64)
@@ -159,7 +159,7 @@ def _check_values(part: Mapping[str, Any], what: str) -> None:
       raise UserError(f'{what}: {name} are not finite numbers')
     if name == 'labels' and (values % 1).any():
       raise UserError(f'{what}: labels are not whole numbers')
-  masks = np.asarray(part.get('masks', ()))
+  masks = np.asarray(part['masks'] if with_masks else ())
   if masks.dtype.kind == 'f' and ((masks != 0) & (masks != 1)).any():
     raise UserError(f'{what}: masks are bool, not shares of a pixel; give masks >= 0.5')
   corners = np.asarray(part['boxes'])

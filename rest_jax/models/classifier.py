@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +85,10 @@ class Classifier:
     module = registry.create_model(model, num_classes, **kept)
     config |= {'overrides': freeze_overrides(kept)}
     frozen = {name: freeze(value) for name, value in config.items()}
-    names = tuple(map(str, range(num_classes))) if class_names is None else class_names
-    _check_names(names, num_classes)
-    return cls(module, variables, ModelConfig(model, int(num_classes), **frozen), tuple(names))
+    names = check_text(map(str, range(num_classes)) if class_names is None else class_names)
+    if len(names) != num_classes:
+      raise UserError(f'{plural(len(names), "class name")} for {plural(num_classes, "class")}')
+    return cls(module, variables, ModelConfig(model, int(num_classes), **frozen), names)
 
   @classmethod
   def load(
@@ -434,11 +435,14 @@ def _models() -> str:
   return ', '.join(registry.list_models())
 
 
-def check_text(names: Sequence[str]) -> None:
+def check_text(names: Iterable[str]) -> tuple[str, ...]:
   """Refuses class names that a model directory cannot hold.
 
   Args:
     names: one a class.
+
+  Returns:
+    The names.
 
   Raises:
     UserError: they are one text, whose letters would be the names; or a name is no text, is empty,
@@ -446,7 +450,8 @@ def check_text(names: Sequence[str]) -> None:
   """
   if isinstance(names, str):
     raise UserError(f'class names are a list, one a class, not the text {names[:40]!r}')
-  for name in names:
+  found = tuple(names)
+  for name in found:
     if not isinstance(name, str) or len(name.splitlines()) != 1:
       raise UserError(f'a class name is one line of text, unlike {name!r}')
     try:
@@ -455,12 +460,7 @@ def check_text(names: Sequence[str]) -> None:
       raise UserError(
         f'the class name {name!r} is not UTF-8, so no file can hold it: rename the folder'
       ) from error
-
-
-def _check_names(names: Sequence[str], num_classes: int) -> None:
-  check_text(names)
-  if len(names) != num_classes:
-    raise UserError(f'{plural(len(names), "class name")} for {plural(num_classes, "class")}')
+  return found
 
 
 jax.tree_util.register_dataclass(

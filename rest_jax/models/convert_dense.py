@@ -283,8 +283,8 @@ def _convert(state_dict, model: nn.Module, table: tuple[Row, ...]) -> dict[str, 
   state_dict = {name: value for name, value in state_dict.items() if not is_constant(name)}
   _check(state_dict, expected, targets, model)
   names = {path: to.torch_name for path, to in targets.items() if to is not None}
-  there = {name: expected[path] for path, name in names.items() if name in state_dict}
-  model_dir.check_floats(state_dict, there, 'the state dict')
+  known = {name: expected[path] for path, name in names.items()}
+  model_dir.check_floats(state_dict, known, 'the state dict')
   leaves = {}
   for path, spec in expected.items():
     to = targets[path]

@@ -99,7 +99,7 @@ class _Dense:
     Raises:
       UserError: an unknown model or option.
     """
-    check_text(class_names)
+    names = check_text(class_names)
     kept, below = (
       {k: freeze(v) for k, v in (options or {}).items() if k not in _RUNTIME}
       for options in (overrides, backbone)
@@ -113,7 +113,7 @@ class _Dense:
       freeze_overrides(kept),
       **frozen,
     )
-    return cls(dense_registry.build(described), variables, described, tuple(class_names))
+    return cls(dense_registry.build(described), variables, described, names)
 
   @classmethod
   def load(cls, name: str | os.PathLike[str]) -> Any:

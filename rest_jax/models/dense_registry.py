@@ -118,9 +118,8 @@ def described(config: DenseConfig) -> tuple[nn.Module, dict[str, jax.ShapeDtypeS
     module = build(config)
     return module, model_dir.abstract_tensors(module)
   except (TypeError, ValueError, AttributeError, ArithmeticError, LookupError) as error:
-    raise UserError(
-      f'it describes no model: {as_line(error)}'
-    ) from error  # options that are nonsense
+    # UserError, and whatever else a module makes of options that are nonsense.
+    raise UserError(f'it describes no model: {as_line(error)}') from error
 
 
 @functools.cache

@@ -139,7 +139,7 @@ def check_floats(
 
   Args:
     tensors: {name: array}.
-    expected: what the model has under some of these names.
+    expected: what the model has under some of these names; what is not there is for others to say.
     where: what they are the weights of.
 
   Raises:
@@ -148,7 +148,8 @@ def check_floats(
   wrong = [
     f'{name} ({np.asarray(tensors[name]).dtype})'
     for name, spec in expected.items()
-    if jnp.issubdtype(spec.dtype, jnp.floating)
+    if name in tensors
+    and jnp.issubdtype(spec.dtype, jnp.floating)
     and not jnp.issubdtype(np.asarray(tensors[name]).dtype, jnp.floating)
   ]
   if wrong:

@@ -133,9 +133,9 @@ def expand(pictures: Any) -> list[Any]:
     return [pictures]
   if hasattr(pictures, '__array__'):  # of NumPy, JAX or PyTorch
     array = np.asarray(pictures)
-    if array.ndim != 4:
+    if array.ndim != 4 and array.dtype.kind not in 'OSU':
       return [array]
-    pictures = list(array)  # a stack; a single one has (H, W) or (H, W, C)
+    pictures = list(array)  # names, or a stack; a single one has (H, W) or (H, W, C)
   if isinstance(pictures, Iterable) and not isinstance(pictures, Mapping):
     found = [one for picture in pictures for one in expand(picture)]
     if found:

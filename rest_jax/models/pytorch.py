@@ -220,9 +220,8 @@ def from_pytorch(
   wanted = {path: spec for path, spec in expected.items() if path not in new}
   targets = _targets(wanted, model)
   _check(state_dict, wanted, targets, model, head_advice)
-  there = {targets[path].torch_name: spec for path, spec in wanted.items()}
-  there = {name: spec for name, spec in there.items() if name in state_dict}
-  model_dir.check_floats(state_dict, there, 'the state dict')
+  known = {targets[path].torch_name: spec for path, spec in wanted.items()}
+  model_dir.check_floats(state_dict, known, 'the state dict')
   arrays = {path: _convert(state_dict, targets[path], spec) for path, spec in wanted.items()}
   named = {targets[path].torch_name: array for path, array in arrays.items()}
   model_dir.check_finite(named, 'the state dict')

@@ -54,8 +54,8 @@ def over(result: Result) -> str:
 
 
 def _accuracy(result: Result) -> str:
-  robust = f' (robust {percent(result["robust_top1"], 2)}%)' if 'robust_top1' in result else ''
-  return f'top-1 {percent(result["top1"], 2)}%{robust}'
+  robust = f' (robust {percent(result["robust_top1"], 2, "%")})' if 'robust_top1' in result else ''
+  return f'top-1 {percent(result["top1"], 2, "%")}{robust}'
 
 
 def _precision(result: Result) -> str:
@@ -213,11 +213,13 @@ def line(plain: Result | None, averaged: Result | None) -> str:
   if 'top1' not in one:
     shown = short(one) + ('' if plain else ' (average)')
     return shown + (f' (average {short(both)})' if both else '')
-  shown = f'loss {one["loss"]:.4f}, top-1 {percent(one["top1"], 2)}%{"" if plain else " (average)"}'
-  shown += f' (average {percent(both["top1"], 2)}%)' if both else ''
+  shown = (
+    f'loss {one["loss"]:.4f}, top-1 {percent(one["top1"], 2, "%")}{"" if plain else " (average)"}'
+  )
+  shown += f' (average {percent(both["top1"], 2, "%")})' if both else ''
   if 'robust_top1' in one:
-    shown += f', robust {percent(one["robust_top1"], 2)}%'
-    shown += f' (average {percent(both["robust_top1"], 2)}%)' if both else ''
+    shown += f', robust {percent(one["robust_top1"], 2, "%")}'
+    shown += f' (average {percent(both["robust_top1"], 2, "%")})' if both else ''
   return shown
 
 
@@ -235,6 +237,6 @@ def values(result: Result, classes: int) -> str:
     return f'PSNR {result["noisy_psnr"]:.2f} dB before, {result["psnr"]:.2f} dB after'
   if 'top1' not in result:
     return short(result)
-  robust = f', robust {percent(result["robust_top1"], 2)}%' if 'robust_top1' in result else ''
-  most = f'top-5 {percent(result["top5"], 2)}%, ' if classes > 5 else ''
-  return f'top-1 {percent(result["top1"], 2)}%, {most}loss {result["loss"]:.4f}{robust}'
+  robust = f', robust {percent(result["robust_top1"], 2, "%")}' if 'robust_top1' in result else ''
+  most = f'top-5 {percent(result["top5"], 2, "%")}, ' if classes > 5 else ''
+  return f'top-1 {percent(result["top1"], 2, "%")}, {most}loss {result["loss"]:.4f}{robust}'

@@ -47,12 +47,12 @@ def write_report(
   write_json(directory / 'results.json', _results(result, names, model, source, view))
   parts = _parts(directory, result, names, view)
   write_text(directory / 'report.md', to_markdown(f'{model} on {source}', parts, directory))
-  top5 = f'top-5 {percent(result.top5, 2)}%, ' if len(names) > 5 else ''
+  top5 = f'top-5 {percent(result.top5, 2, "%")}, ' if len(names) > 5 else ''
   speed = '' if math.isnan(result.images_per_second) else f', {result.images_per_second:.0f} img/s'
   return (
-    f'{model} on {plural(result.count, "image")} of {source}: top-1 {percent(result.top1, 2)}%, '
-    f'{top5}loss {result.loss:.4f}, ECE {result.ece:.2%}{speed}; '
-    f'report in {directory}'
+    f'{model} on {plural(result.count, "image")} of {source}: '
+    f'top-1 {percent(result.top1, 2, "%")}, {top5}loss {result.loss:.4f}, '
+    f'ECE {result.ece:.2%}{speed}; report in {directory}'
   )
 
 
@@ -79,15 +79,15 @@ def _parts(directory: Path, result: Validation, names, view: dict[str, Any]) -> 
   """The report."""
   speed, shown = result.images_per_second, ', '.join(f'{key} {v}' for key, v in view.items())
   measures = [
-    f'{percent(result.top1, 2)}%',
-    f'{percent(result.top5, 2)}%' if len(names) > 5 else '–',
+    percent(result.top1, 2, '%'),
+    percent(result.top5, 2, '%') if len(names) > 5 else '–',
     f'{result.loss:.4f}',
     f'{result.ece:.2%}',
     'too few batches' if math.isnan(speed) else f'{speed:.0f}',
   ]
   counts = result.confusion.sum(axis=1)
   classes = [
-    [markdown(name), f'{percent(accuracy, 2)}%', str(count)]
+    [markdown(name), percent(accuracy, 2, '%'), str(count)]
     for name, accuracy, count in zip(names, result.class_top1, counts, strict=True)
     if count
   ]
@@ -137,7 +137,7 @@ def _draw_confusion(axes, result: Validation, names) -> None:
   shares = np.where(totals > 0, result.confusion / np.maximum(totals, 1), np.nan)
   axes.set_facecolor('0.85')
   axes.imshow(shares, vmin=0, vmax=1, cmap='Blues', interpolation='nearest')
-  axes.set(title=f'top-1 {percent(result.top1, 2)}%', xlabel='predicted', ylabel='true')
+  axes.set(title=f'top-1 {percent(result.top1, 2, "%")}', xlabel='predicted', ylabel='true')
   if len(names) > _NAMED:
     return
   names = [literal(name, 24) for name in names]

@@ -165,6 +165,13 @@ def test_refuses_a_truth_that_is_none():
       metric.add(example | change, found(example, [0.5]))
 
 
+def test_masks_that_are_not_judged_are_not_looked_at():
+  metric = AveragePrecision(('a',))
+  example = truth(5, [[4, 4, 20, 20]], [0])
+  metric.add(example, found(example, [0.5]) | dict(masks=np.full((1, 28, 28), 0.3)))
+  np.testing.assert_allclose(metric.figures()['box']['AP'], 1)
+
+
 def test_classes_of_one_name_stay_apart():
   metric = AveragePrecision(('crane', 'crane'))
   example = truth(5, [[4, 4, 20, 20]], [0])

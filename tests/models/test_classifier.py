@@ -201,6 +201,12 @@ def test_variables_of_another_model_are_not_saved(classifier, tmp_path):
     other.save(tmp_path / 'other')
 
 
+def test_class_names_may_come_one_after_another(classifier):
+  options = dict(num_classes=5, overrides=OPTIONS, class_names=(name for name in 'abcde'))
+  found = Classifier.create('resnet18', classifier.variables, **options)
+  assert found.class_names == tuple('abcde')
+
+
 def test_create_checks_its_arguments(classifier):
   def create(**options):
     Classifier.create(

@@ -88,6 +88,9 @@ def test_every_kind_of_picture(classifier, folder):
 def test_folders_patterns_and_lists_keep_their_order(classifier, folder):
   for given in (folder, str(folder), str(folder / '*.png')):
     assert [p.classes[0] for p in classifier.predict(given)] == [0, 1, 2]
+  names = [str(folder / name) for name in ('c.png', 'a.png')]
+  for column in (np.array(names), np.array(names, object)):  # of a table
+    assert [p.classes[0] for p in classifier.predict(column)] == [2, 0]
   mixed = [picture(0, 0, 255), folder, folder / 'a.png']
   assert [p.classes[0] for p in classifier.predict(mixed)] == [2, 0, 1, 2, 0]
 

@@ -117,6 +117,8 @@ def box_masks(boxes: jax.Array | np.ndarray, size: tuple[int, int]) -> np.ndarra
 
 def _one_value(objects: np.ndarray) -> np.ndarray:
   """Masks as bool: of shares of pixels, or of several classes, all would be the object."""
+  if objects.dtype == bool:
+    return objects
   values = np.unique(objects[objects != 0])
   if len(values) > 1 or not np.isfinite(values).all():
     raise UserError(
