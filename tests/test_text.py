@@ -6,6 +6,7 @@ import io
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -134,3 +135,10 @@ def test_no_name_is_lost_to_another(names):
 )
 def test_a_percentage_is_all_or_nothing_of_that_alone(share, digits, shown):
   assert text.percent(share, digits) == shown
+
+
+def test_what_float32_rounds_to_all_is_all():
+  """Shares of energy are sums of float32; one mistake in ImageNet's training images is none."""
+  assert text.percent(float(np.float32(1) + np.finfo(np.float32).eps)) == '100'
+  assert text.percent(1e-7) == '0'
+  assert text.percent(1 - 1 / 1_281_167) != '100' and text.percent(1 / 1_281_167) != '0'
