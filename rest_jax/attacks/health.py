@@ -34,7 +34,7 @@ from rest_jax.attacks.threat import Threat
 from rest_jax.evaluation.batches import Chunk, keys_of
 from rest_jax.inputs import Norm
 from rest_jax.ops.platform import jit
-from rest_jax.text import plural, radius_text
+from rest_jax.text import percent, plural, radius_text
 
 FEW_STEPS, MANY_STEPS = 1, 20
 GREY_STEPS = 50
@@ -413,8 +413,8 @@ def _check_outputs(model: Partial, sample: Sample) -> list[HealthCheck]:
 def _check_gradients(model: Partial, sample: Sample, threat: Threat) -> list[HealthCheck]:
   few = short_attack(model, sample, threat.norm, threat.eps, FEW_STEPS)
   checks = [
-    _check('zero_gradients', few.flat > 0, f'{few.flat:.2%} of the images'),
-    _check('nan_gradients', few.broken > 0, f'{few.broken:.2%} of the images'),
+    _check('zero_gradients', few.flat > 0, f'{percent(few.flat, 2, "%")} of the images'),
+    _check('nan_gradients', few.broken > 0, f'{percent(few.broken, 2, "%")} of the images'),
   ]
   if not few.count:
     none = 'no image is classified correctly'
@@ -450,15 +450,15 @@ def _no_gain(weak: Held, strong: Held) -> bool:
 
 def _compared(what: str, weak: Held, strong: Held) -> str:
   return (
-    f'{what}: robust accuracy {weak.accuracy:.2%} and {strong.accuracy:.2%}, '
-    f'mean margin {weak.loss:.4g} and {strong.loss:.4g}, '
+    f'{what}: robust accuracy {percent(weak.accuracy, 2, "%")} and '
+    f'{percent(strong.accuracy, 2, "%")}, mean margin {weak.loss:.4g} and {strong.loss:.4g}, '
     f'{plural(weak.count, "image")}'
   )
 
 
 def _check_grey(model: Partial, sample: Sample) -> HealthCheck:
   held = short_attack(model, sample, 'linf', GREY_RADIUS, GREY_STEPS, until_fooled=True)
-  evidence = f'robust accuracy {held.accuracy:.2%} of {plural(held.count, "image")}'
+  evidence = f'robust accuracy {percent(held.accuracy, 2, "%")} of {plural(held.count, "image")}'
   return _check('survives_grey_radius', held.accuracy > HELD_AT_GREY, evidence)
 
 
@@ -494,7 +494,7 @@ def _counted(bad: Sequence[Record], count: int, what: str) -> str:
     return text
   one = bad[0]
   return (
-    f'{text}, {len(bad) / count:.2%}'
+    f'{text}, {percent(len(bad) / count, 2, "%")}'
     + f', such as image {one.index} of {one.attack}, {one.norm} {one.distance:.6g} away'
   )
 
@@ -516,7 +516,7 @@ def _check_black_box(
   if not gains:
     return _check('black_box_wins', False, 'not both kinds of attack at one radius')
   where = max(gains, key=lambda name: gains[name])
-  evidence = f'{gains[where]:.2%} of the images at {where}'
+  evidence = f'{percent(gains[where], 2, "%")} of the images at {where}'
   return _check('black_box_wins', gains[where] > BLACK_BOX_GAIN, evidence)
 
 
