@@ -41,7 +41,8 @@ class Detail(NamedTuple):
     values: (B, H, W), the signed values that the maps show the support of; None where there is no
       sign.
     delta: (B,), how far attributions are from complete, as `Explanation` has it; or None.
-    steps: int32 (B,), gradients that they took; or None.
+    steps: int32 (B,), passes that each image took of its own, gradients along a path or channels
+      that are not empty; or None.
   """
 
   maps: jax.Array

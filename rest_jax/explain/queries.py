@@ -182,7 +182,7 @@ def target_gradients(
 def only_finite(values: jax.Array, logits: jax.Array) -> jax.Array:
   """Values (B, ...) of an image, not a number where one of its logits (B, K) is not finite."""
   fine = jnp.isfinite(logits).all(1)
-  return jnp.where(fine.reshape(-1, *([1] * (values.ndim - 1))), values, jnp.nan)
+  return jnp.where(_as_rows(fine, values), values, jnp.nan)
 
 
 def vary_like(x: jax.Array, like: jax.Array) -> jax.Array:
@@ -212,8 +212,7 @@ def chunked(fn: Callable[[Any], Any], items: Any, size: int) -> Any:
   Raises:
     UserError: a size under 1.
   """
-  if size < 1:
-    raise UserError(f'query_batch is 1 or more, got {size}')
+  _check_size(size)
   n = jax.tree.leaves(items)[0].shape[0]
   count = math.ceil(n / size)
   if count == 1:
@@ -222,6 +221,51 @@ def chunked(fn: Callable[[Any], Any], items: Any, size: int) -> Any:
   index = np.minimum(np.arange(count * chunk), n - 1).reshape(count, chunk)
   out = jax.lax.map(lambda i: fn(jax.tree.map(lambda x: x[i], items)), jnp.asarray(index))
   return jax.tree.map(lambda x: x.reshape(count * chunk, *x.shape[2:])[:n], out)
+
+
+def _check_size(size: int) -> None:
+  if size < 1:
+    raise UserError(f'query_batch is 1 or more, got {size}')
+
+
+def chunked_where(fn: Callable[[Any], Any], items: Any, wanted: jax.Array, size: int) -> Any:
+  """Like `chunked`, but of the items that are wanted alone: the others are no work.
+
+  Args:
+    fn: as `chunked` has it; of a chunk that is not full it sees items that are not wanted.
+    items: pytree of arrays (n, ...), n >= 1.
+    wanted: bool (n,); it may hang on what is computed.
+    size: items at a time, at most.
+
+  Returns:
+    What `fn(items)` would give; 0 for the others.
+
+  Raises:
+    UserError: a size under 1.
+  """
+  _check_size(size)
+  n = wanted.shape[0]
+  chunk = _even(n, size)
+  order, count = jnp.argsort(~wanted, stable=True), jnp.sum(wanted)
+
+  def some(first):
+    return jax.tree.map(lambda x: x[order[first + jnp.arange(chunk)]], items)
+
+  def step(i, found):
+    # A last chunk that reaches beyond the items begins earlier, and finds some of them again.
+    first = jnp.minimum(i * chunk, n - chunk)
+    put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=first, axis=0)
+    return jax.tree.map(put, found, fn(some(first)))
+
+  like = jax.eval_shape(fn, jax.eval_shape(some, 0))
+  zeros = jax.tree.map(lambda x: vary_like(jnp.zeros((n, *x.shape[1:]), x.dtype), wanted), like)
+  found = jax.lax.fori_loop(0, -(-count // chunk), step, zeros)
+  back = jnp.argsort(order)
+  return jax.tree.map(lambda x: jnp.where(_as_rows(wanted, x), x[back], jnp.zeros_like(x)), found)
+
+
+def _as_rows(flags: jax.Array, x: jax.Array) -> jax.Array:
+  return flags.reshape(-1, *([1] * (x.ndim - 1)))
 
 
 def sum_samples(

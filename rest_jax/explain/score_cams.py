@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from rest_jax.errors import UserError
 from rest_jax.explain.maps import finish, gained, min_max, peak, span, upsample
-from rest_jax.explain.methods import method
-from rest_jax.explain.queries import chunked, only_finite, pick, probability, resolve_targets
+from rest_jax.explain.methods import Detail, method
+from rest_jax.explain.queries import (
+  chunked,
+  chunked_where,
+  only_finite,
+  pick,
+  probability,
+  resolve_targets,
+)
 from rest_jax.explain.taps import Tap
 from rest_jax.ops.platform import jit
 
 VARIANTS = ('paper', 'code')
 
 
+def _asked(options: dict[str, Any]) -> int:
+  """Channels of an image that are asked about: all of them, where it is not known yet."""
+  return options.get('steps', options['channels'])
+
+
 @method(
   title='Score-CAM',
   source='Wang et al. 2020',
-  queries=lambda shape, options: options['channels'] + 1 + (options['variant'] == 'paper'),
+  queries=lambda shape, options: _asked(options) + 1 + (options['variant'] == 'paper'),
   layer=True,
   variants=VARIANTS,
 )
@@ -31,7 +44,7 @@ def score_cam(
   query_batch: int,
   *,
   variant: str = 'paper',
-) -> jax.Array:
+) -> Detail:
   """ReLU(sum over k of w_k A_k), w_k by how much channel k raises the target's probability.
 
   Wang et al., "Score-CAM: Score-Weighted Visual Explanations for Convolutional Neural Networks",
@@ -40,7 +53,8 @@ def score_cam(
 
   That is the probability of the image seen through the channel less that of the baseline, of
   which nothing is seen. What a mask hides is 0 for the network: a classifier's mean colour, and
-  the value 0 for any other function. Constant channels are skipped. One forward pass a channel.
+  the value 0 for any other function. One forward pass a channel, and none for one that is constant
+  over the image, which has no mask.
 
   Args:
     variant: 'paper', or 'code', where w_k is the probability itself.
@@ -48,11 +62,12 @@ def score_cam(
   """
   if variant not in VARIANTS:
     raise UserError(f"variant is 'paper' or 'code', not {variant!r}")
-  return _score(point, images, targets, variant, query_batch)
+  maps, asked = _score(point, images, targets, variant, query_batch)
+  return Detail(maps, steps=asked)
 
 
 @functools.partial(jit, static_argnames=('variant', 'query_batch'))
-def _score(point: Tap, images, targets, variant: str, query_batch: int) -> jax.Array:
+def _score(point: Tap, images, targets, variant: str, query_batch: int):
   size = images.shape[1:3]
 
   def look(item):
@@ -62,14 +77,15 @@ def _score(point: Tap, images, targets, variant: str, query_batch: int) -> jax.A
     return maps, resolve_targets(logits, classes)
 
   maps, targets = chunked(look, (images, targets), query_batch)
-  weights = _score_weights(point, images, targets, maps, variant, query_batch)
+  varied = span(maps).varied[..., 0, 0]
+  weights = _score_weights(point, images, targets, maps, varied, variant, query_batch)
   # Bringing to size is linear, so the sum comes first.
   total = jnp.einsum('bk,bkhw->bhw', weights, maps, precision='highest')
-  return min_max(jax.nn.relu(upsample(total, size)))
+  return min_max(jax.nn.relu(upsample(total, size))), varied.sum(1)
 
 
-def _score_weights(point: Tap, images, targets, maps, variant: str, query_batch: int) -> jax.Array:
-  """What each channel's map (B, K, h, w) does for the target's probability: (B, K)."""
+def _score_weights(point: Tap, images, targets, maps, varied, variant: str, query_batch: int):
+  """What each map (B, K, h, w) that varies does for the target's probability: (B, K)."""
   hidden = jnp.asarray(point.mean or 0.0, jnp.float32) + jnp.zeros(images.shape[-1:])
 
   def query(pairs):
@@ -77,12 +93,11 @@ def _score_weights(point: Tap, images, targets, maps, variant: str, query_batch:
     up = upsample(maps[image, channel], images.shape[1:3])
     mask = min_max(up)[..., None]
     seen = images[image] * mask + hidden[None, None, None] * (1 - mask)
-    varied = span(up).varied[:, 0, 0]
-    return probability(point, seen, targets[image]), varied
+    return probability(point, seen, targets[image])
 
   pairs = jnp.meshgrid(jnp.arange(len(images)), jnp.arange(maps.shape[1]), indexing='ij')
-  found = chunked(query, tuple(axis.ravel() for axis in pairs), query_batch)
-  weights, varied = (x.reshape(maps.shape[:2]) for x in found)
+  pairs = tuple(axis.ravel() for axis in pairs)
+  weights = chunked_where(query, pairs, varied.ravel(), query_batch).reshape(varied.shape)
   if variant == 'paper':
     baseline = jnp.broadcast_to(hidden[None, None, None], images.shape)
     ask = lambda item: probability(point, *item)  # noqa: E731
@@ -93,13 +108,13 @@ def _score_weights(point: Tap, images, targets, maps, variant: str, query_batch:
 @method(
   title='Ablation-CAM',
   source='Desai and Ramaswamy 2020',
-  queries=lambda shape, options: options['channels'] + 1,
+  queries=lambda shape, options: _asked(options) + 1,
   layer=True,
   by_gradient=True,
 )
 def ablation_cam(
   point: Tap, images: jax.Array, targets: jax.Array | None, query_batch: int
-) -> jax.Array:
+) -> Detail:
   """ReLU(sum over k of w_k A_k), w_k what the target's logit loses when channel k is set to 0.
 
   Desai and Ramaswamy, "Ablation-CAM: Visual Explanations for Deep Convolutional Network via
@@ -107,17 +122,19 @@ def ablation_cam(
   and not (y - y_k) / y. The common factor cancels in the normalisation of the map, unless the
   logit y is negative: there it would turn the map round.
 
-  A loss within the logits' rounding is none. The part of the model before the layer is run once
-  for `query_batch` channels of an image.
+  A loss within the logits' rounding is none. A channel that is 0 all over the image is 0 already
+  and costs no pass. The part of the model before the layer is run once for `query_batch` channels
+  of an image.
 
   Args:
     query_batch: channels, of one image, at a time.
   """
-  return _ablate(point, images, targets, query_batch)
+  maps, asked = _ablate(point, images, targets, query_batch)
+  return Detail(maps, steps=asked)
 
 
 @functools.partial(jit, static_argnames='query_batch')
-def _ablate(point: Tap, images, targets, query_batch: int) -> jax.Array:
+def _ablate(point: Tap, images, targets, query_batch: int):
   def one(item):
     image, target = item  # an image at a time, with a leading axis of 1
     logits, features = point.perturbed(image)
@@ -128,12 +145,14 @@ def _ablate(point: Tap, images, targets, query_batch: int) -> jax.Array:
       return pick(point.perturbed(image, gone)[0], target)
 
     # Mapped over the perturbation alone: what comes before the layer stays one image.
-    channels = jnp.arange(features.shape[-1])
-    left = chunked(jax.vmap(ablated), channels, query_batch)
+    channels, there = jnp.arange(features.shape[-1]), jnp.any(features != 0, (0, 1, 2))
+    left = chunked_where(jax.vmap(ablated), channels, there, query_batch)[:, 0]
+    left = jnp.where(there, left, pick(logits, target))
     size = jnp.max(jnp.abs(logits))  # what the logit's rounding is measured by
-    weights = gained(pick(logits, target), left[:, 0], jnp.maximum(size, jnp.abs(left[:, 0])))
+    weights = gained(pick(logits, target), left, jnp.maximum(size, jnp.abs(left)))
     weights = weights / peak(weights[None])[0]
     total = jnp.einsum('bhwk,k->bhw', features, weights, precision='highest')
-    return finish(only_finite(jax.nn.relu(total), logits), images.shape[1:3])
+    found = finish(only_finite(jax.nn.relu(total), logits), images.shape[1:3])
+    return found, there.sum()[None]
 
   return chunked(one, (images, targets), 1)
