@@ -26,10 +26,11 @@ from rest_jax.evaluation.document import markdown_table
 from rest_jax.evaluation.intervals import Interval, bootstrap
 from rest_jax.evaluation.records import RESULTS
 from rest_jax.explain.figures import title_of
-from rest_jax.explain.table import MEASURES
+from rest_jax.explain.study import label, split_label
+from rest_jax.explain.table import FINE, MEASURES
 from rest_jax.files import replacing
 
-COMPARED = ('insertion', 'deletion', 'drop', 'road')
+COMPARED = ('insertion', 'deletion', *FINE, 'drop', 'road')
 DIGITS = 6  # of a value that is kept
 Rows = dict[str, dict[int, dict[str, Any]]]
 
@@ -109,9 +110,14 @@ def differences(rows: Rows, method: str) -> dict[str, dict[str, tuple[Interval, 
     raise UserError(f'no records of {method}; there are {", ".join(rows)}')
   found: dict[str, dict[str, tuple[Interval, int]]] = {}
   for case in rows:
-    if case != method and not case.endswith(':sanity'):
-      found[case] = {name: _difference(rows[method], rows[case], name) for name in COMPARED}
+    if case != method and not split_label(case)[1]:
+      pairs = {name: (_with(rows, method, name), _with(rows, case, name)) for name in COMPARED}
+      found[case] = {name: _difference(*pair, name) for name, pair in pairs.items()}
   return found
+
+
+def _with(rows: Rows, case: str, name: str) -> Mapping[int, dict[str, Any]]:
+  return rows.get(label(case, 'fine'), {}) if name in FINE else rows[case]
 
 
 def _difference(ours: Mapping, theirs: Mapping, name: str) -> tuple[Interval, int]:
@@ -128,12 +134,13 @@ def _difference(ours: Mapping, theirs: Mapping, name: str) -> tuple[Interval, in
 
 def to_markdown(method: str, found: Mapping[str, Mapping[str, tuple[Interval, int]]]) -> str:
   """The differences as a table."""
+  shown = [n for n in COMPARED if any(of[n][1] for of in found.values())]
   table = []
   for case, measures in found.items():
-    counts = sorted({count for _, count in measures.values()})
-    cells = [_cell(name, interval) for name, (interval, _) in measures.items()]
+    counts = sorted({measures[name][1] for name in shown})
+    cells = [_cell(name, measures[name][0]) for name in shown]
     table.append([title_of(case), *cells, '–'.join(map(str, counts))])
-  titles = [MEASURES[name].title for name in COMPARED]
+  titles = [MEASURES[name].title for name in shown]
   return markdown_table([f'{title_of(method)} minus', *titles, 'images'], table)
 
 

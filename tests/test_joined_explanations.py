@@ -61,5 +61,22 @@ def test_methods_are_compared_on_the_images_that_both_have(tmp_path, capsys):
   out = capsys.readouterr().out
   assert '| Grad-CAM | **+0.250** [+0.250, +0.250] | +0.000 [+0.000, +0.000] |' in out
   assert '| RISE | -0.200 [-0.200, -0.200] |' in out and '| EigenCAM | –' in out
+  assert 'fine steps' not in out
   with pytest.raises(UserError, match='no records of score_cam; there are group_cam, grad_cam'):
     explanations.main([str(place), '--method', 'score_cam'])
+
+
+def test_measures_in_fine_steps_are_compared_where_there_are_some(tmp_path, capsys):
+  place = run(tmp_path / 'run', {'group_cam': [0.5, 0.6], 'grad_cam': [0.3, 0.4]})
+  records = Records(place / 'results.jsonl', SETTINGS, model=MODEL)
+  for case, value in (('group_cam', 0.75), ('grad_cam', 0.5)):
+    records.add(f'{case}:fine', [0], {'insertion_fine': [value], 'deletion_fine': [0.25]})
+  assert explanations.main([str(place), '--method', 'group_cam']) == 0
+  head, _, *lines = capsys.readouterr().out.splitlines()
+  assert [cell.strip() for cell in head.split('|')][2:6] == [
+    'insertion AUC ↑',
+    'deletion AUC ↓',
+    'insertion AUC, fine steps ↑',
+    'deletion AUC, fine steps ↓',
+  ]
+  assert '| **+0.250** [+0.250, +0.250] | +0.000' in lines[0] and lines[0].endswith('| 1–2 |')

@@ -61,6 +61,11 @@ _FLAGS = (
   ),
   DATA_DIR_FLAG,
   Flag('split', {}, 'for --evaluate: of the data; test, else validation, all of a plain folder'),
+  Flag(
+    'fine_steps',
+    dict(action='store_true'),
+    "for --evaluate: insertion and deletion in 112 steps too, as Group-CAM's latest code has them",
+  ),
   Flag('limit', dict(type=int), 'for --evaluate: a sample of so many images, balanced by class'),
   Flag('output', {}, 'folder of the results; work/explain, or work/explain_DATA, if unset', 'path'),
   Flag(
@@ -73,7 +78,7 @@ _FLAGS = (
 )
 
 _OF_PICTURES = ('curves', 'animate', 'sanity')
-_OF_DATA = ('data', 'data_dir', 'split', 'limit')
+_OF_DATA = ('data', 'data_dir', 'split', 'fine_steps', 'limit')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +104,7 @@ class Command:
   data: str
   data_dir: str | None
   split: str | None
+  fine_steps: bool
   limit: int | None
   output: Path
   seed: int

@@ -19,9 +19,8 @@ from rest_jax.evaluation.progress import clock, images_bar
 from rest_jax.evaluation.runner import Replicas, count_left, run
 from rest_jax.explain import metrics, table
 from rest_jax.explain.command import Command
-from rest_jax.explain.findings import paper_step
 from rest_jax.explain.metrics.sanity import initial_variables
-from rest_jax.explain.study import BASELINES, BUDGETS, Study, open_study, sanity_of
+from rest_jax.explain.study import BASELINES, BUDGETS, Study, open_study, split_label
 from rest_jax.models.classifier import Classifier
 from rest_jax.text import legible, plural
 
@@ -55,8 +54,7 @@ def evaluate(command: Command) -> int:
       packed=False,
       progress=through,
     )
-  line = table.write(study)
-  print(f'{line}; this run took {clock(time.monotonic() - began)}')
+  print(f'{table.write(study)}; this run took {clock(time.monotonic() - began)}')
   return 0
 
 
@@ -81,18 +79,20 @@ class _Measuring:
     self._study = study
     self._classifiers = Replicas(study.classifier)
     self._warm: set[tuple[str, Any]] = set()
-    self._checked = {sanity_of(method): method for method in study.methods}
 
   def __call__(self, case: str, batch: Batch, device: Any) -> dict[str, Any]:
     """Columns by measure, one value an image."""
     classifier = self._classifiers(device)
-    if case in self._checked:
-      return {'sanity': sanity(self._study, classifier, batch, self._checked[case])}
-    maps, seconds, queries = self._maps(case, batch, classifier, device)
+    method, besides = split_label(case)
+    if besides == 'sanity':
+      return {'sanity': sanity(self._study, classifier, batch, method)}
+    maps, seconds, queries = self._maps(method, batch, classifier, device)
+    if besides == 'fine':
+      return dict(zip(table.FINE, _areas(classifier, batch, maps, 'latest'), strict=True))
     if batch.indices[0] == 0:
       table.keep_examples(self._study.command.output, case, maps[: batch.count])
-    columns = measure(classifier, batch, maps)
-    return columns | {'seconds': [seconds] * batch.size, 'queries': queries}
+    cost = {'seconds': [seconds] * batch.size, 'queries': queries}
+    return measure(classifier, batch, maps) | cost
 
   def _maps(
     self, case: str, batch: Batch, classifier: Classifier, device: Any
@@ -143,12 +143,11 @@ def measure(classifier: Classifier, batch: Batch, maps: np.ndarray) -> dict[str,
     By measure, (size,) each; NaN where there is nothing to point at.
   """
   images, masks, targets = batch['images'], batch['masks'], _targets(batch)
-  step = paper_step(images.shape[1:3])
-  curves = metrics.insertion_deletion(classifier, images, maps, targets, pixels_per_step=step)
+  insertion, deletion = _areas(classifier, batch, maps, 'paper')
   confidence = metrics.drop_increase(classifier, images, maps, targets)
   values = {
-    'insertion': curves.insertion_auc,
-    'deletion': curves.deletion_auc,
+    'insertion': insertion,
+    'deletion': deletion,
     'drop': confidence.drop,
     'increase': np.asarray(confidence.increase, np.float32),
     'road': metrics.road(classifier, images, maps, targets, **BUDGETS['road']).score,
@@ -164,6 +163,15 @@ def measure(classifier: Classifier, batch: Batch, maps: np.ndarray) -> dict[str,
   return {name: np.asarray(value) for name, value in values.items()}
 
 
+def _areas(classifier: Classifier, batch: Batch, maps: np.ndarray, protocol: str) -> list:
+  """Areas under the curves of insertion and of deletion, (size,) each."""
+  images, step = batch['images'], metrics.pixels_per_step(maps.shape[1:], protocol)
+  found = metrics.insertion_deletion(
+    classifier, images, maps, _targets(batch), pixels_per_step=step
+  )
+  return [np.asarray(found.insertion_auc), np.asarray(found.deletion_auc)]
+
+
 def sanity(study: Study, classifier: Classifier, batch: Batch, method: str) -> np.ndarray:
   """Rank correlation of a method's maps with those of the same model with random weights.
 
@@ -172,6 +180,5 @@ def sanity(study: Study, classifier: Classifier, batch: Batch, method: str) -> n
   key = jax.random.fold_in(jax.random.key(study.command.seed), 1)
   fresh = initial_variables(classifier, jnp.asarray(batch['images']), key)
   untrained = dataclasses.replace(classifier, variables=fresh)
-  trained = _explain(study, classifier, batch, method).maps
-  random = _explain(study, untrained, batch, method).maps
-  return np.asarray(metrics.rank_correlation(trained, random))
+  both = (_explain(study, model, batch, method).maps for model in (classifier, untrained))
+  return np.asarray(metrics.rank_correlation(*both))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from rest_jax.evaluation.figures import literal
 from rest_jax.explain import figures
 from rest_jax.explain.command import Command
 from rest_jax.explain.methods import METHODS
-from rest_jax.explain.metrics import Curves, fill_images
+from rest_jax.explain.metrics import Curves, fill_images, pixels_per_step
 from rest_jax.explain.metrics.sanity import sanity_check
 from rest_jax.explain.overlays import overlay
 from rest_jax.explain.shown import suffix_for, write_picture
@@ -79,11 +78,6 @@ class Finding:
   seconds: float
   queries: int
   curves: Curves | None
-
-
-def paper_step(shape: Sequence[int]) -> int:
-  """Pixels a step of insertion and deletion: a 28th of them, Group-CAM's 224 * 8 at 224 px."""
-  return math.ceil(shape[0] * shape[1] / 28)
 
 
 def write_result(
@@ -231,14 +225,13 @@ def _animate(result: PictureResult, finding: Finding, name: str, classifier: Cla
   """The insertion as the curve measured it, frame by frame."""
   assert finding.curves is not None
   curve = np.asarray(finding.curves.insertion)
-  step = paper_step(result.pixels.shape)
+  step = pixels_per_step(result.pixels.shape)
   baseline = np.asarray(fill_images(classifier, jnp.asarray(result.pixels)[None], 'blur'))[0]
   frames = figures.insertion_frames(result.pixels, baseline, finding.saliency, step)
   target = literal(classifier.class_names[finding.target])
   title = f'{literal(figures.title_of(finding.method))}, class {target}'
-  auc = float(finding.curves.insertion_auc)
   share = np.asarray(finding.curves.share)
-  heading = f'{title}: insertion AUC {auc:.3f}'
+  heading = f'{title}: insertion AUC {float(finding.curves.insertion_auc):.3f}'
   figures.write_insertion(result.folder / name, frames, share, curve, heading)
 
 

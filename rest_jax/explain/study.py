@@ -24,12 +24,12 @@ from rest_jax.explain.queries import logits_once
 from rest_jax.explain.run import check_layer
 from rest_jax.files import make_folder
 from rest_jax.models.classifier import Classifier
-from rest_jax.models.predictions import Placement, placement
+from rest_jax.models.predictions import Placement, placement_by
 from rest_jax.opening import check_data, open_judged, read_examples
 from rest_jax.text import plural
 
 BASELINES = ('centre', 'random')
-_SANITY = ':sanity'  # ends the label of a method's sanity check
+_BESIDES = ('sanity', 'fine')  # what is measured of a method in cases of their own
 # What a table over hundreds of images can afford; all else as the methods' defaults are.
 BUDGETS: Mapping[str, Mapping[str, Any]] = {
   'rise': {'masks': 500},
@@ -69,13 +69,21 @@ class Study(NamedTuple):
 
   def cases(self, piece: Images) -> list[str]:
     """What is measured on a piece: the baselines, the methods, on the first their sanity checks."""
-    checks = [sanity_of(method) for method in self.methods] if piece.indices[0] == 0 else []
-    return [*BASELINES, *self.methods, *checks]
+    checks = [label(m, 'sanity') for m in self.methods] if piece.indices[0] == 0 else []
+    maps = [*BASELINES, *self.methods]
+    fine = [label(case, 'fine') for case in maps] if self.command.fine_steps else []
+    return [*maps, *fine, *checks]
 
 
-def sanity_of(method: str) -> str:
-  """The label of a method's sanity check."""
-  return f'{method}{_SANITY}'
+def label(method: str, besides: str) -> str:
+  """The label of what is measured of a method, or a baseline, besides: 'sanity' or 'fine'."""
+  return f'{method}:{besides}'
+
+
+def split_label(case: str) -> tuple[str, str]:
+  """The method of a label, and what is measured of it besides; '' where it is the method's own."""
+  method, _, besides = case.rpartition(':')
+  return (method, besides) if besides in _BESIDES else (case, '')
 
 
 def open_study(command: Command) -> Study:
@@ -92,9 +100,8 @@ def open_study(command: Command) -> Study:
     print(left_out, file=sys.stderr)
   check_layer(classifier, methods, command.layer)
   choices.check_own_flags(classifier, methods, command)
-  extras = ('mask',) if command.data == 'digit_scenes' else ()
-  if os.path.exists(os.path.expanduser(command.data)):
-    extras = ('boxes',)
+  is_place = os.path.exists(os.path.expanduser(command.data))
+  extras = ('boxes',) if is_place else ('mask',) if command.data == 'digit_scenes' else ()
   check_data(command.data, classifier, command.model, command.output)
   judged = open_judged(
     command.data,
@@ -132,13 +139,12 @@ def _options(methods: Sequence[str], command: Command) -> dict[str, dict[str, An
 def _settings(command: Command, data: JudgedData) -> dict[str, Any]:
   """What the numbers depend on, but for the methods and how many images: those may grow."""
   names = ('data', 'layer', 'groups', 'variant', 'seed', 'batch_size')
-  budgets = {name: dict(budget) for name, budget in BUDGETS.items()}
   return {
     **{name: getattr(command, name) for name in names},
     'split': data.split,
     'files': data.digest,
     'boxes': data.boxes_digest,
-    'budgets': budgets,
+    'budgets': {name: dict(budget) for name, budget in BUDGETS.items()},
   }
 
 
@@ -160,18 +166,17 @@ def _read(study: Study, indices: range) -> dict[str, np.ndarray | None]:
   _check_finite(logits, indices[0] // size)
   refuse_probabilities(logits)
   masks, marked = _masks(study.classifier, examples)
-  objects = {'masks': masks, 'marked': marked}
-  return {'images': images, 'labels': labels, **objects, 'logits': logits}
+  return {'images': images, 'labels': labels, 'masks': masks, 'marked': marked, 'logits': logits}
 
 
 def _check_finite(logits: np.ndarray, number: int) -> None:
   """Refuses a model of which there is nothing to measure."""
   wrong = ~np.isfinite(logits)
   if wrong.any():
-    images = plural(int(wrong.any(axis=1).sum()), 'image')
     raise UserError(
       f'{wrong.sum()} of {plural(wrong.size, "logit")} that the model gives in batch {number + 1} '
-      f'are not finite ({images}), so there are no decisions to measure; check its weights'
+      f'are not finite ({plural(int(wrong.any(1).sum()), "image")}), so there are no decisions to '
+      'measure; check its weights'
     )
 
 
@@ -189,9 +194,8 @@ def _masks(
 
 
 def _placement(classifier: Classifier, example: Mapping[str, Any]) -> Placement:
-  config, (height, width) = classifier.config, example['image'].shape[:2]
-  size, resize, crop_pct = config.input_size, config.resize, config.crop_pct
-  return placement((width, height), input_size=size, resize=resize, crop_pct=crop_pct)
+  height, width = example['image'].shape[:2]
+  return placement_by(classifier.config, (width, height))
 
 
 def _placed_mask(classifier: Classifier, example: Mapping[str, Any]) -> np.ndarray:

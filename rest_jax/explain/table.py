@@ -23,11 +23,12 @@ from rest_jax.evaluation.environment import devices_used
 from rest_jax.evaluation.intervals import Interval, bootstrap
 from rest_jax.explain import figures
 from rest_jax.explain.figures import title_of
-from rest_jax.explain.study import BASELINES, Study, sanity_of
+from rest_jax.explain.study import BASELINES, Study, label
 from rest_jax.files import write_array, write_json, write_text
 from rest_jax.text import legible, markdown, percent, plural
 
 EXAMPLES = 6  # scenes of examples.png
+FINE = ('insertion_fine', 'deletion_fine')
 _NOT_SHOWN = ('correct', 'marked', 'seconds', 'queries')
 
 
@@ -50,6 +51,8 @@ class Measure(NamedTuple):
 MEASURES = {
   'insertion': Measure('insertion AUC ↑', 1, 1, 3),
   'deletion': Measure('deletion AUC ↓', -1, 1, 3),
+  'insertion_fine': Measure('insertion AUC, fine steps ↑', 1, 1, 3),
+  'deletion_fine': Measure('deletion AUC, fine steps ↓', -1, 1, 3),
   'drop': Measure('average drop % ↓', -1, 100, 1),
   'increase': Measure('increase % ↑', 1, 100, 1),
   'road': Measure('ROAD ↑', 1, 1, 3),
@@ -131,18 +134,12 @@ def standing(rows: Sequence[Row], method: str) -> str:
     rows: of the table, `method` among them.
     method: name of the registry.
   """
-  first, others = [], []
-  for key, kind in MEASURES.items():
-    best = best_methods(rows, key)
-    if not best:
-      continue
-    name = _name(kind)
-    if method in best:
-      first.append(name)
-    else:
-      others.append(f'{name} ({", ".join(title_of(b) for b in best)})')
+  best = {_name(kind): best_methods(rows, key) for key, kind in MEASURES.items()}
+  first = [name for name, some in best.items() if method in some]
+  others = {name: some for name, some in best.items() if some and method not in some}
+  named = ', '.join(f'{name} ({", ".join(map(title_of, some))})' for name, some in others.items())
   text = f'{title_of(method)} is the best in {", ".join(first) or "no column"}'
-  return f'{text}; not in {", ".join(others)}.' if others else f'{text}.'
+  return f'{text}; not in {named}.' if named else f'{text}.'
 
 
 def _name(kind: Measure) -> str:
@@ -238,9 +235,11 @@ def _row(study: Study, name: str, baseline: bool = False) -> Row:
   records, images, seed = study.records, range(study.count), study.command.seed
   measures = [key for key in records.rows(name)[0] if key not in _NOT_SHOWN]
   known = {key: _known(records.column(name, key, images)) for key in measures}
+  if study.command.fine_steps:
+    known |= {key: _known(records.column(label(name, 'fine'), key, images)) for key in FINE}
   if not baseline:
     first = range(min(study.count, study.command.batch_size))
-    known['sanity'] = _known(records.column(sanity_of(name), 'sanity', first))
+    known['sanity'] = _known(records.column(label(name, 'sanity'), 'sanity', first))
   values = {key: _estimate(some, seed) for key, some in known.items()}
   counts = {key: len(some) for key, some in known.items()}
   if baseline:
@@ -271,17 +270,9 @@ def _layer(study: Study) -> str | None:
 
 
 def _setup(study: Study) -> dict[str, Any]:
-  command = study.command
-  return {
-    'data': command.data,
-    'images': study.count,
-    'accuracy': _accuracy(study),
-    'model': command.model,
-    'layer': _layer(study),
-    'seed': command.seed,
-    'batch_size': command.batch_size,
-    'device': _devices(study),
-  }
+  asked = {name: getattr(study.command, name) for name in ('data', 'model', 'seed', 'batch_size')}
+  layer, device, accuracy = _layer(study), _devices(study), _accuracy(study)
+  return asked | {'images': study.count, 'accuracy': accuracy, 'layer': layer, 'device': device}
 
 
 def _accuracy(study: Study) -> float:
@@ -306,7 +297,8 @@ def _notes(study: Study, rows: Sequence[Row]) -> list[str]:
     f'({percent(_accuracy(study), 1, "%")} of them right); the predicted class is explained. In '
     'brackets: 95 % bootstrap intervals over the images. Bold: best.',
     'Insertion starts from the blurred image, deletion ends at the mean colour, a 28th of the '
-    f'pixels a step; pointing is strict, {15 / 224 * size:.1f} px tolerance (15 px at 224); '
+    f'pixels a step{", a 112th where the steps are fine" * study.command.fine_steps}; '
+    f'pointing is strict, {15 / 224 * size:.1f} px tolerance (15 px at 224); '
     'ROAD removes 20, 50 and 80 %.',
   ]
   if layer is not None:

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from rest_jax.errors import UserError
+from rest_jax.models.model_config import ModelConfig
 from rest_jax.ops.logits import probabilities
 from rest_jax.ops.platform import jit
 from rest_jax.paths import local
@@ -228,16 +229,13 @@ class View:
     Raises:
       UserError: it cannot be read, or is too elongated; with the name of its file.
     """
-    config = self.classifier.config
     try:
       picture = read(self.source)
       pixels = self.classifier.preprocess(picture)[0]
     except UserError as error:
       named = self.file and self.file not in str(error)
       raise UserError(f'{self.file}: {error}') if named else error from error
-    size, resize, crop_pct = config.input_size, config.resize, config.crop_pct
-    place = placement(picture.size, input_size=size, resize=resize, crop_pct=crop_pct)
-    return Seen(picture, place, pixels)
+    return Seen(picture, placement_by(self.classifier.config, picture.size), pixels)
 
 
 def read(picture: Any) -> Image.Image:
@@ -370,6 +368,12 @@ def placement(
   return Placement(
     left * across, top * down, (left + input_size) * across, (top + input_size) * down
   )
+
+
+def placement_by(config: ModelConfig, size: tuple[int, int]) -> Placement:
+  """`placement` in a picture of (width, height) as a classifier's config prepares it."""
+  shown = {'input_size': config.input_size, 'resize': config.resize, 'crop_pct': config.crop_pct}
+  return placement(size, **shown)
 
 
 def _resize_crop(picture: Image.Image, size: int, shorter: int, kernel) -> Image.Image:

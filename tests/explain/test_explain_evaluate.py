@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import threading
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import pytest
 from drawn_weights import drawn
 from PIL import Image
 
+from rest_jax import explain
 from rest_jax.errors import UserError
 from rest_jax.evaluation.intervals import Interval
 from rest_jax.evaluation.records import RESULTS
@@ -39,7 +41,7 @@ def test_queries_are_the_mean_over_all_images():
   records = SimpleNamespace(
     rows=lambda name: rows, column=lambda name, key, images: [rows[n].get(key) for n in images]
   )
-  asked = SimpleNamespace(seed=0, batch_size=2)
+  asked = SimpleNamespace(seed=0, batch_size=2, fine_steps=False)
   of = SimpleNamespace(records=records, count=3, command=asked, options={'some': {}})
   assert table._row(of, 'some').values['queries'].mean == np.mean([66, 130, 2050])
 
@@ -107,11 +109,11 @@ def setting(tmp_path_factory):
   return root
 
 
-def run(root, output, *more, method='grad_cam'):
+def run(root, output, *more, method='grad_cam', words=()):
   flags = {'--model': str(root / 'model'), '--data': str(root / 'data'), '--method': method}
   flags |= {'--batch_size': '2', '--layer': 'stage1', '--query_batch': '16'}
   flags |= {'--output': str(output)} | dict(zip(more[::2], more[1::2], strict=True))
-  words = [word for flag in flags.items() for word in flag]
+  words = [*words, *(word for flag in flags.items() for word in flag)]
   return evaluate.evaluate(command.parse(['explain.py', '--evaluate', *words], ''))
 
 
@@ -179,6 +181,32 @@ def test_a_stopped_run_goes_on_to_the_same_numbers(setting, finished, tmp_path, 
       if key != 'milliseconds':
         mean = before[method][key]['mean']
         np.testing.assert_allclose(estimate['mean'], mean, atol=1e-6, err_msg=key)
+
+
+def test_fine_steps_are_measured_later_and_nothing_else_is_again(
+  setting, finished, tmp_path, monkeypatch
+):
+  one_device(monkeypatch)
+  shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+  monkeypatch.setattr(evaluate, 'measure', lambda *args: pytest.fail('it was measured before'))
+  before = values_of(finished)
+  assert 'insertion_fine' not in before['grad_cam']
+  run(setting, tmp_path, words=['--fine_steps'])
+  after = values_of(tmp_path)
+  for method in ('grad_cam', 'centre', 'random'):
+    assert after[method]['insertion'] == before[method]['insertion']
+    assert 'deletion_fine' in after[method]
+  model = Classifier.load(setting / 'model')
+  image = np.asarray(Image.open(setting / 'data' / 'test' / 'even' / '0.png'), np.float32)[None]
+  maps = explain.grad_cam(model, image / 255, layer='stage1')
+  curves = explain.insertion_deletion(model, image / 255, maps, pixels_per_step=10)  # 1024 / 112
+  lines = [json.loads(line) for line in (tmp_path / RESULTS).read_text().splitlines()[1:]]
+  rows = [line for line in lines if line['case'] == 'grad_cam:fine']
+  assert len(rows) == 6
+  near = min(abs(row['insertion_fine'] - float(curves.insertion_auc[0])) for row in rows)
+  assert near < 1e-6
+  table = (tmp_path / 'table.md').read_text()
+  assert 'insertion AUC, fine steps ↑ |' in table and ', a 112th where the steps are fine' in table
 
 
 def test_every_device_takes_batches_and_none_is_measured_twice(setting, tmp_path, monkeypatch):

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -30,6 +31,8 @@ from rest_jax.ops.platform import jit
 
 QUERY_BATCH = 64  # images a forward pass unless told
 ROWS_PER_STEP = {'paper': 8, 'latest': 2}  # Group-CAM's code: 224 * 8 in May 2021, 224 * 2 later
+
+STEPS = {'paper': 28, 'latest': 112}  # that makes of 224 rows; the commands' at any size
 
 Found = TypeVar('Found')
 
@@ -120,6 +123,16 @@ def insertion_deletion(
   curves, distances = _curves(point, images, fills, turns, targets, share, last, query_batch)
   check_scores(distances, curves.deletion, curves.insertion)
   return curves
+
+
+def pixels_per_step(shape: Sequence[int], variant: str = 'paper') -> int:
+  """Of pictures (height, width, ...) in as many steps as Group-CAM's code makes at 224 px.
+
+  Args:
+    shape: height and width first.
+    variant: as `insertion_deletion` has it: 28 steps, or 112.
+  """
+  return math.ceil(shape[0] * shape[1] / STEPS[variant])
 
 
 def area(curve: jax.Array, share: jax.Array) -> jax.Array:
