@@ -28,11 +28,15 @@ def features(kernel, x):
 
 
 def head(weights, a):
-  jax.debug.callback(lambda: PASSES.append(1))
   return jnp.sum(jnp.tanh(a) * a, axis=(1, 2)) @ weights
 
 
-def pair(channels=slice(None)):
+def counting_head(weights, a):
+  jax.debug.callback(lambda: PASSES.append(1))
+  return head(weights, a)
+
+
+def pair(channels=slice(None), head=head):
   kernel = SIZES[channels], jnp.asarray(COLOUR)[channels]
   return Partial(features, kernel), Partial(head, HEAD[channels])
 
@@ -83,7 +87,19 @@ def test_passes_are_counted_where_they_are_made(name):
     jax.effects_barrier()
     PASSES.clear()
     call = getattr(explain, name)
-    call(pair(), IMAGES[number : number + 1], 1, query_batch=1)
+    call(pair(head=counting_head), IMAGES[number : number + 1], 1, query_batch=1)
     jax.effects_barrier()
     made.append(len(PASSES))
   assert made[0] - made[1] == ALIVE[0].sum() - ALIVE[1].sum()
+
+
+@pytest.mark.parametrize('name', ['score_cam', 'ablation_cam'])
+@pytest.mark.filterwarnings('ignore::rest_jax.explain.checking.EmptyMaps')
+def test_devices_of_a_mesh_ask_about_their_own_channels(name):
+  images = jnp.concatenate([IMAGES, IMAGES[:1]])
+  mesh, split = jax.sharding.Mesh(jax.devices(), ('batch',)), jax.sharding.PartitionSpec('batch')
+  run = lambda x: getattr(explain, name)(pair(), x, 0, query_batch=4)  # noqa: E731
+  shared = jax.jit(jax.shard_map(run, mesh=mesh, in_specs=split, out_specs=split))
+  np.testing.assert_allclose(shared(images), run(images), atol=1e-5)
+  alone = jax.jit(jax.vmap(lambda x: run(x[None])[0]))
+  np.testing.assert_allclose(alone(images), run(images), atol=1e-5)
