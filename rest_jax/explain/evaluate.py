@@ -180,5 +180,5 @@ def sanity(study: Study, classifier: Classifier, batch: Batch, method: str) -> n
   key = jax.random.fold_in(jax.random.key(study.command.seed), 1)
   fresh = initial_variables(classifier, jnp.asarray(batch['images']), key)
   untrained = dataclasses.replace(classifier, variables=fresh)
-  both = (_explain(study, model, batch, method).maps for model in (classifier, untrained))
-  return np.asarray(metrics.rank_correlation(*both))
+  trained, random = (_explain(study, m, batch, method).maps for m in (classifier, untrained))
+  return np.asarray(metrics.rank_correlation(trained, random))
