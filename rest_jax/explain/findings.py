@@ -51,10 +51,10 @@ class PictureResult:
   @property
   def probabilities(self) -> np.ndarray:
     """Softmax of the logits, the sigmoid of a single one; float64 (K,)."""
-    if len(self.logits) == 1:
-      return 1 / (1 + np.exp(-self.logits.astype(np.float64)))
-    shifted = np.exp(self.logits.astype(np.float64) - self.logits.max())
-    return shifted / shifted.sum()
+    logits = self.logits.astype(np.float64)
+    logits = np.append(0, logits) if len(logits) == 1 else logits  # a yes against a no
+    shares = np.exp(logits - logits.max())
+    return shares[-len(self.logits) :] / shares.sum()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """Picture files: found, read in every mode, and where in them the model looked."""
 
+import dataclasses
 import io
 import struct
 import zlib
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -11,7 +13,8 @@ from PIL import Image
 from rest_jax.data import picture_files
 from rest_jax.data.picture_files import find_pictures, read_picture, transparency_note
 from rest_jax.errors import UserError
-from rest_jax.models.predictions import placement, preprocess
+from rest_jax.explain import findings
+from rest_jax.models.predictions import Placement, placement, preprocess
 
 
 def save(path, array, mode=None, **options):
@@ -187,3 +190,18 @@ def test_placement_is_the_inverse_of_preprocess(size, resize, crop_pct):
   expected = (place.top + centres * (place.bottom - place.top)) / height
   np.testing.assert_allclose(seen[0, inner, 16, 1], expected[inner], atol=2.5 / 255)
   assert 0 <= place.left < place.right <= width and 0 <= place.top < place.bottom <= height
+
+
+@pytest.mark.parametrize('logit', [-2000.0, -30.0, 0.0, 1.5, 2000.0])
+def test_the_probability_of_one_logit_is_its_sigmoid_at_any_size(logit, tmp_path):
+  """Beyond e**709 float64 overflows, which NumPy says on the terminal."""
+  picture, place = Image.new('RGB', (4, 4)), Placement(0.0, 0.0, 4.0, 4.0)
+  pixels = np.zeros((4, 4, 3), np.float32)
+  result = findings.PictureResult(
+    tmp_path / 'x.png', tmp_path, picture, place, pixels, np.float32([logit])
+  )
+  np.testing.assert_allclose(result.probabilities, jax.nn.sigmoid(np.float32([logit])), rtol=1e-6)
+  several = dataclasses.replace(result, logits=np.float32([0, logit, -1]))
+  np.testing.assert_allclose(
+    several.probabilities, jax.nn.softmax(several.logits), rtol=1e-5, atol=1e-30
+  )
