@@ -60,6 +60,7 @@ def test_help_explains_every_flag(capsys):
     (('--image', 'a.png', '--data_dir', 'd'), '--data_dir has an effect with --evaluate alone'),
     (('--image', 'a.png', '--split', 'test'), '--split has an effect with --evaluate alone'),
     (('--image', 'a.png', '--limit', '5'), '--limit has an effect with --evaluate alone'),
+    (('--image', 'a.png', '--fine_steps'), '--fine_steps has an effect with --evaluate alone'),
     (('stray.png',), "unexpected argument 'stray.png'; pictures go to --image"),
   ],
 )
