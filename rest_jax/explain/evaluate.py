@@ -163,9 +163,9 @@ def measure(classifier: Classifier, batch: Batch, maps: np.ndarray) -> dict[str,
   return {name: np.asarray(value) for name, value in values.items()}
 
 
-def _areas(classifier: Classifier, batch: Batch, maps: np.ndarray, protocol: str) -> list:
+def _areas(classifier: Classifier, batch: Batch, maps: np.ndarray, variant: str) -> list:
   """Areas under the curves of insertion and of deletion, (size,) each."""
-  images, step = batch['images'], metrics.pixels_per_step(maps.shape[1:], protocol)
+  images, step = batch['images'], metrics.step_at(maps.shape[1:], variant)
   found = metrics.insertion_deletion(
     classifier, images, maps, _targets(batch), pixels_per_step=step
   )

@@ -16,7 +16,7 @@ from rest_jax.evaluation.figures import literal
 from rest_jax.explain import figures
 from rest_jax.explain.command import Command
 from rest_jax.explain.methods import METHODS
-from rest_jax.explain.metrics import Curves, fill_images, pixels_per_step
+from rest_jax.explain.metrics import Curves, fill_images, step_at
 from rest_jax.explain.metrics.sanity import sanity_check
 from rest_jax.explain.overlays import overlay
 from rest_jax.explain.shown import suffix_for, write_picture
@@ -225,7 +225,7 @@ def _animate(result: PictureResult, finding: Finding, name: str, classifier: Cla
   """The insertion as the curve measured it, frame by frame."""
   assert finding.curves is not None
   curve = np.asarray(finding.curves.insertion)
-  step = pixels_per_step(result.pixels.shape)
+  step = step_at(result.pixels.shape)
   baseline = np.asarray(fill_images(classifier, jnp.asarray(result.pixels)[None], 'blur'))[0]
   frames = figures.insertion_frames(result.pixels, baseline, finding.saliency, step)
   target = literal(classifier.class_names[finding.target])

@@ -19,7 +19,7 @@ from rest_jax.explain import choices
 from rest_jax.explain.command import Command
 from rest_jax.explain.findings import Finding, PictureResult, draw_strip, write_result
 from rest_jax.explain.leftovers import without_leftovers
-from rest_jax.explain.metrics import Curves, insertion_deletion, pixels_per_step
+from rest_jax.explain.metrics import Curves, insertion_deletion, step_at
 from rest_jax.explain.outputs import refuse_probabilities
 from rest_jax.explain.queries import logits_once
 from rest_jax.explain.saying import Progress
@@ -222,7 +222,7 @@ def _apply(method: str, images: np.ndarray, targets: np.ndarray, setup: Setup) -
   seconds = (time.perf_counter() - began) / len(images)
   curves = None
   if command.curves or command.animate or len(setup.methods) > 1:
-    step = pixels_per_step(images.shape[1:3])
+    step = step_at(images.shape[1:3])
     curves = jax.device_get(
       insertion_deletion(setup.classifier, images, explanation.maps, targets, pixels_per_step=step)
     )

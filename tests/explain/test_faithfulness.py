@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rest_jax import UserError
-from rest_jax.explain.metrics import fill_images, insertion_deletion
+from rest_jax.explain.metrics import fill_images, insertion_deletion, step_at
 from rest_jax.explain.metrics.faithfulness import area
 
 GOLDEN = Path(__file__).parents[1] / 'golden'
@@ -220,3 +220,10 @@ def test_bad_options(scenes, options, words):
 def test_maps_of_another_shape(scenes):
   with pytest.raises(UserError, match=r'maps \(3, 6, 7\) do not fit'):
     insertion_deletion(brightness, scenes[0], scenes[1][:, :, 1:])
+
+
+@pytest.mark.parametrize(
+  'size, paper, latest', [(224, 224 * 8, 224 * 2), (64, 147, 37), (32, 37, 10)]
+)
+def test_as_many_steps_at_any_size(size, paper, latest):
+  assert (step_at((size, size, 3)), step_at((size, size), 'latest')) == (paper, latest)

@@ -7,7 +7,7 @@ from rest_jax.explain.metrics.faithfulness import (
   DropIncrease,
   drop_increase,
   insertion_deletion,
-  pixels_per_step,
+  step_at,
 )
 from rest_jax.explain.metrics.imputation import Road, impute, road
 from rest_jax.explain.metrics.pointing import box_masks, centre_maps, energy_share, pointing_game
@@ -26,9 +26,9 @@ __all__ = [
   'fill_images',
   'impute',
   'insertion_deletion',
-  'pixels_per_step',
   'pointing_game',
   'rank_correlation',
   'road',
+  'step_at',
   'structural_similarity',
 ]

@@ -32,7 +32,7 @@ from rest_jax.ops.platform import jit
 QUERY_BATCH = 64  # images a forward pass unless told
 ROWS_PER_STEP = {'paper': 8, 'latest': 2}  # Group-CAM's code: 224 * 8 in May 2021, 224 * 2 later
 
-STEPS = {'paper': 28, 'latest': 112}  # that makes of 224 rows; the commands' at any size
+_ROWS = 224  # of the pictures that it is for
 
 Found = TypeVar('Found')
 
@@ -125,14 +125,14 @@ def insertion_deletion(
   return curves
 
 
-def pixels_per_step(shape: Sequence[int], variant: str = 'paper') -> int:
-  """Of pictures (height, width, ...) in as many steps as Group-CAM's code makes at 224 px.
+def step_at(shape: Sequence[int], variant: str = 'paper') -> int:
+  """Pixels a step that make as many steps at any size as Group-CAM's code makes at 224 px.
 
   Args:
-    shape: height and width first.
+    shape: height and width of the pictures first.
     variant: as `insertion_deletion` has it: 28 steps, or 112.
   """
-  return math.ceil(shape[0] * shape[1] / STEPS[variant])
+  return math.ceil(shape[0] * shape[1] * ROWS_PER_STEP[variant] / _ROWS)
 
 
 def area(curve: jax.Array, share: jax.Array) -> jax.Array:
