@@ -76,7 +76,7 @@ def test_measures_in_fine_steps_are_compared_where_there_are_some(tmp_path, caps
   assert [cell.strip() for cell in head.split('|')][2:6] == [
     'insertion AUC ↑',
     'deletion AUC ↓',
-    'insertion AUC, fine steps ↑',
-    'deletion AUC, fine steps ↓',
+    'insertion AUC (fine steps) ↑',
+    'deletion AUC (fine steps) ↓',
   ]
   assert '| **+0.250** [+0.250, +0.250] | +0.000' in lines[0] and lines[0].endswith('| 1–2 |')

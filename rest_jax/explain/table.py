@@ -51,8 +51,8 @@ class Measure(NamedTuple):
 MEASURES = {
   'insertion': Measure('insertion AUC ↑', 1, 1, 3),
   'deletion': Measure('deletion AUC ↓', -1, 1, 3),
-  'insertion_fine': Measure('insertion AUC, fine steps ↑', 1, 1, 3),
-  'deletion_fine': Measure('deletion AUC, fine steps ↓', -1, 1, 3),
+  'insertion_fine': Measure('insertion AUC (fine steps) ↑', 1, 1, 3),
+  'deletion_fine': Measure('deletion AUC (fine steps) ↓', -1, 1, 3),
   'drop': Measure('average drop % ↓', -1, 100, 1),
   'increase': Measure('increase % ↑', 1, 100, 1),
   'road': Measure('ROAD ↑', 1, 1, 3),

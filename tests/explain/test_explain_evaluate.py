@@ -206,7 +206,7 @@ def test_fine_steps_are_measured_later_and_nothing_else_is_again(
   near = min(abs(row['insertion_fine'] - float(curves.insertion_auc[0])) for row in rows)
   assert near < 1e-6
   table = (tmp_path / 'table.md').read_text()
-  assert 'insertion AUC, fine steps ↑ |' in table and ', a 112th where the steps are fine' in table
+  assert 'insertion AUC (fine steps) ↑ |' in table and ', a 112th where the steps are fine' in table
 
 
 def test_every_device_takes_batches_and_none_is_measured_twice(setting, tmp_path, monkeypatch):
