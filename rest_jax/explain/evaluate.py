@@ -42,9 +42,10 @@ def evaluate(command: Command) -> int:
   began = time.monotonic()
   print(legible(study.line))
   amounts = f'{plural(len(study.methods), "method")} on {plural(study.count, "image")}'
-  print(f'{amounts} of {legible(command.data)}{_done_before(study)}')
   total, left = _amounts(study)
-  with images_bar(total, total - left) as through:
+  before = f', {left.count(0)} of {plural(len(left), "batch")} done before' if 0 in left else ''
+  print(f'{amounts} of {legible(command.data)}{before}')
+  with images_bar(total, total - sum(left)) as through:
     run(
       study.cases,
       study.pieces(),
@@ -58,18 +59,11 @@ def evaluate(command: Command) -> int:
   return 0
 
 
-def _amounts(study: Study) -> tuple[int, int]:
-  """Images, each counted in each case: all, and those without a record."""
-  cases = {piece: study.cases(piece) for piece in study.pieces()}
-  total = sum(len(piece) * len(some) for piece, some in cases.items())
-  return total, sum(count_left(some, [piece], study.records) for piece, some in cases.items())
-
-
-def _done_before(study: Study) -> str:
-  """How many batches need nothing more, in words; nothing where there is none."""
-  pieces = list(study.pieces())
-  done = sum(not count_left(study.cases(piece), [piece], study.records) for piece in pieces)
-  return f', {done} of {plural(len(pieces), "batch")} done before' if done else ''
+def _amounts(study: Study) -> tuple[int, list[int]]:
+  """Images, each counted in each case: all, and of each batch those without a record."""
+  pieces = [(piece, study.cases(piece)) for piece in study.pieces()]
+  total = sum(len(piece) * len(cases) for piece, cases in pieces)
+  return total, [count_left(cases, [piece], study.records) for piece, cases in pieces]
 
 
 class _Measuring:
@@ -79,20 +73,24 @@ class _Measuring:
     self._study = study
     self._classifiers = Replicas(study.classifier)
     self._warm: set[tuple[str, Any]] = set()
+    self._latest: dict[str, tuple[int, np.ndarray]] = {}  # first image and maps, by method
 
   def __call__(self, case: str, batch: Batch, device: Any) -> dict[str, Any]:
     """Columns by measure, one value an image."""
     classifier = self._classifiers(device)
     method, besides = split_label(case)
+    if not besides:
+      maps, seconds, queries = self._maps(method, batch, classifier, device)
+      if batch.indices[0] == 0:
+        table.keep_examples(self._study.command.output, case, maps[: batch.count])
+      cost = {'seconds': [seconds] * batch.size, 'queries': queries}
+      return measure(classifier, batch, maps) | cost
+    first, maps = self._latest.get(method, (-1, np.empty(0)))
+    if first != batch.indices[0]:
+      maps, _, _ = self._maps(method, batch, classifier, device)
     if besides == 'sanity':
-      return {'sanity': sanity(self._study, classifier, batch, method)}
-    maps, seconds, queries = self._maps(method, batch, classifier, device)
-    if besides == 'fine':
-      return dict(zip(table.FINE, _areas(classifier, batch, maps, 'latest'), strict=True))
-    if batch.indices[0] == 0:
-      table.keep_examples(self._study.command.output, case, maps[: batch.count])
-    cost = {'seconds': [seconds] * batch.size, 'queries': queries}
-    return measure(classifier, batch, maps) | cost
+      return {'sanity': sanity(self._study, classifier, batch, method, maps)}
+    return dict(zip(table.FINE, _areas(classifier, batch, maps, 'latest'), strict=True))
 
   def _maps(
     self, case: str, batch: Batch, classifier: Classifier, device: Any
@@ -107,15 +105,14 @@ class _Measuring:
     # The first batch on a device compiles; its time says nothing.
     seconds = elapsed / len(maps) if (case, device) in self._warm else None
     self._warm.add((case, device))
+    self._latest[case] = int(batch.indices[0]), maps
     return maps, seconds, np.asarray(explanation.image_queries)
 
 
-def _explain(
-  study: Study, classifier: Classifier, batch: Batch, method: str
-) -> explain.Explanation:
+def _explain(study: Study, model: Classifier, batch: Batch, method: str) -> explain.Explanation:
   key = jax.random.key(study.command.seed)
   name, options = method.split(':')[0], study.options[method]
-  return explain.explain(classifier, batch['images'], name, _targets(batch), key=key, **options)
+  return explain.explain(model, batch['images'], name, _targets(batch), key=key, **options)
 
 
 def _targets(batch: Batch) -> np.ndarray:
@@ -172,7 +169,7 @@ def _areas(classifier: Classifier, batch: Batch, maps: np.ndarray, variant: str)
   return [np.asarray(found.insertion_auc), np.asarray(found.deletion_auc)]
 
 
-def sanity(study: Study, classifier: Classifier, batch: Batch, method: str) -> np.ndarray:
+def sanity(study: Study, classifier: Classifier, batch: Batch, method: str, maps: Any) -> Any:
   """Rank correlation of a method's maps with those of the same model with random weights.
 
   Not a number, which is no record, of an image where either map is constant.
@@ -180,5 +177,5 @@ def sanity(study: Study, classifier: Classifier, batch: Batch, method: str) -> n
   key = jax.random.fold_in(jax.random.key(study.command.seed), 1)
   fresh = initial_variables(classifier, jnp.asarray(batch['images']), key)
   untrained = dataclasses.replace(classifier, variables=fresh)
-  trained, random = (_explain(study, m, batch, method).maps for m in (classifier, untrained))
-  return np.asarray(metrics.rank_correlation(trained, random))
+  random = _explain(study, untrained, batch, method).maps
+  return np.asarray(metrics.rank_correlation(maps, random))

@@ -209,6 +209,18 @@ def test_fine_steps_are_measured_later_and_nothing_else_is_again(
   assert 'insertion AUC (fine steps) ↑ |' in table and ', a 112th where the steps are fine' in table
 
 
+def test_a_batch_is_explained_once_for_all_that_is_measured(
+  setting, finished, tmp_path, monkeypatch
+):
+  one_device(monkeypatch)
+  explained, asked = evaluate._explain, []
+  monkeypatch.setattr(evaluate, '_explain', lambda *args: asked.append(args) or explained(*args))
+  run(setting, tmp_path, words=['--fine_steps'])
+  assert [args[2].indices[0] for args in asked] == [0, 0, 2, 4]  # the second has random weights
+  before, after = values_of(finished)['grad_cam'], values_of(tmp_path)['grad_cam']
+  assert before['sanity'] == after['sanity'] and before['insertion'] == after['insertion']
+
+
 def test_every_device_takes_batches_and_none_is_measured_twice(setting, tmp_path, monkeypatch):
   done, together = [], threading.Barrier(3, timeout=60)
 
