@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from rest_jax import UserError, explain
 from rest_jax.explain import queries
 from rest_jax.explain.checking import Incomplete
+from rest_jax.explain.path_gradients import nested_places
 from rest_jax.explain.queries import target_gradients
 from rest_jax.ops.platform import use_form
 
@@ -180,6 +181,36 @@ def test_smooth_integrated_gradients_of_a_quadratic(images, weights, quadratic, 
   missed = np.abs(parts.mean(0).sum((1, 2, 3)) - gain) / np.abs(gain)
   np.testing.assert_allclose(got.delta, missed, rtol=1e-3)
   assert got.queries == 2 + 3 * samples
+
+
+def test_samples_that_are_added_lie_between_those_before(images, weights, quadratic, key):
+  """The default's places and noises by hand, where the first 64 are not complete but 256 are."""
+  noise, start, image = 0.3, np.float32(0.5), images[:1]
+  options = dict(noise=noise, baseline=0.5, query_batch=24)
+  got = explain.explain(quadratic, image, 'smooth_integrated_gradients', 3, key=key, **options)
+  samples = (got.queries - 2) // 3
+  assert samples == 256
+  places: list[float] = []
+  for cells in (32, 64, 128):
+    thirds = {round((cell + side / 3) / cells, 6) for cell in range(cells) for side in (1, 2)}
+    assert thirds > {*places}
+    places += sorted(thirds - {*places})
+  draws = jax.vmap(lambda n: jax.random.normal(jax.random.fold_in(key, n), (5, 6, 3)))
+  ways = image + noise * np.ptp(image) * np.asarray(draws(np.arange(samples))) - start
+  parts = ways * weights[None, ..., 3] * (start + np.array(places)[:, None, None, None] * ways)
+  np.testing.assert_allclose(got.values[0], parts.mean(0).sum(-1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('first', [2, 6, 64])
+def test_places_are_nested_and_of_second_order(first):
+  most = 8 * first
+  places = np.asarray(nested_places(np.arange(most, dtype=np.int32), first), np.float64)
+  assert len({*np.round(places, 6)}) == most and 0 < places.min() < places.max() < 1
+  for count in (first, 2 * first, 4 * first, most):
+    taken = np.sort(places[:count]) * count / 2  # in cells
+    np.testing.assert_allclose(taken % 1, np.tile([1 / 3, 2 / 3], count // 2), atol=1e-4)
+    np.testing.assert_allclose(places[:count].mean(), 1 / 2, atol=1e-6)  # exact for lines
+    np.testing.assert_allclose((places[:count] ** 2).mean(), 1 / 3, atol=0.4 / count**2)
 
 
 @pytest.mark.parametrize('name', METHODS)
