@@ -204,7 +204,7 @@ def test_samples_that_are_added_lie_between_those_before(images, weights, quadra
 @pytest.mark.parametrize('first', [2, 6, 64])
 def test_places_are_nested_and_of_second_order(first):
   most = 8 * first
-  places = np.asarray(nested_places(np.arange(most, dtype=np.int32), first), np.float64)
+  places = np.asarray(nested_places(jnp.arange(most), first), np.float64)
   assert len({*np.round(places, 6)}) == most and 0 < places.min() < places.max() < 1
   for count in (first, 2 * first, 4 * first, most):
     taken = np.sort(places[:count]) * count / 2  # in cells
