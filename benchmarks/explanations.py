@@ -44,7 +44,7 @@ def main(words: Sequence[str] | None = None) -> int:
   parser.add_argument('--join', type=Path, help='folder, or .jsonl.gz, that gets all records')
   parser.add_argument('--method', help='what is compared with each other one')
   args = parser.parse_args(words)
-  header, rows = joined([_file(path) for path in args.results])
+  header, rows = joined([file_of(path) for path in args.results])
   if args.join is not None:
     write(args.join, header, rows)
   if args.method is not None:
@@ -52,7 +52,8 @@ def main(words: Sequence[str] | None = None) -> int:
   return 0
 
 
-def _file(path: Path) -> Path:
+def file_of(path: Path) -> Path:
+  """The records of an output folder, or the file itself."""
   return path / RESULTS if path.is_dir() else path
 
 

@@ -4,13 +4,15 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rest_jax.errors import UserError
+from rest_jax.evaluation.intervals import bootstrap
 from rest_jax.evaluation.records import Records
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks import explanations
+from benchmarks import explanations, fine_steps
 
 SETTINGS = {'data': 'photos.csv', 'seed': 0}
 MODEL = {'weights': 'w', 'probe': [], 'code': 'c'}
@@ -80,3 +82,44 @@ def test_measures_in_fine_steps_are_compared_where_there_are_some(tmp_path, caps
     'deletion AUC (fine steps) ↓',
   ]
   assert '| **+0.250** [+0.250, +0.250] | +0.000' in lines[0] and lines[0].endswith('| 1–2 |')
+
+
+def test_the_mean_in_fine_steps_over_all_images_from_a_part_of_them():
+  """By hand: the coarse mean over all, plus the mean gap of images 0 and 2; no gap is no spread."""
+  coarse = {0: 0.2, 1: 0.4, 2: 0.6, 3: 0.8}
+  found = fine_steps.two_phase(coarse, {0: 0.25, 2: 0.63, 9: 5.0})
+  assert found.gap == pytest.approx((0.04, 0.03, 0.05)) and found.count == 2
+  assert found.mean.value == pytest.approx(0.5 + 0.04)
+  same = fine_steps.two_phase(coarse, {i: value + 0.1 for i, value in coarse.items() if i < 2})
+  plain = bootstrap(np.array([*coarse.values()]))
+  assert same.mean == pytest.approx([end + 0.1 for end in plain])
+  with pytest.raises(UserError, match='1 images are measured in both steps'):
+    fine_steps.two_phase(coarse, {3: 0.5})
+
+
+def test_its_interval_covers_the_mean_of_all_images():
+  """200 draws of a population, 100 images in coarse and 20 in fine steps."""
+  random, hits = np.random.default_rng(0), 0
+  for _ in range(200):
+    coarse = random.normal(0.5, 0.2, 100)
+    fine = coarse + random.normal(0.01, 0.1, 100)
+    few = {i: fine[i] for i in range(20)}
+    _, low, high = fine_steps.two_phase(dict(enumerate(coarse)), few).mean
+    hits += low <= 0.51 <= high
+  assert 180 <= hits <= 198
+
+
+def test_a_table_of_fine_steps(tmp_path, capsys):
+  place = run(tmp_path / 'run', {'group_cam': [0.5, 0.6, 0.7], 'grad_cam': [0.3, 0.4, 0.5]})
+  records = Records(place / 'results.jsonl', SETTINGS, model=MODEL)
+  for case, value in (('group_cam', 0.05), ('grad_cam', 0.01)):
+    coarse = records.column(case, 'insertion', range(2))
+    fine = [old + value for old in coarse]
+    records.add(f'{case}:fine', [0, 1], {'insertion_fine': fine, 'deletion_fine': [0.5, 0.5]})
+  assert fine_steps.main([str(place), '--method', 'group_cam']) == 0
+  out = capsys.readouterr().out.splitlines()
+  assert '| Group-CAM | 0.650 [0.550, 0.750] | +0.0500 [+0.0500, +0.0500] | – |' in out[2]
+  assert '| 0.410 [0.310, 0.510] | +0.0100' in out[3] and '| +0.240 [+0.240, +0.240] |' in out[3]
+  assert out[3].endswith('| +0.000 [+0.000, +0.000] | 2 |')
+  with pytest.raises(UserError, match='no records of rise in fine steps; there are group_cam, gra'):
+    fine_steps.main([str(place), '--method', 'rise'])
