@@ -267,9 +267,7 @@ def _smooth_integrals(
     def integrate(parts, sums):
       end = parts * count
       first = jnp.where(parts > 1, end // 2, 0)  # the ones before are in the sums
-      sums = _add_noisy(
-        point, image, from_, target, key, noise, sums, first, end, places, block
-      )
+      sums = _add_noisy(point, image, from_, target, key, noise, sums, first, end, places, block)
       attributions, score = jax.tree.map(lambda x: x / end.astype(jnp.float32), sums)
       return sums, attributions, score, begin[target]
 
