@@ -115,7 +115,7 @@ def _cells(rows: Rows, case: str, method: str) -> Iterator[str]:
 
 
 def _signed(interval: Interval, digits: int) -> str:
-  mean, low, high = (f'{end:+.{digits}f}' for end in interval)
+  mean, low, high = (f'{round(end, digits) + 0.0:+.{digits}f}' for end in interval)
   return f'{mean} [{low}, {high}]'
 
 
