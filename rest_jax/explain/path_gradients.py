@@ -238,8 +238,8 @@ def smooth_integrated_gradients(
     key: of the noise, which is the same for every image up to its size; jax.random.key(0) by
       default.
     baseline: where the paths start: a name or an array as for `metrics.fill_images`.
-    samples: points, spread evenly over the path, each with noise of its own; by default 64, to
-      which as many again are added each time, up to 1024, until the attributions are complete
+    samples: points, spread evenly over the path, each with noise of its own; by default 64, and
+      then as many more as there are, between them, up to 1024, until the attributions are complete
       within 5 %, for each image by itself.
     noise: deviation of the noise over the image's range.
     reduction: 'sum' or 'max' of the channels' absolute values.
@@ -302,14 +302,14 @@ def _add_noisy(point, image, start, target, key, noise, sums, first, end, places
 
 
 def nested_places(index: jax.Array, first: int) -> jax.Array:
-  """Places in (0, 1) of which the first ones, twice as many, 4, 8, ... times are spread evenly.
+  """Places in (0, 1): the first n of them, 2 n, 4 n, ... are spread evenly, each set by itself.
 
   Each of these sets is the composite open Newton-Cotes rule of two points, a third of a cell from
   its ends: exact for lines, with an error of second order, and the next set holds all of it.
 
   Args:
     index: int32 (N,), which ones, from 0.
-    first: how many the first set has; even.
+    first: n, even.
 
   Returns:
     float32 (N,).
