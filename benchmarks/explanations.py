@@ -33,6 +33,7 @@ from rest_jax.files import replacing
 COMPARED = ('insertion', 'deletion', *FINE, 'drop', 'road')
 DIGITS = 6  # of a value that is kept
 Rows = dict[str, dict[int, dict[str, Any]]]
+Values = Mapping[int, float]  # by image
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -112,25 +113,25 @@ def differences(rows: Rows, method: str) -> dict[str, dict[str, tuple[Interval, 
   found: dict[str, dict[str, tuple[Interval, int]]] = {}
   for case in rows:
     if case != method and not split_label(case)[1]:
-      pairs = {name: (_with(rows, method, name), _with(rows, case, name)) for name in COMPARED}
-      found[case] = {name: _difference(*pair, name) for name, pair in pairs.items()}
+      gaps = {n: less(values_of(rows, method, n), values_of(rows, case, n)) for n in COMPARED}
+      found[case] = {name: (mean_of([*gap.values()]), len(gap)) for name, gap in gaps.items()}
   return found
 
 
-def _with(rows: Rows, case: str, name: str) -> Mapping[int, dict[str, Any]]:
-  return rows.get(label(case, 'fine'), {}) if name in FINE else rows[case]
+def values_of(rows: Rows, case: str, name: str) -> Values:
+  """A measure of a case by image, where it has a value."""
+  found = rows.get(label(case, 'fine'), {}) if name in FINE else rows[case]
+  return {image: row[name] for image, row in found.items() if row.get(name) is not None}
 
 
-def _difference(ours: Mapping, theirs: Mapping, name: str) -> tuple[Interval, int]:
-  pairs = [
-    (ours[image][name], theirs[image][name])
-    for image in sorted(ours.keys() & theirs.keys())
-    if ours[image].get(name) is not None and theirs[image].get(name) is not None
-  ]
-  if not pairs:
-    return Interval(np.nan), 0
-  values = np.array(pairs, np.float64)
-  return Interval(*map(float, bootstrap(values[:, 0] - values[:, 1]))), len(pairs)
+def less(ours: Values, theirs: Values) -> Values:
+  """One less the other, of the images that both have."""
+  return {image: ours[image] - theirs[image] for image in sorted(ours.keys() & theirs.keys())}
+
+
+def mean_of(values: Sequence[float]) -> Interval:
+  """The mean and its interval; not a number where there are no values."""
+  return Interval(*map(float, bootstrap(np.asarray(values)))) if values else Interval(np.nan)
 
 
 def to_markdown(method: str, found: Mapping[str, Mapping[str, tuple[Interval, int]]]) -> str:
@@ -139,13 +140,14 @@ def to_markdown(method: str, found: Mapping[str, Mapping[str, tuple[Interval, in
   table = []
   for case, measures in found.items():
     counts = sorted({measures[name][1] for name in shown})
-    cells = [_cell(name, measures[name][0]) for name in shown]
+    cells = [cell(name, measures[name][0]) for name in shown]
     table.append([title_of(case), *cells, '–'.join(map(str, counts))])
   titles = [MEASURES[name].title for name in shown]
   return markdown_table([f'{title_of(method)} minus', *titles, 'images'], table)
 
 
-def _cell(name: str, interval: Interval) -> str:
+def cell(name: str, interval: Interval) -> str:
+  """A difference of a measure, bold where its interval says that the first is better."""
   kind = MEASURES[name]
   if np.isnan(interval.value):
     return '–'

@@ -12,21 +12,28 @@ images is (two-phase sampling, the difference estimator; Cochran 1977, Sampling 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from benchmarks.explanations import Rows, file_of, joined
+from benchmarks.explanations import (
+  Rows,
+  Values,
+  cell,
+  file_of,
+  joined,
+  less,
+  mean_of,
+  values_of,
+)
 from rest_jax.errors import UserError, run_script
 from rest_jax.evaluation.document import markdown_table
-from rest_jax.evaluation.intervals import Interval, bootstrap
+from rest_jax.evaluation.intervals import Interval
 from rest_jax.explain.figures import title_of
 from rest_jax.explain.study import label, split_label
 from rest_jax.explain.table import FINE, MEASURES
-
-Values = Mapping[int, float]
 
 
 class Estimate(NamedTuple):
@@ -62,29 +69,13 @@ def two_phase(coarse: Values, fine: Values) -> Estimate:
   Raises:
     UserError: fewer than two images have both.
   """
-  gaps = {image: fine[image] - coarse[image] for image in coarse if image in fine}
+  gaps = less(fine, coarse)
   if len(gaps) < 2:
     raise UserError(f'{len(gaps)} images are measured in both steps; two or more tell a difference')
   gap, share = float(np.mean([*gaps.values()])), len(coarse) / len(gaps)
   # One value an image whose mean is the estimate, and whose spread is that of both its terms.
   values = [coarse[i] + gap + share * (gaps.get(i, gap) - gap) for i in sorted(coarse)]
-  return Estimate(_interval([*gaps.values()]), _interval(values), len(gaps))
-
-
-def _interval(values: Sequence[float]) -> Interval:
-  return Interval(*map(float, bootstrap(np.asarray(values))))
-
-
-def values_of(rows: Rows, case: str, name: str) -> tuple[Values, Values]:
-  """A measure of a case by image, in coarse and in fine steps."""
-  fine = {i: row[name] for i, row in rows.get(label(case, 'fine'), {}).items()}
-  plain = name.removesuffix('_fine')
-  return {i: row[plain] for i, row in rows[case].items() if row[plain] is not None}, fine
-
-
-def less(ours: Values, theirs: Values) -> Values:
-  """One less the other, of the images that both have."""
-  return {image: ours[image] - theirs[image] for image in ours if image in theirs}
+  return Estimate(mean_of([*gaps.values()]), mean_of(values), len(gaps))
 
 
 def to_markdown(rows: Rows, method: str) -> str:
@@ -105,18 +96,14 @@ def to_markdown(rows: Rows, method: str) -> str:
 def _cells(rows: Rows, case: str, method: str) -> Iterator[str]:
   count = 0
   for name in FINE:
-    ours, theirs = values_of(rows, method, name), values_of(rows, case, name)
+    steps = (name.removesuffix('_fine'), name)
+    ours, theirs = ([values_of(rows, of, n) for n in steps] for of in (method, case))
     found = two_phase(*theirs)
     yield '{:.3f} [{:.3f}, {:.3f}]'.format(*found.mean)
-    yield _signed(found.gap, 4)
-    yield '–' if case == method else _signed(two_phase(*map(less, ours, theirs)).mean, 3)
+    yield '{:+.4f} [{:+.4f}, {:+.4f}]'.format(*found.gap)
+    yield '–' if case == method else cell(name, two_phase(*map(less, ours, theirs)).mean)
     count = found.count
   yield str(count)
-
-
-def _signed(interval: Interval, digits: int) -> str:
-  mean, low, high = (f'{round(end, digits) + 0.0:+.{digits}f}' for end in interval)
-  return f'{mean} [{low}, {high}]'
 
 
 if __name__ == '__main__':

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rest_jax.errors import UserError
-from rest_jax.evaluation.intervals import bootstrap
+from rest_jax.evaluation.intervals import Interval, bootstrap
 from rest_jax.evaluation.records import Records
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -119,7 +119,11 @@ def test_a_table_of_fine_steps(tmp_path, capsys):
   assert fine_steps.main([str(place), '--method', 'group_cam']) == 0
   out = capsys.readouterr().out.splitlines()
   assert '| Group-CAM | 0.650 [0.550, 0.750] | +0.0500 [+0.0500, +0.0500] | – |' in out[2]
-  assert '| 0.410 [0.310, 0.510] | +0.0100' in out[3] and '| +0.240 [+0.240, +0.240] |' in out[3]
+  assert (
+    '| 0.410 [0.310, 0.510] | +0.0100' in out[3] and '| **+0.240** [+0.240, +0.240] |' in out[3]
+  )
   assert out[3].endswith('| +0.000 [+0.000, +0.000] | 2 |')
+  below = explanations.cell('deletion_fine', Interval(-0.004, -0.008, -0.0001))
+  assert below == '**-0.004** [-0.008, -0.000]'  # an end below 0 keeps its sign
   with pytest.raises(UserError, match='no records of rise in fine steps; there are group_cam, gra'):
     fine_steps.main([str(place), '--method', 'rise'])
