@@ -13,7 +13,7 @@ from jax.core import Tracer
 
 from rest_jax.errors import UserError
 from rest_jax.explain.maps import constant_maps
-from rest_jax.explain.outputs import PROBABLE, look_probable
+from rest_jax.explain.outputs import PROBABLE
 from rest_jax.explain.queries import layer_gradient, logits_once, target_gradients
 from rest_jax.explain.taps import Tap
 from rest_jax.ops.platform import jit
@@ -106,9 +106,9 @@ def warn_if_empty(
   )
 
 
-def warn_if_probable(name: str, logits: Any) -> None:
-  """Warns in one line of a model whose outputs (B, K) look like a softmax's."""
-  if look_probable(logits):
+def warn_if_probable(name: str, probable: bool) -> None:
+  """Warns in one line of a model whose outputs look like a softmax's, where they do."""
+  if probable:
     warnings.warn(f'{name}: {PROBABLE}', ProbabilityOutputs, stacklevel=3)
 
 

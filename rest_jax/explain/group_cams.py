@@ -24,7 +24,8 @@ from jax.core import Tracer
 from rest_jax import ops
 from rest_jax.errors import UserError
 from rest_jax.explain.maps import gained, min_max, peak, rescale, span, upsample
-from rest_jax.explain.methods import method
+from rest_jax.explain.methods import Detail, method
+from rest_jax.explain.outputs import distance_from_probabilities
 from rest_jax.explain.queries import chunked, layer_gradient, probability
 from rest_jax.explain.taps import Tap
 from rest_jax.ops.platform import jit
@@ -64,7 +65,7 @@ def group_cam(
   percentile: float | None = None,
   blur_size: int = 51,
   blur_sigma: float = 50.0,
-) -> jax.Array:
+) -> Detail:
   """Sum of the groups' masks, weighted by what each raises the target's probability by.
 
   A group's mask is the ReLU of the sum of its weighted channels w_k A_k (weights as Grad-CAM's),
@@ -90,24 +91,26 @@ def group_cam(
   settings = Settings(groups, variant, theta, blur_size, blur_sigma, query_batch)
   _check(settings, grouping)
   if grouping == 'order':
-    return by_order(point, images, targets, settings)
-  weighted, targets = _weighted(point, images, targets, query_batch)
+    maps, distances = by_order(point, images, targets, settings)
+    return Detail(maps, distances=distances)
+  weighted, targets, distances = _weighted(point, images, targets, query_batch)
   labels = by_clustering(weighted, groups, grouping)
   settings = settings._replace(groups=int(labels.max()) + 1)
-  return _clustered(point, images, targets, weighted, jnp.asarray(labels), settings)
+  maps = _clustered(point, images, targets, weighted, jnp.asarray(labels), settings)
+  return Detail(maps, distances=distances)
 
 
 @functools.partial(jit, static_argnames='settings')
-def by_order(point: Tap, images, targets, settings: Settings) -> jax.Array:
-  """A block of `query_batch` images at a time, from the gradient to the maps."""
+def by_order(point: Tap, images, targets, settings: Settings) -> tuple[jax.Array, jax.Array]:
+  """Maps and `Detail.distances`, a block of `query_batch` images at a time from their gradient."""
 
   def block(item):
     chunk, classes = item
-    weighted, classes = _weigh(point, chunk, classes)
+    weighted, classes, distances = _weigh(point, chunk, classes)
     labels = in_order(weighted.shape[-1], settings.groups)
     made = settings._replace(groups=made_groups(channels=len(labels), groups=settings.groups))
     labels = jnp.broadcast_to(jnp.asarray(labels), (len(chunk), len(labels)))
-    return _explain(point, chunk, classes, weighted, labels, made)
+    return _explain(point, chunk, classes, weighted, labels, made), distances
 
   return chunked(block, (images, targets), settings.query_batch)
 
@@ -125,11 +128,12 @@ def _clustered(point: Tap, images, targets, weighted, labels, settings: Settings
   )
 
 
-def _weigh(point: Tap, images, targets) -> tuple[jax.Array, jax.Array]:
-  """The channels times their weights, (B, h, w, K), and the targets (B,)."""
+def _weigh(point: Tap, images, targets) -> tuple[jax.Array, ...]:
+  """The channels times their weights, (B, h, w, K), the targets and `Detail.distances`."""
   seen = layer_gradient(point, images, targets)
   gradients = seen.gradients / peak(seen.gradients)  # masks do not depend on the scale
-  return jnp.mean(gradients, axis=(1, 2), keepdims=True) * seen.features, seen.targets
+  weighted = jnp.mean(gradients, axis=(1, 2), keepdims=True) * seen.features
+  return weighted, seen.targets, distance_from_probabilities(seen.logits)
 
 
 def _explain(point: Tap, images, targets, weighted, labels, settings: Settings) -> jax.Array:

@@ -17,6 +17,7 @@ from rest_jax.errors import UserError
 from rest_jax.explain.fills import fill_images
 from rest_jax.explain.maps import gained, support
 from rest_jax.explain.methods import Detail, method
+from rest_jax.explain.outputs import distance_from_probabilities
 from rest_jax.explain.queries import (
   all_logits,
   known_targets,
@@ -72,8 +73,9 @@ def rise(
     )
   fills = fill_images(point, images, fill)
   targets = known_targets(point, images, targets, query_batch)
-  values = _gains(point, images, fills, targets, key, visible, masks, cells, query_batch)
-  return Detail(support(values), values)
+  asked = point, images, fills, targets, key, visible
+  values, distances = _gains(*asked, masks, cells, query_batch)
+  return Detail(support(values), values, distances=distances)
 
 
 @functools.partial(jit, static_argnames=('masks', 'cells', 'query_batch'))
@@ -85,18 +87,22 @@ def _gains(point, images, fills, targets, key, visible, masks, cells, query_batc
     mask = planes[:, None, :, :, None]
     seen = mask * pairs[None, :, 0] + (1 - mask) * pairs[None, :, 1]
     seen = seen.reshape(-1, *seen.shape[2:])
-    scores = probability(point, seen, jnp.tile(labels, len(sample))).reshape(-1, count)
+    logits = point(seen)
+    scores = pick(point.probabilities(logits), jnp.tile(labels, len(sample))).reshape(-1, count)
     scores = weights[:, None] * scores
     weighted = jnp.einsum('rp,rhw->phw', scores, planes, precision='highest')
     plane = jnp.einsum('r,rhw->hw', weights, planes, precision='highest')
     plane = jnp.broadcast_to(plane[None], weighted.shape)
-    return weighted, plane, scores.sum(0), jnp.abs(scores).sum(0)
+    distances = distance_from_probabilities(logits).reshape(-1, count)
+    off = (distances > 0).sum(0), (distances > 1).sum(0)
+    return weighted, plane, scores.sum(0), jnp.abs(scores).sum(0), off
 
   pairs = jnp.stack([images, fills], 1)
   sums = sum_samples(contribution, (pairs, targets), masks, query_batch)
-  weighted, planes, total, sizes = sums
+  weighted, planes, total, sizes, off = sums
   mean, size = (x[:, None, None] / masks * planes for x in (total, sizes))
-  return gained(weighted, mean, size) / (masks * visible)
+  largest = sum(jnp.minimum(count, 1) for count in off)  # distance of a masked image
+  return gained(weighted, mean, size) / (masks * visible), largest
 
 
 @functools.partial(jit, static_argnames=('size', 'cells'))
@@ -180,8 +186,9 @@ def occlusion(
   patch, stride = patch_and_stride(size, patch, stride)
   fills = fill_images(point, images, fill)
   logits = all_logits(point, images, query_batch)
-  values = _drops(point, images, fills, logits, targets, patch, stride, query_batch)
-  return Detail(support(values), values)
+  asked = point, images, fills, logits, targets
+  values, distances = _drops(*asked, patch, stride, query_batch)
+  return Detail(support(values), values, distances=distances)
 
 
 @functools.partial(jit, static_argnames=('patch', 'stride', 'query_batch'))
@@ -207,7 +214,7 @@ def _drops(point, images, fills, logits, targets, patch: int, stride: int, query
   items = (pairs, targets, pick(point.probabilities(logits), targets))
   total = sum_samples(contribution, items, len(rows) * len(columns), query_batch)
   patches_over = np.outer(covers[0].sum(0), covers[1].sum(0))
-  return total / jnp.asarray(patches_over)[None]
+  return total / jnp.asarray(patches_over)[None], distance_from_probabilities(logits)
 
 
 def patch_and_stride(

@@ -24,6 +24,7 @@ from rest_jax.errors import UserError, did_you_mean
 from rest_jax.explain import checking, shown
 from rest_jax.explain.arguments import Asked, Face, as_key, takes_key
 from rest_jax.explain.maps import constant_maps
+from rest_jax.explain.outputs import are_probable, look_probable
 from rest_jax.explain.queries import logits_once, prepare, resolve_targets, whole_targets
 from rest_jax.explain.shown import Shown
 from rest_jax.explain.taps import Tap
@@ -43,12 +44,15 @@ class Detail(NamedTuple):
     delta: (B,), how far attributions are from complete, as `Explanation` has it; or None.
     steps: int32 (B,), passes that each image took of its own, gradients along a path or channels
       that are not empty; or None.
+    distances: int32 (B,), of a method that makes probabilities of what the model gives: how far
+      that is from being some already, as `outputs.distance_from_probabilities` has it; or None.
   """
 
   maps: jax.Array
   values: jax.Array | None = None
   delta: jax.Array | None = None
   steps: jax.Array | None = None
+  distances: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,8 +132,8 @@ def method(
   (float32 (B, H, W, C)), `targets` (int32 (B,), or None for the predicted classes), `key` or, (B,)
   of them, `keys` (which makes the method one of chance) and `query_batch`; keyword-only are its own
   options, with an entry each in its docstring's Args. It gives maps or a `Detail`. Maps that are
-  not numbers are then a `UserError`; empty ones whose gradient is 0, and attributions that are not
-  complete, a warning. Under jit neither can be looked at.
+  not numbers are then a `UserError`; empty ones whose gradient is 0, attributions that are not
+  complete, and a softmax of a softmax, a warning. Under jit none can be looked at.
 
   Args:
     source: as `Method` has it.
@@ -158,7 +162,9 @@ def method(
       return found
 
     def maps(*args, **kwargs):
-      return detail(*args, **kwargs).maps
+      found = detail(*args, **kwargs)
+      checking.warn_if_probable(name, are_probable(found.distances))
+      return found.maps
 
     public, with_detail = face.put_on(maps), face.put_on(detail)
     called = title or name.replace('_', ' ')
@@ -300,7 +306,7 @@ def explain(
     found = _of_pictures(asked, model, shown.views_of(model, images), targets)
   else:
     found = asked(model, images, targets)
-  checking.warn_if_probable(method, found.logits)
+  checking.warn_if_probable(method, look_probable(found.logits))
   return found
 
 

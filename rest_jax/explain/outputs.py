@@ -133,7 +133,12 @@ def distance_from_probabilities(logits: jax.Array) -> jax.Array:
 
 
 def are_probable(distances: Any) -> bool:
-  """Whether outputs so far from probabilities, int32 (B,), are some; of few rows chance may be."""
+  """Whether outputs so far from probabilities, int32 (B,), are some; of few rows chance may be.
+
+  No where none are known: None, or inside jit.
+  """
+  if distances is None or not is_known(distances):
+    return False
   most = int(np.max(distances, initial=0))
   return most == 0 or (most == 1 and len(distances) >= _FEW)
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from rest_jax.errors import UserError
 from rest_jax.explain.maps import finish, gained, min_max, peak, span, upsample
 from rest_jax.explain.methods import Detail, method
+from rest_jax.explain.outputs import distance_from_probabilities
 from rest_jax.explain.queries import (
   chunked,
   chunked_where,
@@ -62,8 +63,8 @@ def score_cam(
   """
   if variant not in VARIANTS:
     raise UserError(f"variant is 'paper' or 'code', not {variant!r}")
-  maps, asked = _score(point, images, targets, variant, query_batch)
-  return Detail(maps, steps=asked)
+  maps, asked, distances = _score(point, images, targets, variant, query_batch)
+  return Detail(maps, steps=asked, distances=distances)
 
 
 @functools.partial(jit, static_argnames=('variant', 'query_batch'))
@@ -74,14 +75,14 @@ def _score(point: Tap, images, targets, variant: str, query_batch: int):
     chunk, classes = item
     logits, features = point.perturbed(chunk)
     maps = only_finite(jnp.moveaxis(features, -1, 1), logits)
-    return maps, resolve_targets(logits, classes)
+    return maps, resolve_targets(logits, classes), distance_from_probabilities(logits)
 
-  maps, targets = chunked(look, (images, targets), query_batch)
+  maps, targets, distances = chunked(look, (images, targets), query_batch)
   varied = span(maps).varied[..., 0, 0]
   weights = _score_weights(point, images, targets, maps, varied, variant, query_batch)
   # Bringing to size is linear, so the sum comes first.
   total = jnp.einsum('bk,bkhw->bhw', weights, maps, precision='highest')
-  return min_max(jax.nn.relu(upsample(total, size))), varied.sum(1)
+  return min_max(jax.nn.relu(upsample(total, size))), varied.sum(1), distances
 
 
 def _score_weights(point: Tap, images, targets, maps, varied, variant: str, query_batch: int):

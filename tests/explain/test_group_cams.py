@@ -58,7 +58,7 @@ def test_jit_equals_no_jit():
   outer = jax.jit(lambda pair, x: explain.group_cam(pair, x, groups=3, query_batch=2))
   np.testing.assert_allclose(outer(PAIR, IMAGES[:1]), maps, atol=1e-6)
   settings = Settings(3, 'paper', 70.0, 51, 50.0, 4)
-  plain = by_order.__wrapped__(explain.tap(PAIR), IMAGES[:1], None, settings)
+  plain, _ = by_order.__wrapped__(explain.tap(PAIR), IMAGES[:1], None, settings)
   np.testing.assert_allclose(plain, maps, atol=1e-5)
 
 

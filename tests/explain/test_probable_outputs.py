@@ -10,6 +10,8 @@ import pytest
 from rest_jax import UserError, explain
 from rest_jax.explain import outputs
 from rest_jax.explain.checking import ProbabilityOutputs
+from rest_jax.explain.methods import METHODS
+from rest_jax.explain.taps import Tap
 
 RNG = np.random.default_rng(0)
 WEIGHTS = {
@@ -49,6 +51,50 @@ def test_explanations_warn_once():
   with pytest.warns(ProbabilityOutputs, match='occlusion: the outputs look like') as caught:
     explain.explain(softmax_of(3), IMAGES, 'occlusion')
   assert len(caught) == 1 and caught[0].filename == __file__
+
+
+OPTIONS = {
+  'rise': {'masks': 8},
+  'smooth_grad': {'samples': 2},
+  'smooth_grad_cam_pp': {'samples': 2},
+  'integrated_gradients': {'steps': 2},
+  'smooth_integrated_gradients': {'samples': 2},
+}
+READ_PROBABILITIES = ('group_cam', 'score_cam', 'rise', 'occlusion')
+
+
+def pair_of(last):
+  return (jax.nn.relu, lambda x: last(logits_of(3)(x)))
+
+
+def directly(name, last, dtype=jnp.float32, targets=None):
+  model = pair_of(lambda logits: last(logits.astype(dtype)))
+  return getattr(explain, name)(model, IMAGES, targets, **OPTIONS.get(name, {}))
+
+
+@pytest.mark.parametrize('targets', [None, 1])
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize('name', READ_PROBABILITIES)
+def test_a_method_by_itself_warns_as_well(name, dtype, targets):
+  with pytest.warns(ProbabilityOutputs, match=f'{name}: the outputs look like') as caught:
+    directly(name, jax.nn.softmax, dtype, targets)
+  assert len(caught) == 1 and caught[0].filename == __file__
+
+
+@pytest.mark.parametrize('last', [lambda x: x, jax.nn.sigmoid, lambda x: jnp.exp(x) / 1e3])
+@pytest.mark.parametrize('name', READ_PROBABILITIES)
+def test_a_method_by_itself_raises_no_false_alarm(name, last):
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    directly(name, last)
+
+
+@pytest.mark.parametrize('name', sorted(METHODS))
+def test_whatever_makes_probabilities_says_what_of(name, monkeypatch):
+  asked, make = [], Tap.probabilities
+  monkeypatch.setattr(Tap, 'probabilities', lambda *args: asked.append(1) or make(*args))
+  found = METHODS[name].detail(pair_of(lambda x: x), IMAGES, **OPTIONS.get(name, {}))
+  assert (found.distances is not None) == bool(asked) == (name in READ_PROBABILITIES)
 
 
 @pytest.mark.parametrize(
