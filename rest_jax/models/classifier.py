@@ -26,6 +26,7 @@ from rest_jax.text import plural
 
 # Options that say how a model runs, not which it is: a model directory does not keep them.
 _RUNTIME = ('dtype', 'bn_axis_name', 'remat')
+_RIGHT: set[tuple[Any, ...]] = set()  # shapes and dtypes of which an array was in range
 _FAR_BEYOND = 10  # of [0, 1]; a picture of 0 to 255 without a level above it is black
 
 
@@ -414,7 +415,8 @@ def runs_alone(module: nn.Module, variables: Any, images: Any) -> bool:
 def check_scale(images: Any) -> None:
   """Refuses pixels of 0 to 255 as floats, of which a model says something like of any others.
 
-  Arrays on the host alone are looked at: a call would have to wait for those of a device.
+  On an accelerator they are looked at until one of a shape was right, for which a program is
+  compiled anyway: to look at each would empty the queue of what the device has to do.
 
   Args:
     images: arrays of any dtype.
@@ -422,13 +424,32 @@ def check_scale(images: Any) -> None:
   Raises:
     UserError: floats far beyond 1; what a filter or noise overshoots passes.
   """
-  if not isinstance(images, np.ndarray) or not jnp.issubdtype(images.dtype, jnp.floating):
-    return
-  if images.size and (most := float(images.max())) > _FAR_BEYOND:
+  parts = _parts_at_hand(images)
+  most = max((float(part.max()) for part in parts if part.size), default=0.0)
+  if most > _FAR_BEYOND:
     raise UserError(
       f'images are floats in [0, 1], got values up to {most:g}; pixels of 0 to 255 are divided by '
       '255 first'
     )
+  if parts and isinstance(images, jax.Array):
+    _RIGHT.add((images.shape, images.dtype))
+
+
+def _parts_at_hand(images: Any) -> list[np.ndarray]:
+  """What `check_scale` looks at: an array's parts on this host, views where the device is a CPU."""
+  if not isinstance(images, np.ndarray | jax.Array) or isinstance(images, Tracer):
+    return []
+  if not jnp.issubdtype(images.dtype, jnp.floating):
+    return []
+  if isinstance(images, np.ndarray):
+    return [images]
+  if not _on_cpu(images) and (images.shape, images.dtype) in _RIGHT:
+    return []
+  return [np.asarray(shard.data) for shard in images.addressable_shards]
+
+
+def _on_cpu(array: jax.Array) -> bool:
+  return all(device.platform == 'cpu' for device in array.devices())
 
 
 def _models() -> str:

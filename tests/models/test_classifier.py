@@ -15,7 +15,7 @@ from rest_jax import ops
 from rest_jax.errors import UserError
 from rest_jax.models import classifier as classifier_module
 from rest_jax.models import model_dir
-from rest_jax.models.classifier import Classifier
+from rest_jax.models.classifier import Classifier, check_scale
 from rest_jax.models.model_config import ModelConfig
 from rest_jax.models.registry import create_model
 
@@ -37,6 +37,12 @@ def classifier():
 @pytest.fixture(scope='module')
 def images():
   return np.random.default_rng(0).uniform(size=(2, 32, 32, 3)).astype(np.float32)
+
+
+def over_devices(array):
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[: len(array)]), 'x')
+  place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('x'))
+  return jax.device_put(array, place)
 
 
 def test_normalisation_is_inside(classifier, images):
@@ -166,10 +172,27 @@ def test_wrong_images_are_refused(images, classifier):
 
 
 def test_levels_of_0_to_255_are_no_images(classifier, images):
+  classifier(jnp.asarray(images))  # an array of that shape was right: no reason to trust the next
   levels = np.float32(255) * images
+  arrays = (levels, jnp.asarray(levels), jnp.asarray(levels, jnp.bfloat16), over_devices(levels))
   for call in (classifier, classifier.features, classifier.normalise):
+    for array in arrays:
+      with pytest.raises(UserError, match='divided by 255 first'):
+        call(array)
+
+
+def test_images_of_an_accelerator_are_looked_at_once_a_shape(monkeypatch, images):
+  """To look at each would wait for the device; one that was wrong is looked at again."""
+  monkeypatch.setattr(classifier_module, '_RIGHT', set())
+  monkeypatch.setattr(classifier_module, '_on_cpu', lambda array: False)
+  levels = jnp.asarray(255 * images)
+  for _ in range(2):
     with pytest.raises(UserError, match='divided by 255 first'):
-      call(levels)
+      check_scale(levels)
+  check_scale(jnp.asarray(images))
+  check_scale(levels)
+  with pytest.raises(UserError, match='divided by 255 first'):
+    check_scale(levels[:1])
 
 
 def test_other_floats_are_computed_in_float32(classifier, images):

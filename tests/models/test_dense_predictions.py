@@ -140,6 +140,7 @@ def test_what_would_be_another_question_is_refused(models):
     (lambda: detector.predict(squares(), least_score='0.3'), 'from 0 to 1'),
     (lambda: detector.predict(np.zeros((0, 9, 3), np.uint8)), 'no pixels'),
     (lambda: detector(canvas.astype(np.float32)), 'divided by 255 first'),
+    (lambda: detector(jnp.asarray(canvas, jnp.float32)), 'divided by 255 first'),
     (lambda: detector(canvas, np.array([[64, 65]])), 'the 64x64 of the canvas, got 64 to 65'),
     (lambda: detector(canvas, np.array([[0, 64]])), 'from 1'),
     (lambda: detector(canvas, np.array([[63.5, 64]])), 'whole numbers'),
