@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from explain_toys import FEW
 
 from rest_jax import UserError, explain
 from rest_jax.explain import outputs
@@ -53,13 +54,6 @@ def test_explanations_warn_once():
   assert len(caught) == 1 and caught[0].filename == __file__
 
 
-OPTIONS = {
-  'rise': {'masks': 8},
-  'smooth_grad': {'samples': 2},
-  'smooth_grad_cam_pp': {'samples': 2},
-  'integrated_gradients': {'steps': 2},
-  'smooth_integrated_gradients': {'samples': 2},
-}
 READ_PROBABILITIES = ('group_cam', 'score_cam', 'rise', 'occlusion')
 
 
@@ -69,7 +63,7 @@ def pair_of(last):
 
 def directly(name, last, dtype=jnp.float32, targets=None):
   model = pair_of(lambda logits: last(logits.astype(dtype)))
-  return getattr(explain, name)(model, IMAGES, targets, **OPTIONS.get(name, {}))
+  return getattr(explain, name)(model, IMAGES, targets, **FEW.get(name, {}))
 
 
 @pytest.mark.parametrize('targets', [None, 1])
@@ -93,7 +87,7 @@ def test_a_method_by_itself_raises_no_false_alarm(name, last):
 def test_whatever_makes_probabilities_says_what_of(name, monkeypatch):
   asked, make = [], Tap.probabilities
   monkeypatch.setattr(Tap, 'probabilities', lambda *args: asked.append(1) or make(*args))
-  found = METHODS[name].detail(pair_of(lambda x: x), IMAGES, **OPTIONS.get(name, {}))
+  found = METHODS[name].detail(pair_of(lambda x: x), IMAGES, **FEW.get(name, {}))
   assert (found.distances is not None) == bool(asked) == (name in READ_PROBABILITIES)
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from explain_toys import FEW
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.tree_util import Partial
@@ -19,14 +20,6 @@ RNG = np.random.default_rng(0)
 KERNEL = RNG.normal(size=(3, 6)).astype(np.float32)
 HEAD = RNG.normal(size=(6, 3)).astype(np.float32)
 IMAGES = RNG.uniform(size=(3, 8, 8, 3)).astype(np.float32)
-FEW = {
-  'rise': {'masks': 8},
-  'smooth_grad': {'samples': 2},
-  'smooth_grad_cam_pp': {'samples': 2},
-  'integrated_gradients': {'steps': 8},
-  'smooth_integrated_gradients': {'samples': 4},
-  'group_cam': {'groups': 3},
-}
 MEASURES = (explain.insertion_deletion, explain.drop_increase, explain.road)
 
 
